@@ -195,6 +195,7 @@ mod tests {
                 env: BTreeMap::new(),
                 port: Some(8000),
                 probe: Probe::Tcp,
+                ..Custom::default()
             }),
         }
     }

@@ -23,6 +23,12 @@ const SIGNALS: [(&str, i32); 19] = [
     ("SIGSYS", 31),
 ];
 
+/// The number of a signal; `None` for a name that is not known here.
+#[must_use]
+pub fn number(name: &str) -> Option<i32> {
+    SIGNALS.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
+}
+
 /// The name of a signal; `None` for one that has none here.
 #[must_use]
 pub fn name(number: i32) -> Option<&'static str> {

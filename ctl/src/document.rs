@@ -16,7 +16,7 @@ use common::ApplianceId;
 use common::appliance::{MAX_REPLICAS, Name, SpecTime};
 use common::cluster::ClusterRef;
 use common::driver::DriverName;
-use common::kind::{Algorithm, KindName, Network, ProxyProtocol};
+use common::kind::{Algorithm, KindName, Network, ProxyProtocol, StopSignal};
 use common::network_port::{MacAddress, PortAddress};
 use proto::admin::v1;
 use proto::convert::{algorithm_to_wire, proxy_protocol_to_wire};
@@ -486,15 +486,51 @@ fn custom(mut fields: Fields, report: &mut ReadReport) -> Option<v1::Custom> {
     let env = fields.take("env", report).map(|f| f.texts(report)).unwrap_or_default();
     let port = port(fields.take("port", report), report);
     let probe = fields.take("probe", report).and_then(|field| probe(field, report));
+    let env_from = fields.take("env_from", report).map(|f| f.list(report)).unwrap_or_default();
+    let env_from = env_from.iter().filter_map(|field| field.text(report)).collect();
+    let [user, group, working_dir] = ["user", "group", "working_dir"]
+        .map(|name| fields.take(name, report).and_then(|f| f.text(report)).unwrap_or_default());
+    let limits = fields.take("limits", report).and_then(|field| process_limits(field, report));
+    let nice = fields.take("nice", report).and_then(|f| f.whole(-20..=19, report));
+    let no_new_privileges = fields.take("no_new_privileges", report).and_then(|f| f.flag(report));
+    let stop_signal = fields.take("stop_signal", report).and_then(|f| checked(&f, report, str::parse::<StopSignal>));
+    let stop_timeout = fields.take("stop_timeout", report).and_then(|f| f.duration(report));
     fields.finish(report);
-    Some(v1::Custom { command: command?, args, env: env.into_iter().collect(), port, probe })
+    Some(v1::Custom {
+        command: command?,
+        args,
+        env: env.into_iter().collect(),
+        port,
+        probe,
+        env_from,
+        user,
+        group,
+        working_dir,
+        limits,
+        nice,
+        no_new_privileges: no_new_privileges.unwrap_or_default(),
+        stop_signal: stop_signal.map(String::from).unwrap_or_default(),
+        stop_timeout: stop_timeout.and_then(wire_duration),
+    })
 }
 
-/// `tcp`, `http`, `process`, `{tcp: {}}`, `{http: {path: /}}` or `{process: {}}`.
+fn process_limits(field: Field, report: &mut ReadReport) -> Option<v1::ProcessLimits> {
+    let mut fields = field.fields(report)?;
+    let most = u64::from(u32::MAX);
+    let [nofile, nproc, core] = [("nofile", most), ("nproc", most), ("core", i64::MAX.cast_unsigned())]
+        .map(|(name, most)| fields.take(name, report).and_then(|f| f.whole(0..=most, report)));
+    let memory = fields.take("memory", report).and_then(|f| checked(&f, report, view::parse_bytes));
+    let cpu = fields.take("cpu", report).and_then(|f| checked(&f, report, view::parse_percent));
+    fields.finish(report);
+    Some(v1::ProcessLimits { nofile, nproc, core, memory, cpu_percent: cpu })
+}
+
+/// `tcp`, `http`, `process`, `none`, or one of these and `exec` with their fields, such as `{http: {path: /}}`.
 fn probe(field: Field, report: &mut ReadReport) -> Option<v1::Probe> {
     let wire = |probe| Some(v1::Probe { probe: Some(probe) });
     let tcp = || wire(v1::probe::Probe::Tcp(v1::TcpProbe {}));
     let process = || wire(v1::probe::Probe::Process(v1::ProcessProbe {}));
+    let none = || wire(v1::probe::Probe::None(v1::NoProbe {}));
     let http = |path: Option<String>| {
         wire(v1::probe::Probe::Http(v1::HttpProbe { path: path.unwrap_or_else(|| "/".to_owned()) }))
     };
@@ -504,8 +540,13 @@ fn probe(field: Field, report: &mut ReadReport) -> Option<v1::Probe> {
             "tcp" => tcp(),
             "http" => http(None),
             "process" => process(),
+            "none" => none(),
             _ => {
-                report.problem(line, &path, format!("unknown probe `{text}`; known are tcp, http, process"));
+                report.problem(
+                    line,
+                    &path,
+                    format!("unknown probe `{text}`; known are tcp, http, process, none, and exec with a command"),
+                );
                 None
             }
         };
@@ -514,24 +555,29 @@ fn probe(field: Field, report: &mut ReadReport) -> Option<v1::Probe> {
     let tcp_fields = fields.take("tcp", report);
     let http_fields = fields.take("http", report);
     let process_fields = fields.take("process", report);
+    let none_fields = fields.take("none", report);
+    let exec_fields = fields.take("exec", report);
     fields.finish(report);
-    match (tcp_fields, http_fields, process_fields) {
-        (Some(field), None, None) => {
-            field.fields(report)?.finish(report);
-            tcp()
-        }
-        (None, None, Some(field)) => {
-            field.fields(report)?.finish(report);
-            process()
-        }
-        (None, Some(field), None) => {
+    let plain = |field: Field, report: &mut ReadReport| field.fields(report).map(|fields| fields.finish(report));
+    match (tcp_fields, http_fields, process_fields, none_fields, exec_fields) {
+        (Some(field), None, None, None, None) => plain(field, report).and_then(|()| tcp()),
+        (None, None, Some(field), None, None) => plain(field, report).and_then(|()| process()),
+        (None, None, None, Some(field), None) => plain(field, report).and_then(|()| none()),
+        (None, Some(field), None, None, None) => {
             let mut fields = field.fields(report)?;
             let path = fields.take("path", report).and_then(|f| f.text(report));
             fields.finish(report);
             http(path)
         }
+        (None, None, None, None, Some(field)) => {
+            let mut fields = field.fields(report)?;
+            let command = fields.require("command", report).map(|f| f.list(report)).unwrap_or_default();
+            let command = command.iter().filter_map(|field| field.text(report)).collect();
+            fields.finish(report);
+            wire(v1::probe::Probe::Exec(v1::ExecProbe { command }))
+        }
         _ => {
-            report.problem(line, &path, "must be tcp, http with a path, or process");
+            report.problem(line, &path, "must be tcp, http with a path, process, none, or exec with a command");
             None
         }
     }

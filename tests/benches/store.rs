@@ -172,6 +172,7 @@ fn create() -> Result<Vec<StoreWrite>> {
                 env: BTreeMap::new(),
                 port: None,
                 probe: Probe::Tcp,
+                ..Custom::default()
             }),
         },
         generation: Generation::new(1),

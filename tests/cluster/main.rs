@@ -9,6 +9,7 @@ mod boot;
 mod closed;
 mod contexts;
 mod coordinator;
+mod custom;
 mod input;
 mod limits;
 mod quarantine;

@@ -88,6 +88,17 @@ struct Flags {
     weight: Option<u32>,
     #[command(flatten)]
     session: SessionFlags,
+    #[command(flatten)]
+    process: ProcessFlags,
+}
+
+/// Flags of the section `process`.
+#[derive(Debug, clap::Args, Serialize)]
+struct ProcessFlags {
+    /// Let commands run as root: whoever may change appliances is root on this host then.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    allow_root: bool,
 }
 
 /// Flags of the section `session`.

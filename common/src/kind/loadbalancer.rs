@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use self::contract::Config;
 pub use self::routing::{Algorithm, Network, ProxyProtocol};
-use super::{Configuration, Kind, LaunchRecipe, Listen, PortOverflow, ProbeSpec, Program, shifted};
+use super::{Configuration, Execution, Kind, LaunchRecipe, Listen, PortOverflow, ProbeSpec, Program, shifted};
 use crate::limits::{FieldViolation, MAX_REPLICAS, check_count, check_port};
 use crate::name::Name;
 use crate::version::Generation;
@@ -200,7 +200,8 @@ impl Kind for LoadBalancer {
     fn launch(&self, ordinal: u16) -> Result<LaunchRecipe, PortOverflow> {
         let addresses = self.listeners.iter().map(|l| Ok(SocketAddr::new(l.address, shifted(l.port, ordinal)?)));
         let listen = Listen::At(addresses.collect::<Result<_, _>>()?);
-        Ok(LaunchRecipe { program: Program::Appliance, args: Vec::new(), env: BTreeMap::new(), listen })
+        let (program, execution) = (Program::Appliance, Execution::default());
+        Ok(LaunchRecipe { program, args: Vec::new(), env: BTreeMap::new(), execution, listen })
     }
 
     /// The first listener.

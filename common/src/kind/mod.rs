@@ -19,7 +19,7 @@ use crate::version::Generation;
 pub mod custom;
 pub mod loadbalancer;
 
-pub use self::custom::{Custom, Probe};
+pub use self::custom::{Custom, InvalidStopSignal, Probe, ProcessLimits, ProcessOptions, StopSignal};
 pub use self::loadbalancer::{Algorithm, HealthCheck, Limits, Listener, LoadBalancer, Member, Network, ProxyProtocol};
 
 /// What one kind knows. The value is what an appliance of this kind asks for, and has passed [`Kind::validate`].
@@ -52,6 +52,11 @@ pub trait Kind {
     /// How to find out whether an instance is well.
     fn probe(&self) -> ProbeSpec;
 
+    /// How an instance is ended.
+    fn stop(&self) -> StopRecipe {
+        StopRecipe::default()
+    }
+
     /// How long an instance has to run before an answered probe counts, unless the specification says so.
     fn settle_time(&self) -> Duration {
         Duration::ZERO
@@ -67,17 +72,48 @@ pub struct LaunchRecipe {
     pub args: Vec<String>,
     /// Its environment on top of the driver's own; values are replaced as in `args`.
     pub env: BTreeMap<String, String>,
+    /// What its process is given besides.
+    pub execution: Execution,
     /// Where it listens.
     pub listen: Listen,
 }
 
+/// What the process of an instance is given beside arguments and environment, where its driver runs processes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Execution {
+    /// Files with further variables.
+    pub env_from: Vec<String>,
+    /// User, by name or number; the driver's own when absent.
+    pub user: Option<String>,
+    /// Group, by name or number; that of the user when absent.
+    pub group: Option<String>,
+    /// Where it starts; a folder of its own when absent.
+    pub working_dir: Option<String>,
+    /// What it may use.
+    pub limits: ProcessLimits,
+    /// Nice value; 0 when absent.
+    pub nice: Option<i8>,
+    /// Whether no program that it runs may gain rights.
+    pub no_new_privileges: bool,
+}
+
+/// How an instance is ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StopRecipe {
+    /// Number of the signal that asks it to; the driver's when absent.
+    pub signal: Option<i32>,
+    /// How long it may then take; the driver's when absent.
+    pub timeout: Option<Duration>,
+}
+
 impl fmt::Debug for LaunchRecipe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { program, args, env, listen } = self;
+        let Self { program, args, env, execution, listen } = self;
         f.debug_struct("LaunchRecipe")
             .field("program", program)
             .field("args", args)
             .field("env", &Redacted(env))
+            .field("execution", execution)
             .field("listen", listen)
             .finish()
     }
@@ -139,6 +175,11 @@ pub enum ProbeSpec {
     Rest,
     /// It runs, as far as its driver can tell; it is not asked itself.
     Process,
+    /// A command that its driver runs beside it ends with exit status 0.
+    Exec {
+        /// Program and arguments, replaced as in [`LaunchRecipe::args`].
+        command: Vec<String>,
+    },
 }
 
 /// A port of an instance would be higher than ports go.
@@ -221,7 +262,10 @@ kinds! {
     /// The reference appliance as a TCP load balancer.
     Loadbalancer(LoadBalancer) = "loadbalancer" ["listeners"],
     /// Any command.
-    Custom(Custom) = "custom" ["command", "args", "env", "port", "probe"],
+    Custom(Custom) = "custom" [
+        "command", "args", "env", "port", "probe", "env_from", "user", "group", "working_dir", "limits", "nice",
+        "no_new_privileges", "stop_signal", "stop_timeout"
+    ],
 }
 
 impl KindName {
@@ -281,7 +325,19 @@ mod tests {
     #[test]
     fn fields_are_those_that_are_stored() {
         let probe = Probe::Http { path: "/".into() };
-        let custom = Custom { command: "x".into(), args: vec![], env: BTreeMap::new(), port: Some(1), probe };
+        let process = ProcessOptions {
+            env_from: vec!["/x".into()],
+            user: Some("x".into()),
+            group: Some("x".into()),
+            working_dir: Some("/x".into()),
+            limits: ProcessLimits { core: Some(0), ..ProcessLimits::default() },
+            nice: Some(1),
+            no_new_privileges: true,
+            stop_signal: "INT".parse().ok(),
+            stop_timeout: Some(Duration::ZERO),
+        };
+        let (command, port, process) = ("x".into(), Some(1), process.boxed());
+        let custom = Custom { command, port, probe, process, ..Custom::default() };
         for kind in [KindSpec::Custom(custom), KindSpec::Loadbalancer(LoadBalancer { listeners: vec![] })] {
             let stored = serde_json::to_value(&kind).expect("plain data");
             let stored: BTreeSet<_> = stored[kind.name()].as_object().expect("fields").keys().cloned().collect();
@@ -294,7 +350,7 @@ mod tests {
     fn named_fields_are_merged_and_no_others() {
         let custom = |command: &str, port, probe| {
             let command = command.to_owned();
-            KindSpec::Custom(Custom { command, args: vec![], env: BTreeMap::new(), port, probe })
+            KindSpec::Custom(Custom { command, port, probe, ..Custom::default() })
         };
         let (a, b) = (custom("a", Some(1), Probe::Tcp), custom("b", None, Probe::Http { path: "/".into() }));
         let KindSpec::Custom(merged) = a.with_fields(&b, &["port", "probe"].into()).expect("one kind") else {

@@ -7,7 +7,7 @@ use common::Generation;
 use common::appliance::{Name, Spec, Timing};
 use common::change::{ApplianceDraft, AppliancePatch, ApplianceUpdate, FixedFields, SpecPatch};
 use common::driver::{DriverCapabilities, DriverName, DriverOffers};
-use common::kind::{Custom, KindSpec, Probe};
+use common::kind::{Custom, KindSpec};
 use uuid::Uuid;
 
 use super::*;
@@ -26,7 +26,7 @@ fn id(n: u128) -> ApplianceId {
 }
 
 fn spec(port: Option<u16>) -> Spec {
-    let custom = Custom { command: "sleep".into(), args: vec![], env: BTreeMap::new(), port, probe: Probe::Tcp };
+    let custom = Custom { command: "sleep".into(), port, ..Custom::default() };
     Spec {
         replicas: 1,
         probe_interval: None,

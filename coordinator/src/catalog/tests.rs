@@ -4,7 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use common::appliance::{Name, Spec, Timing};
 use common::driver::DriverName;
-use common::kind::{Custom, KindSpec, Probe};
+use common::kind::{Custom, KindSpec};
 use common::status::{InstanceStatus, Phase};
 use common::{Generation, Term, Token};
 
@@ -21,7 +21,7 @@ fn id(n: u128) -> ApplianceId {
 }
 
 fn record(n: u128, text: &str) -> Record {
-    let custom = Custom { command: "sleep".into(), args: vec![], env: BTreeMap::new(), port: None, probe: Probe::Tcp };
+    let custom = Custom { command: "sleep".into(), ..Custom::default() };
     Record {
         id: id(n),
         tenant: name("default"),

@@ -23,6 +23,25 @@ spec:
 kind: custom
 name: web-1
 spec: {command: python3, args: [-m, http.server, '{port}'], env: {LANG: C}, port: 8081, probe: {http: {path: /}}}
+---
+kind: custom
+name: web-2
+spec:
+  command: sleep
+  probe: {exec: {command: [test, -e, /x]}}
+  env_from: [/etc/rug/env/db]
+  user: www-data
+  group: '33'
+  working_dir: /srv
+  limits: {nofile: 1024, nproc: 7, core: 0, memory: 512MiB, cpu: 150%}
+  nice: -5
+  no_new_privileges: true
+  stop_signal: INT
+  stop_timeout: 0s
+---
+kind: custom
+name: web-3
+spec: {command: sleep, probe: none}
 ";
 
 /// The problems of a text; empty when it is valid.
@@ -37,7 +56,10 @@ fn custom_with(more: &str) -> String {
 #[test]
 fn all_fields_of_a_fleet_are_read() {
     let fleet = parse("f.yaml", FLEET, None).expect("valid");
-    assert_eq!(fleet.iter().map(Document::label).collect::<Vec<_>>(), ["demo/loadbalancer/web", "custom/web-1"]);
+    assert_eq!(
+        fleet.iter().map(Document::label).collect::<Vec<_>>(),
+        ["demo/loadbalancer/web", "custom/web-1", "custom/web-2", "custom/web-3"]
+    );
     let spec = fleet[0].appliance.spec.as_ref().expect("set");
     assert_eq!(spec.replicas, Some(2));
     assert_eq!(spec.probe_interval, Some(prost_types::Duration { seconds: 5, nanos: 0 }));
@@ -56,6 +78,21 @@ fn all_fields_of_a_fleet_are_read() {
     };
     assert_eq!(custom.args, ["-m", "http.server", "{port}"]);
     assert_eq!(custom.port, Some(8081));
+    let Some(v1::spec::Kind::Custom(custom)) = &fleet[2].appliance.spec.as_ref().expect("set").kind else {
+        panic!("not custom")
+    };
+    let limits = v1::ProcessLimits {
+        nofile: Some(1024),
+        nproc: Some(7),
+        core: Some(0),
+        memory: Some(512 << 20),
+        cpu_percent: Some(150),
+    };
+    assert_eq!((custom.limits, custom.nice, custom.no_new_privileges), (Some(limits), Some(-5), true));
+    assert_eq!(
+        (custom.stop_signal.as_str(), custom.user.as_str(), custom.group.as_str()),
+        ("SIGINT", "www-data", "33")
+    );
 }
 
 #[test]
@@ -152,7 +189,8 @@ fn invalid_input_is_refused_with_line_and_field() {
         ),
         (
             "name: a\nkind: custom\nspec:\n  command: a\n  probe: ping\n",
-            "f.yaml:5: spec.probe: unknown probe `ping`; known are tcp, http, process",
+            "f.yaml:5: spec.probe: unknown probe `ping`; known are tcp, http, process, none, and exec with a \
+             command",
         ),
         (
             "name: a\nkind: loadbalancer\nspec:\n  listeners:\n  - port: 80\n    members:\n    - prot: 80\n      port: 1\n",

@@ -140,7 +140,7 @@ impl From<v1::NetworkPort> for NetworkPort {
 #[serde(untagged)]
 enum Spec {
     LoadBalancer { listeners: Vec<Listener> },
-    Custom(Custom),
+    Custom(Box<Custom>),
     Unknown {},
 }
 
@@ -206,6 +206,59 @@ struct Custom {
     port: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     probe: Option<Probe>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    env_from: Vec<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    user: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    group: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    working_dir: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<ProcessLimits>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nice: Option<i32>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    no_new_privileges: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    stop_signal: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_timeout: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ProcessLimits {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nofile: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nproc: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    core: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu: Option<String>,
+}
+
+/// Units of sizes, the largest first.
+const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+/// A size in the notation of documents, such as `512MiB`.
+fn bytes(size: u64) -> String {
+    let unit = UNITS.iter().find(|(_, unit)| size.is_multiple_of(*unit));
+    unit.map_or_else(|| size.to_string(), |(name, unit)| format!("{}{name}", size / unit))
+}
+
+/// Reads a size.
+pub(super) fn parse_bytes(text: &str) -> Result<u64, &'static str> {
+    let read = |(name, unit): &(&str, u64)| text.strip_suffix(name)?.trim_end().parse::<u64>().ok()?.checked_mul(*unit);
+    UNITS.iter().find_map(read).ok_or("must be a size with its unit (B, KiB, MiB, GiB), such as 512MiB")
+}
+
+/// Reads a share of one CPU.
+pub(super) fn parse_percent(text: &str) -> Result<u32, &'static str> {
+    let number = text.strip_suffix('%').and_then(|number| number.trim_end().parse().ok());
+    number.ok_or("must be a whole number of percent of one CPU, such as 150%")
 }
 
 #[derive(Debug, Serialize)]
@@ -214,6 +267,8 @@ enum Probe {
     Tcp {},
     Http { path: String },
     Process {},
+    None {},
+    Exec { command: Vec<String> },
 }
 
 #[derive(Debug, Serialize)]
@@ -331,7 +386,7 @@ impl Appliance {
                 Some(v1::spec::Kind::Loadbalancer(lb)) => {
                     Spec::LoadBalancer { listeners: lb.listeners.into_iter().map(listener).collect() }
                 }
-                Some(v1::spec::Kind::Custom(c)) => Spec::Custom(custom(c, secrets)),
+                Some(v1::spec::Kind::Custom(c)) => Spec::Custom(Box::new(custom(c, secrets))),
                 None => Spec::Unknown {},
             },
             status: None,
@@ -406,6 +461,8 @@ fn custom(custom: v1::Custom, secrets: Secrets) -> Custom {
     let probe = |probe: v1::Probe| match probe.probe? {
         v1::probe::Probe::Tcp(_) => Some(Probe::Tcp {}),
         v1::probe::Probe::Process(_) => Some(Probe::Process {}),
+        v1::probe::Probe::None(_) => Some(Probe::None {}),
+        v1::probe::Probe::Exec(exec) => Some(Probe::Exec { command: exec.command }),
         v1::probe::Probe::Http(http) => Some(Probe::Http { path: http.path }),
     };
     Custom {
@@ -414,5 +471,20 @@ fn custom(custom: v1::Custom, secrets: Secrets) -> Custom {
         env: custom.env.into_iter().map(hidden).collect(),
         port: custom.port,
         probe: custom.probe.and_then(probe),
+        env_from: custom.env_from,
+        user: custom.user,
+        group: custom.group,
+        working_dir: custom.working_dir,
+        limits: custom.limits.map(|limits| ProcessLimits {
+            nofile: limits.nofile,
+            nproc: limits.nproc,
+            core: limits.core,
+            memory: limits.memory.map(bytes),
+            cpu: limits.cpu_percent.map(|percent| format!("{percent}%")),
+        }),
+        nice: custom.nice,
+        no_new_privileges: custom.no_new_privileges,
+        stop_signal: custom.stop_signal,
+        stop_timeout: custom.stop_timeout.as_ref().map(duration),
     }
 }

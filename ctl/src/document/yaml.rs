@@ -24,7 +24,7 @@ pub(super) struct YamlNode {
 #[derive(Clone, Debug)]
 pub(super) enum Value {
     Null,
-    Bool,
+    Bool(bool),
     Int(i128),
     Float,
     Text(String),
@@ -37,7 +37,7 @@ impl Value {
     const fn describe(&self) -> &'static str {
         match self {
             Self::Null => "empty",
-            Self::Bool => "a boolean",
+            Self::Bool(_) => "a boolean",
             Self::Int(_) | Self::Float => "a number",
             Self::Text(_) => "a text",
             Self::List(_) => "a list",
@@ -72,8 +72,8 @@ impl<'de> Deserialize<'de> for Value {
                 Ok(Value::Null)
             }
 
-            fn visit_bool<E>(self, _: bool) -> Result<Value, E> {
-                Ok(Value::Bool)
+            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+                Ok(Value::Bool(value))
             }
 
             fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
@@ -162,7 +162,7 @@ impl Field {
     pub(super) fn text(&self, report: &mut ReadReport) -> Option<String> {
         match &self.node.value {
             Value::Text(text) => Some(text.clone()),
-            Value::Int(_) | Value::Float | Value::Bool => {
+            Value::Int(_) | Value::Float | Value::Bool(_) => {
                 report.wrong_type(self, "text (put it in quotes)");
                 None
             }
@@ -174,14 +174,27 @@ impl Field {
     }
 
     /// A whole number within `range`.
-    pub(super) fn whole(&self, range: RangeInclusive<u32>, report: &mut ReadReport) -> Option<u32> {
+    pub(super) fn whole<T: TryFrom<i128> + PartialOrd + fmt::Display>(
+        &self,
+        range: RangeInclusive<T>,
+        report: &mut ReadReport,
+    ) -> Option<T> {
         if let Value::Int(value) = self.node.value
-            && let Ok(value) = u32::try_from(value)
+            && let Ok(value) = T::try_from(value)
             && range.contains(&value)
         {
             return Some(value);
         }
         report.wrong_type(self, &format!("a whole number from {} to {}", range.start(), range.end()));
+        None
+    }
+
+    /// `true` or `false`.
+    pub(super) fn flag(&self, report: &mut ReadReport) -> Option<bool> {
+        if let Value::Bool(value) = self.node.value {
+            return Some(value);
+        }
+        report.wrong_type(self, "true or false");
         None
     }
 

@@ -1,11 +1,12 @@
 //! The specification of an appliance: every field is read, everything wrong is noted, then the whole is checked.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use common::appliance::{FieldViolation, MAX_REPLICAS, MAX_SPEC, Name, Spec, SpecTime, Timing, Violations};
 use common::kind::{
-    self, Algorithm, Custom, HealthCheck, KindSpec, Limits, Listener, LoadBalancer, Member, Probe, ProxyProtocol,
+    self, Algorithm, Custom, HealthCheck, KindSpec, Limits, Listener, LoadBalancer, Member, Probe, ProcessLimits,
+    ProcessOptions, ProxyProtocol,
 };
 use common::network_port::{MAX_NETWORK_PORTS, NetworkPort};
 use prost::Message;
@@ -36,15 +37,7 @@ pub(super) fn read(wire: wire::Spec, at: &str, found: &mut Violations) -> Option
     let kind = read_kind(wire.kind, at, &mut own);
     let readable = kind.is_some();
     // A missing kind gets a placeholder, so that one answer also has what is wrong with the other fields.
-    let kind = kind.unwrap_or_else(|| {
-        KindSpec::Custom(Custom {
-            command: "-".to_owned(),
-            args: Vec::new(),
-            env: BTreeMap::new(),
-            port: None,
-            probe: Probe::Tcp,
-        })
-    });
+    let kind = kind.unwrap_or_else(|| KindSpec::Custom(Custom { command: "-".to_owned(), ..Custom::default() }));
     let (probe_interval, timing) = (None, Timing::default());
     let mut spec = Spec { replicas: replicas.unwrap_or(1), probe_interval, timing, image, ports, kind };
     times.into_iter().for_each(|(time, value)| *spec.time_mut(time) = value);
@@ -272,19 +265,52 @@ fn read_health_check(wire: Option<wire::HealthCheck>, at: &str, found: &mut Viol
 }
 
 fn read_custom(wire: wire::Custom, at: &str, found: &mut Violations) -> Custom {
+    let field = |name: &str| format!("{at}.custom.{name}");
+    let text = |text: String| (!text.is_empty()).then_some(text);
+    let nice = wire.nice.and_then(|nice| {
+        let read = i8::try_from(nice).ok();
+        if read.is_none() {
+            found.add(field("nice"), format!("must be -20 to 19, is {nice}"));
+        }
+        read
+    });
+    let process = ProcessOptions {
+        env_from: wire.env_from,
+        user: text(wire.user),
+        group: text(wire.group),
+        working_dir: text(wire.working_dir),
+        limits: wire.limits.map(read_process_limits).unwrap_or_default(),
+        nice,
+        no_new_privileges: wire.no_new_privileges,
+        stop_signal: text(wire.stop_signal).and_then(|name| found.take(&field("stop_signal"), name.parse())),
+        stop_timeout: wire.stop_timeout.and_then(|timeout| duration(&timeout, &field("stop_timeout"), found)),
+    };
     Custom {
         command: wire.command,
         args: wire.args,
         env: wire.env.into_iter().collect(),
-        port: wire.port.and_then(|p| found.take(&format!("{at}.custom.port"), port_from_wire(p))),
+        port: wire.port.and_then(|p| found.take(&field("port"), port_from_wire(p))),
         probe: read_probe(wire.probe),
+        process: process.boxed(),
     }
+}
+
+fn read_process_limits(wire: wire::ProcessLimits) -> ProcessLimits {
+    let wire::ProcessLimits { nofile, nproc, core, memory, cpu_percent } = wire;
+    ProcessLimits { nofile, nproc, core, memory, cpu_percent }
+}
+
+fn process_limits_to_wire(limits: &ProcessLimits) -> Option<wire::ProcessLimits> {
+    let ProcessLimits { nofile, nproc, core, memory, cpu_percent } = *limits;
+    (!limits.is_default()).then_some(wire::ProcessLimits { nofile, nproc, core, memory, cpu_percent })
 }
 
 fn read_probe(wire: Option<wire::Probe>) -> Probe {
     match wire.and_then(|p| p.probe) {
         None | Some(wire::probe::Probe::Tcp(_)) => Probe::Tcp,
         Some(wire::probe::Probe::Process(_)) => Probe::Process,
+        Some(wire::probe::Probe::None(_)) => Probe::None,
+        Some(wire::probe::Probe::Exec(exec)) => Probe::Exec { command: exec.command },
         Some(wire::probe::Probe::Http(http)) => {
             Probe::Http { path: if http.path.is_empty() { "/".to_owned() } else { http.path } }
         }
@@ -306,14 +332,28 @@ pub fn spec_to_wire(spec: &Spec) -> wire::Spec {
             KindSpec::Loadbalancer(lb) => wire::spec::Kind::Loadbalancer(wire::LoadBalancer {
                 listeners: lb.listeners.iter().map(listener_to_wire).collect(),
             }),
-            KindSpec::Custom(custom) => wire::spec::Kind::Custom(wire::Custom {
-                command: custom.command.clone(),
-                args: custom.args.clone(),
-                env: custom.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
-                port: custom.port.map(u32::from),
-                probe: Some(probe_to_wire(&custom.probe)),
-            }),
+            KindSpec::Custom(custom) => wire::spec::Kind::Custom(custom_to_wire(custom)),
         }),
+    }
+}
+
+fn custom_to_wire(custom: &Custom) -> wire::Custom {
+    let options = custom.options();
+    wire::Custom {
+        command: custom.command.clone(),
+        args: custom.args.clone(),
+        env: custom.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        port: custom.port.map(u32::from),
+        probe: Some(probe_to_wire(&custom.probe)),
+        env_from: options.env_from.clone(),
+        user: options.user.clone().unwrap_or_default(),
+        group: options.group.clone().unwrap_or_default(),
+        working_dir: options.working_dir.clone().unwrap_or_default(),
+        limits: process_limits_to_wire(&options.limits),
+        nice: options.nice.map(i32::from),
+        no_new_privileges: options.no_new_privileges,
+        stop_signal: options.stop_signal.map(String::from).unwrap_or_default(),
+        stop_timeout: options.stop_timeout.map(duration_to_wire),
     }
 }
 
@@ -355,6 +395,8 @@ fn probe_to_wire(probe: &Probe) -> wire::Probe {
         probe: Some(match probe {
             Probe::Tcp => wire::probe::Probe::Tcp(wire::TcpProbe {}),
             Probe::Process => wire::probe::Probe::Process(wire::ProcessProbe {}),
+            Probe::None => wire::probe::Probe::None(wire::NoProbe {}),
+            Probe::Exec { command } => wire::probe::Probe::Exec(wire::ExecProbe { command: command.clone() }),
             Probe::Http { path } => wire::probe::Probe::Http(wire::HttpProbe { path: path.clone() }),
         }),
     }

@@ -12,7 +12,8 @@ use common::Profile;
 use common::appliance::{FieldViolation, Name, Spec, Timing};
 use common::driver::{DriverCapabilities, DriverName, DriverOffers};
 use common::kind::{
-    Algorithm, Custom, HealthCheck, KindName, KindSpec, Limits, Listener, LoadBalancer, Member, Probe, ProxyProtocol,
+    Algorithm, Custom, HealthCheck, KindName, KindSpec, Limits, Listener, LoadBalancer, Member, Probe, ProcessLimits,
+    ProcessOptions, ProxyProtocol,
 };
 use common::network_port::{NetworkPort, PortAddress};
 use common::ring::MAX_WEIGHT;
@@ -77,11 +78,44 @@ fn kind() -> impl Strategy<Value = KindSpec> {
             };
         KindSpec::Loadbalancer(LoadBalancer { listeners: all.into_iter().enumerate().map(listener).collect() })
     });
-    let probe =
-        prop_oneof![Just(Probe::Tcp), Just(Probe::Process), "/[a-z]{0,8}".prop_map(|path| Probe::Http { path })];
+    let exec = prop::collection::vec("[!-z]{1,9}", 1..4).prop_map(|command| Probe::Exec { command });
+    let http = "/[a-z]{0,8}".prop_map(|path| Probe::Http { path });
+    let probe = prop_oneof![Just(Probe::Tcp), Just(Probe::Process), Just(Probe::None), http, exec];
+    let limit = || prop::option::of(1_u64 << 20..1 << 30);
+    let limits = (limit(), limit(), limit(), limit(), prop::option::of(1..1000_u32));
+    let limits = limits.prop_map(|(nofile, nproc, core, memory, cpu_percent)| ProcessLimits {
+        nofile,
+        nproc,
+        core,
+        memory,
+        cpu_percent,
+    });
+    let name = || prop::option::of("[a-z]{1,8}");
+    let process = (
+        (prop::collection::vec("/[a-z]{1,8}", 0..3), name(), name(), prop::option::of("/[a-z]{1,8}"), limits),
+        (prop::option::of(-20..=19_i8), any::<bool>(), any::<bool>(), prop::option::of(duration(0..=3_600_000))),
+    );
+    let process =
+        process.prop_map(|((env_from, user, group, working_dir, limits), (nice, rights, signal, timeout))| {
+            ProcessOptions {
+                env_from,
+                user,
+                group,
+                working_dir,
+                limits,
+                nice,
+                no_new_privileges: rights,
+                stop_signal: signal.then(|| "INT".parse().expect("a signal")),
+                stop_timeout: timeout,
+            }
+        });
     let env = prop::collection::btree_map("[A-Z]{1,5}", "[ -z]{0,9}", 0..4);
-    let custom = ("[a-z]{1,9}", prop::collection::vec("[ -z]{0,9}", 0..4), env, prop::option::of(1..60_000u16), probe)
-        .prop_map(|(command, args, env, port, probe)| KindSpec::Custom(Custom { command, args, env, port, probe }));
+    let args = prop::collection::vec("[ -z]{0,9}", 0..4);
+    let custom = ("[a-z]{1,9}", args, env, prop::option::of(1..60_000u16), probe, process).prop_map(
+        |(command, args, env, port, probe, process)| {
+            KindSpec::Custom(Custom { command, args, env, port, probe, process: process.boxed() })
+        },
+    );
     prop_oneof![listeners, custom]
 }
 
@@ -679,7 +713,7 @@ fn a_reference_names_what_it_lacks() {
 #[test]
 fn the_environment_keeps_its_order_and_content() {
     let env = BTreeMap::from([("A".to_owned(), "1".to_owned()), ("B".to_owned(), String::new())]);
-    let kind = KindSpec::Custom(Custom { command: "x".into(), args: vec![], env, port: None, probe: Probe::Tcp });
+    let kind = KindSpec::Custom(Custom { command: "x".into(), env, ..Custom::default() });
     let spec = Spec { replicas: 1, probe_interval: None, timing: Timing::default(), image: None, ports: vec![], kind };
     assert_eq!(spec_from_wire(spec_to_wire(&spec), "spec"), Ok(spec));
 }

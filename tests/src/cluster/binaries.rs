@@ -22,6 +22,17 @@ pub fn path(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Whether the worker under test has the flag `--allow-root`.
+#[must_use]
+pub fn knows_allow_root() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        let help =
+            path("rug-worker").ok().and_then(|worker| Command::new(worker).args(["run", "--help"]).output().ok());
+        help.is_some_and(|help| String::from_utf8_lossy(&help.stdout).contains("--allow-root"))
+    })
+}
+
 fn folder() -> &'static Result<PathBuf, String> {
     static FOLDER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     FOLDER.get_or_init(|| find().map_err(|problem| format!("{problem:#}")))

@@ -10,9 +10,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
-use super::Sandbox;
 use super::processes::{self, ROOT_VARIABLE};
 use super::wait::until;
+use super::{Sandbox, binaries};
 
 /// A program with its arguments; runs or not.
 #[derive(Debug)]
@@ -30,12 +30,16 @@ impl Daemon {
     #[must_use]
     pub fn new(name: &str, program: PathBuf, args: Vec<OsString>, sandbox: &Sandbox) -> Self {
         let log = sandbox.path("logs").join(format!("{name}.log"));
-        let env = vec![
+        let mut env: Vec<(OsString, OsString)> = vec![
             (ROOT_VARIABLE.into(), sandbox.root().as_os_str().to_owned()),
             ("NO_COLOR".into(), "1".into()),
             // A panic in a daemon has to show where it came from.
             ("RUST_BACKTRACE".into(), "1".into()),
         ];
+        // Where tests run as root, so do instances. A worker of a version that records its state for tests may not know this.
+        if binaries::knows_allow_root() {
+            env.push(("RUG_WORKER_PROCESS__ALLOW_ROOT".into(), "true".into()));
+        }
         Self { name: name.to_owned(), program, args, env, log, child: None }
     }
 

@@ -65,7 +65,7 @@ mod tests {
     fn custom(port: Option<u16>, probe: Probe) -> KindSpec {
         let env = BTreeMap::from([("B".to_owned(), "2".to_owned()), ("A".to_owned(), "{port}".to_owned())]);
         let args = vec!["-m".to_owned(), "http.server".to_owned(), "{port}".to_owned()];
-        KindSpec::Custom(Custom { command: "python3".into(), args, env, port, probe })
+        KindSpec::Custom(Custom { command: "python3".into(), args, env, port, probe, ..Custom::default() })
     }
 
     fn balancer() -> KindSpec {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use common::appliance::Name;
-use common::kind::KindName;
+use common::kind::{KindName, StopRecipe};
 use common::network_port::NetworkPort;
 use common::status::InstanceEnd;
 use common::{ApplianceId, SiteId};
@@ -122,6 +122,19 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// Runs a command beside an instance, as the same user and with the same variables, and waits for it for `limit` at most. Succeeds
+    /// when it ends with exit status 0; [`Error::Failed`] says what it had to say otherwise. Nothing it has started goes on.
+    async fn run_beside(
+        &self,
+        _appliance: ApplianceId,
+        _instance: &Instance,
+        _desired: &Desired,
+        _command: &[String],
+        _limit: Duration,
+    ) -> Result<(), Error> {
+        Err(Error::Refused("this driver cannot run a command beside an instance".into()))
+    }
+
     /// Starts an instance with its network ports, or finds the one of the same name running. Does not wait for it to answer
     /// probes. Another attempt that still runs at the ordinal, and is not [`Wanted::beside`], is [`Error::Failed`]: ending it is the caller's decision. So is
     /// plugging what an instance that was found lacks.
@@ -144,8 +157,8 @@ pub trait Driver: Send + Sync + 'static {
         Err(Error::Refused("this driver cannot plug ports into a running instance".into()))
     }
 
-    /// Ends one instance and removes what it left. Ending one that is not there succeeds.
-    async fn destroy(&self, permit: &Permit, instance: &Instance) -> Result<(), Error>;
+    /// Ends one instance, in the way that `stop` says where it runs a process, and removes what it left. Ending one that is not there succeeds.
+    async fn destroy(&self, permit: &Permit, instance: &Instance, stop: StopRecipe) -> Result<(), Error>;
 
     /// Every instance this driver can see on its host, for adoption and orphan search. Changes nothing.
     async fn list(&self) -> Result<Vec<(ApplianceId, Instance)>, Error>;

@@ -16,25 +16,29 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use common::kind::StopRecipe;
 use common::site::{STATE_DIR_RULE, is_state_dir};
 use common::status::InstanceEnd;
 use common::{ApplianceId, SiteId, Term, WorkerId};
 use runtime::folder::Folder as StateFolder;
-use rustix::process::Signal;
 use tokio::time::Instant;
+use worker_core::desired::Desired;
 use worker_core::instance::{Instance, Observation};
 
+use self::cgroups::Cgroups;
+pub use self::cgroups::Setting as CgroupSetting;
 pub use self::config::Config;
 use self::ending::Ending;
 use self::ends::EndWatch;
 use self::fence::Fences;
-use self::launch::Order;
+use self::launch::{Launch, Order};
 use self::record::{Folder, FolderKey, InstanceRecord, Management, RecordedInstance};
 use self::starting::Started;
 use self::system::POLL;
 use crate::drivers::{Driver, DriverFencing, EndSender, EndedInstance, Error, Wanted};
 use crate::gate::Permit;
 
+mod cgroups;
 mod config;
 mod ending;
 mod ends;
@@ -47,6 +51,8 @@ mod shims;
 pub(crate) mod site;
 mod starting;
 mod system;
+mod users;
+mod variables;
 
 /// Name of the driver.
 pub const NAME: &str = "process";
@@ -67,6 +73,8 @@ struct Inner {
     /// Folders of instances.
     instances: StateFolder,
     fences: Arc<Fences>,
+    /// Control groups, where instances get some.
+    cgroups: Option<Cgroups>,
     /// Reports ends; set up when it is first needed, and `None` where the system refuses it.
     ends: OnceLock<Option<EndWatch>>,
 }
@@ -107,7 +115,10 @@ impl ProcessDriver {
         let (appliance_binary, shim_binary) = (program(&config.appliance_binary)?, program(&config.shim_binary)?);
         let config = Config { state_dir, appliance_binary, shim_binary, ..config };
         let (state_dir, fences) = (published, Arc::new(fences));
-        Ok(Self { inner: Arc::new(Inner { config, state_dir, site, instances, fences, ends: OnceLock::new() }) })
+        let cgroups = Cgroups::open(&config.cgroup)
+            .map_err(|error| Error::Refused(format!("the control group of the settings cannot be used: {error}")))?;
+        let ends = OnceLock::new();
+        Ok(Self { inner: Arc::new(Inner { config, state_dir, site, instances, fences, cgroups, ends }) })
     }
 
     /// Removes token files of appliances that were deleted more than seven days and two terms ago. Returns how many.
@@ -220,10 +231,31 @@ impl Driver for ProcessDriver {
         }
     }
 
-    async fn destroy(&self, permit: &Permit, instance: &Instance) -> Result<(), Error> {
+    async fn run_beside(
+        &self,
+        appliance: ApplianceId,
+        instance: &Instance,
+        desired: &Desired,
+        command: &[String],
+        limit: Duration,
+    ) -> Result<(), Error> {
+        let (ordinal, attempt, boot_digest) = (instance.ordinal, instance.attempt, instance.boot_digest.as_str());
+        let order = Order::new(appliance, &Wanted { ordinal, attempt, desired, boot_digest, beside: None })?;
+        let (inner, address, command) = (Arc::clone(&self.inner), instance.addresses.service, command.to_vec());
+        let (folder, order) = off_thread(move || {
+            let folder = inner.folder_of(appliance, ordinal, order.attempt);
+            let launch = Launch::beside(&order, &inner.config, address, &command)?;
+            let order = launch.order_beside(&order, &folder, &inner.config, limit);
+            Ok((folder, order))
+        })
+        .await?;
+        shims::run_beside(&self.inner.config.shim_binary, &folder, &order, limit).await
+    }
+
+    async fn destroy(&self, permit: &Permit, instance: &Instance, stop: StopRecipe) -> Result<(), Error> {
         let held = self.inner.fences.acquire(permit).await?;
         let ending = Ending::new(Arc::clone(&self.inner), held, permit.appliance(), instance);
-        ending.end(Signal::TERM, self.inner.config.stop_grace).await
+        ending.end(launch::stop(stop, &self.inner.config)).await
     }
 
     async fn list(&self) -> Result<Vec<(ApplianceId, Instance)>, Error> {

@@ -26,6 +26,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use common::appliance::{FieldViolation, Name};
+use common::kind::StopRecipe;
 use common::network_port::NetworkPort;
 use common::{ApplianceId, Timestamp, Token};
 use serde::{Deserialize, Serialize};
@@ -391,7 +392,7 @@ impl Driver for Simulated {
         self.plug(permit, instance, |ports| ports.without(port)).await
     }
 
-    async fn destroy(&self, permit: &Permit, instance: &Instance) -> Result<(), Error> {
+    async fn destroy(&self, permit: &Permit, instance: &Instance, _: StopRecipe) -> Result<(), Error> {
         self.send(permit)?;
         self.take(self.config.boot_latency, "removal").await?;
         let mut world = self.world();

@@ -35,6 +35,8 @@ pub enum ProbeAnswer {
     Answered(Details),
     /// The instance is not asked: it is well if its driver finds it.
     LeftToDriver,
+    /// The instance is not asked: it is well if this command, which its driver runs beside it, succeeds.
+    ByCommand(Vec<String>),
 }
 
 /// The protocol of real instances: does what their kind describes. Clones share one HTTP client.
@@ -78,6 +80,7 @@ impl Protocol for Standard {
             ProbeSpec::Http { path } => self.probe_http(instance, &path).await?,
             ProbeSpec::Rest => return Ok(ProbeAnswer::Answered(rest::probe(&self.client, instance).await?)),
             ProbeSpec::Process => return Ok(ProbeAnswer::LeftToDriver),
+            ProbeSpec::Exec { command } => return Ok(ProbeAnswer::ByCommand(command)),
         }
         Ok(ProbeAnswer::Answered(Details::default()))
     }
@@ -97,7 +100,6 @@ fn service(instance: &Instance) -> Result<std::net::SocketAddr, Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::net::SocketAddr;
 
     use axum::Router;
@@ -114,8 +116,7 @@ mod tests {
 
     fn desired(probe: Probe) -> Desired {
         let name = Name::new("a").expect("a name");
-        let kind =
-            KindSpec::Custom(Custom { command: "x".into(), args: vec![], env: BTreeMap::new(), port: None, probe });
+        let kind = KindSpec::Custom(Custom { command: "x".into(), probe, ..Custom::default() });
         Desired {
             name: name.clone(),
             tenant: name,

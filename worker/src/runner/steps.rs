@@ -26,6 +26,9 @@ use crate::metrics;
 /// How long a probe may ask the driver, each time, whether the instance is still there.
 const ASK_DRIVER: Duration = Duration::from_secs(2);
 
+/// How much longer than its limit a command beside an instance may take: to start, and to be ended.
+const RUN_BESIDE: Duration = Duration::from_secs(15);
+
 /// The end of a step.
 #[derive(Debug)]
 pub(super) struct Done {
@@ -136,7 +139,7 @@ impl StepTask {
             }
             (LifecycleStep::Replug { .. }, Some(permit), Some(instance)) => self.replug(permit, instance).await,
             (LifecycleStep::Destroy { .. }, Some(permit), Some(instance)) => {
-                self.driver.destroy(permit, instance).await?;
+                self.driver.destroy(permit, instance, self.desired.spec.kind.stop()).await?;
                 Ok(StepOutcome::Destroyed)
             }
             (LifecycleStep::Forget, Some(permit), _) => {
@@ -186,9 +189,9 @@ impl StepTask {
             return self.vanished(instance).await;
         }
         let limit = self.probe_timeout(config);
-        let error = match within(limit, self.protocol.probe(instance, &self.desired)).await {
+        let error = match self.ask(instance, limit).await {
             Some(Ok(ProbeAnswer::Answered(conditions))) => return StepOutcome::Answered(conditions),
-            Some(Ok(ProbeAnswer::LeftToDriver)) => {
+            Some(Ok(ProbeAnswer::LeftToDriver | ProbeAnswer::ByCommand(_))) => {
                 return match self.runs(instance).await {
                     Some(true) => StepOutcome::Answered(Details::default()),
                     Some(false) => self.vanished(instance).await,
@@ -220,6 +223,15 @@ impl StepTask {
             Some(Err(error)) => tracing::warn!(%appliance, ordinal, %error, "first answer of an instance is not noted"),
             None => tracing::warn!(%appliance, ordinal, "first answer of an instance is not noted in time"),
         }
+    }
+
+    /// What a probe comes to; `None` when there is no answer in time. A command that succeeds leaves it to the driver whether the instance runs.
+    async fn ask(&self, instance: &Instance, limit: Duration) -> Option<Result<ProbeAnswer, Error>> {
+        let answer = within(limit, self.protocol.probe(instance, &self.desired)).await?;
+        let Ok(ProbeAnswer::ByCommand(command)) = answer else { return Some(answer) };
+        // Bounded by the driver, which says what was wrong.
+        let ran = self.driver.run_beside(self.appliance, instance, &self.desired, &command, limit).await;
+        Some(ran.map(|()| ProbeAnswer::LeftToDriver))
     }
 
     /// Whether the instance runs, with all the effort the driver may need to tell. `None` when it could not.
@@ -254,7 +266,11 @@ impl StepTask {
     /// A probe bounds its parts itself, so that it can tell what was wrong.
     fn total_limit(&self, config: &Config) -> Duration {
         match self.step {
-            LifecycleStep::Probe { .. } => self.probe_timeout(config) + 4 * ASK_DRIVER,
+            LifecycleStep::Probe { .. } => 2 * self.probe_timeout(config) + RUN_BESIDE + 4 * ASK_DRIVER,
+            // What is asked to end is killed after its stop time-out at the earliest.
+            LifecycleStep::Destroy { .. } => {
+                config.limit(self.step) + self.desired.spec.kind.stop().timeout.unwrap_or_default()
+            }
             other => config.limit(other),
         }
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use async_trait::async_trait;
 use common::appliance::{Name, Spec, Timing};
 use common::driver::DriverName;
-use common::kind::{Custom, KindSpec, Probe};
+use common::kind::{Custom, KindSpec, Probe, StopRecipe};
 use common::network_port::NetworkPort;
 use common::status::Phase;
 use common::{Edition, Generation, Term};
@@ -55,6 +55,7 @@ fn desired(generation: u64, change: impl FnOnce(&mut Desired)) -> Arc<Desired> {
                 env: BTreeMap::new(),
                 port: None,
                 probe: Probe::Tcp,
+                ..Custom::default()
             }),
         },
     };
@@ -248,7 +249,7 @@ impl Driver for RunnerWorld {
         Ok(same.unwrap_or_else(|| self.put(appliance, ordinal, attempt, wanted.desired)))
     }
 
-    async fn destroy(&self, permit: &Permit, instance: &Instance) -> Result<(), Error> {
+    async fn destroy(&self, permit: &Permit, instance: &Instance, _: StopRecipe) -> Result<(), Error> {
         let _acting = self.act(permit)?;
         self.note(format!("destroy {}/{}", instance.ordinal, instance.attempt));
         if let Some(list) = self.instances.lock().expect("no panic").get_mut(&permit.appliance()) {

@@ -264,7 +264,7 @@ fn change(base: u64, target: u64, entries: Vec<DeltaEntry>) -> ToWorker {
 
 fn desired() -> Arc<Desired> {
     let probe = Probe::Tcp;
-    let kind = KindSpec::Custom(Custom { command: "x".into(), args: vec![], env: [].into(), port: None, probe });
+    let kind = KindSpec::Custom(Custom { command: "x".into(), probe, ..Custom::default() });
     Arc::new(Desired {
         name: Name::new("web").expect("a valid name"),
         tenant: Name::new("default").expect("a valid name"),

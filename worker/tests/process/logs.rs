@@ -33,7 +33,7 @@ async fn a_log_is_rotated_while_its_instance_runs() {
     assert!(sizes.iter().all(|(_, size)| *size <= 64 * KIB), "{sizes:?}");
     assert_eq!(open_to_others(world.folder.path()), [] as [String; 0]);
     assert!(made.details.pid().is_some_and(runs), "its output holds it up as little as the end of a log");
-    driver.destroy(&permit(1), &made).await.expect("ends");
+    driver.destroy(&permit(1), &made, StopRecipe::default()).await.expect("ends");
 }
 
 #[tokio::test]
@@ -60,5 +60,5 @@ async fn all_logs_of_a_host_have_one_bound() {
     // Each instance may have 64 KiB whatever the others have.
     assert!(sum <= quota + 64 * KIB, "{sum} bytes");
     assert!(other.join("log").exists() && made.details.pid().is_some_and(runs));
-    driver.destroy(&permit(1), &made).await.expect("ends");
+    driver.destroy(&permit(1), &made, StopRecipe::default()).await.expect("ends");
 }

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::appliance::Name;
-use common::kind::{HealthCheck, KindSpec, Limits, Listener, LoadBalancer, Member};
+use common::kind::{HealthCheck, KindSpec, Limits, Listener, LoadBalancer, Member, StopRecipe};
 use common::network_port::NetworkPort;
 use common::{Edition, Generation, Term, WorkerId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-use worker::drivers::process::{Config, ProcessDriver};
+use worker::drivers::process::{CgroupSetting, Config, ProcessDriver};
 use worker::drivers::{Driver, EndedInstance, Error, Wanted};
 use worker::kinds::{Protocol, Standard};
 use worker_core::desired::Desired;
@@ -20,6 +20,7 @@ use worker_core::instance::{BootState, Handle, Instance};
 
 use self::world::*;
 
+mod execution;
 mod logs;
 mod trees;
 mod world;
@@ -37,10 +38,10 @@ async fn another_worker_adopts_a_process_and_ends_it_with_all_it_started() {
     assert_eq!((adopted, spawned(&two)), (made.clone(), 1));
     assert_eq!(two.list().await.expect("readable"), [(A, made.clone())]);
     assert!(matches!(two.forget(&permit(2)).await, Err(Error::Failed(_))), "it still runs");
-    two.destroy(&permit(2), &made).await.expect("ends");
+    two.destroy(&permit(2), &made, StopRecipe::default()).await.expect("ends");
     assert_eq!(world.processes(), [] as [u32; 0]);
     assert_eq!(two.observe(A).await.expect("readable").running, []);
-    two.destroy(&permit(2), &made).await.expect("ending it again is fine");
+    two.destroy(&permit(2), &made, StopRecipe::default()).await.expect("ending it again is fine");
     two.forget(&permit(2)).await.expect("nothing runs");
     assert!(!world.instance_folder().exists());
     let late = two.ensure(&permit(1), first(&spec)).await;
@@ -117,7 +118,7 @@ async fn the_next_owner_knows_since_when_a_boot_goes_on_and_when_it_is_over() {
     std::fs::write(&note, b"\xff").expect("writable");
     assert_eq!(two.observe(A).await.expect("readable").running[0].boot, made.boot);
     std::fs::write(&note, "4").expect("writable");
-    two.destroy(&permit(2), &made).await.expect("ends");
+    two.destroy(&permit(2), &made, StopRecipe::default()).await.expect("ends");
     let found = two.observe(A).await.expect("readable");
     assert_eq!((found.running.len(), found.attempts), (0, vec![(0, 4)]));
     let next = two.ensure(&permit(2), Wanted { attempt: 5, ..first(&spec) }).await.expect("starts");
@@ -161,7 +162,7 @@ async fn a_process_that_its_worker_did_not_live_to_record_is_found() {
         (1, A, made.details.pid()),
         "an orphan without a record"
     );
-    other.destroy(&permit(2), &listed[0].1).await.expect("ends");
+    other.destroy(&permit(2), &listed[0].1, StopRecipe::default()).await.expect("ends");
     assert_eq!(world.processes(), [] as [u32; 0]);
 }
 
@@ -172,11 +173,11 @@ async fn an_older_token_and_a_shut_gate_change_nothing() {
     let spec = shell("exec sleep 1000");
     let made = one.ensure(&permit(1), first(&spec)).await.expect("starts");
     two.claim(&permit(2)).await.expect("the newer token");
-    let late = one.destroy(&permit(1), &made).await;
+    let late = one.destroy(&permit(1), &made, StopRecipe::default()).await;
     assert!(matches!(late, Err(Error::Superseded(token)) if token.sequence == 2), "{late:?}");
     let (permit, gate) = permit_with_gate(2);
     gate.shut();
-    assert!(matches!(two.destroy(&permit, &made).await, Err(Error::Shut(_))));
+    assert!(matches!(two.destroy(&permit, &made, StopRecipe::default()).await, Err(Error::Shut(_))));
     assert_eq!(two.observe(A).await.expect("readable").running, [made]);
 }
 
@@ -262,7 +263,7 @@ async fn a_process_that_ignores_sigterm_is_killed() {
     let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
     let log = world.instance_folder().join("log");
     until("it ignores the signal", || std::fs::read_to_string(&log).is_ok_and(|t| t.contains("ready"))).await;
-    driver.destroy(&permit(1), &made).await.expect("ends");
+    driver.destroy(&permit(1), &made, StopRecipe::default()).await.expect("ends");
     assert_eq!(world.processes(), [] as [u32; 0]);
     assert!(journal(&driver).iter().any(|e| e.action == "kill" && e.outcome == "done"));
 }
@@ -317,7 +318,7 @@ async fn a_load_balancer_is_started_configured_probed_and_drained() {
     };
     let ending = {
         let (driver, made) = (driver.clone(), made.clone());
-        tokio::spawn(async move { driver.destroy(&permit(2), &made).await })
+        tokio::spawn(async move { driver.destroy(&permit(2), &made, StopRecipe::default()).await })
     };
     let end = Instant::now() + DEADLINE;
     while TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
@@ -376,12 +377,12 @@ async fn a_load_balancer_hands_over_to_one_that_is_started_beside_it() {
     client.write_all(b"hello").await.expect("the connection goes on");
     let mut hello = [0; 5];
     timeout(DEADLINE, client.read_exact(&mut hello)).await.expect("no hang").expect("the connection goes on");
-    other.destroy(&permit(1), &old).await.expect("nothing is left");
+    other.destroy(&permit(1), &old, StopRecipe::default()).await.expect("nothing is left");
     assert_eq!(attempts().await, [(2, true, true)]);
     assert!(!world.instance_folder().with_file_name("0.1").exists());
     let before = std::fs::read_to_string(world.instance_folder().join("log.1")).expect("its log stays");
     assert!(before.contains(&format!("{A}-0-1")), "{before}");
-    other.destroy(&permit(1), &new).await.expect("ends");
+    other.destroy(&permit(1), &new, StopRecipe::default()).await.expect("ends");
     other.forget(&permit(1)).await.expect("nothing is left");
 }
 
@@ -419,7 +420,7 @@ async fn what_is_kept_is_for_this_user_alone_and_links_are_not_followed() {
     Standard::new().expect("a client").configure(&permit(1), &made, &spec).await.expect("it answers");
     assert_eq!(open_to_others(path), [] as [String; 0]);
     assert_eq!(std::fs::metadata(path).expect("there").permissions().mode() & 0o777, 0o700);
-    driver.destroy(&permit(1), &made).await.expect("ends");
+    driver.destroy(&permit(1), &made, StopRecipe::default()).await.expect("ends");
     // A link in place of a file of the driver is no way to another one.
     let elsewhere = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(elsewhere.path(), "untouched").expect("writable");
@@ -494,7 +495,7 @@ async fn only_those_who_have_its_secret_can_configure_an_instance() {
     let kind = Standard::new().expect("a client");
     kind.configure(&permit(1), &made, &spec).await.expect("its owner is still its owner");
     // The next attempt has another one.
-    driver.destroy(&permit(1), &made).await.expect("ends");
+    driver.destroy(&permit(1), &made, StopRecipe::default()).await.expect("ends");
     let next = driver.ensure(&permit(1), Wanted { attempt: 2, ..first(&spec) }).await.expect("starts");
     assert!(next.secret.is_some() && next.secret != Some(secret));
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use super::*;
 
 /// Processes whose command line has this word.
-fn with_argument(word: &str) -> Vec<u32> {
+pub(super) fn with_argument(word: &str) -> Vec<u32> {
     let pids = fs::read_dir("/proc").expect("readable").flatten();
     pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .filter(|pid| {
@@ -71,7 +71,7 @@ async fn a_process_whose_first_thread_has_ended_runs_until_its_others_have() {
     let shown = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default().contains(") Z ");
     until("it is shown as a zombie", shown).await;
     assert_eq!(driver.is_alive(A, &made).await, Some(true));
-    driver.destroy(&permit(1), &made).await.expect("ends it");
+    driver.destroy(&permit(1), &made, StopRecipe::default()).await.expect("ends it");
     assert!(!fs::exists(format!("/proc/{pid}")).expect("readable"), "something of it is left");
 }
 
@@ -92,7 +92,7 @@ async fn orphans_are_adopted_reaped_and_ended_with_their_instance() {
         list.split_ascii_whitespace().filter_map(state).collect()
     };
     until("the main process and one orphan are left", || children().len() == 2 && !children().contains(&'Z')).await;
-    driver.destroy(&permit(1), &made).await.expect("ends");
+    driver.destroy(&permit(1), &made, StopRecipe::default()).await.expect("ends");
     assert!(with_argument(&mark).is_empty() && !runs(shim));
 }
 
@@ -177,7 +177,7 @@ async fn an_instance_inherits_nothing_that_its_worker_happened_to_have() {
     if rustix::process::geteuid().is_root() {
         assert_eq!(lines[6], "0", "{text}");
     }
-    driver.destroy(&permit(1), &made).await.expect("ends");
+    driver.destroy(&permit(1), &made, StopRecipe::default()).await.expect("ends");
 }
 
 #[tokio::test]
@@ -193,7 +193,7 @@ async fn an_instance_whose_shim_was_killed_is_adopted_and_ended() {
     let other = world.driver("w2");
     assert_eq!(other.observe(A).await.expect("readable").running, std::slice::from_ref(&made));
     assert_eq!(other.ensure(&permit(2), first(&spec)).await.expect("finds it"), made);
-    other.destroy(&permit(2), &made).await.expect("ends");
+    other.destroy(&permit(2), &made, StopRecipe::default()).await.expect("ends");
     assert_eq!(world.processes(), [] as [u32; 0]);
     assert_eq!(other.ended(A, &made).await, None, "nobody saw it end");
 }
@@ -207,7 +207,7 @@ async fn a_shim_that_is_stopped_keeps_nothing_alive() {
     let made = driver.ensure(&permit(1), first(&shell("exec sleep 1000"))).await.expect("starts");
     let shim = shim_of(made.details.pid().expect("a process"));
     std::process::Command::new("kill").args(["-STOP", &shim.to_string()]).status().expect("kill is part of Debian");
-    driver.destroy(&permit(1), &made).await.expect("ends");
+    driver.destroy(&permit(1), &made, StopRecipe::default()).await.expect("ends");
     assert!(world.processes().is_empty() && !runs(shim));
 }
 
@@ -230,6 +230,56 @@ async fn an_instance_that_became_another_user_runs_until_it_was_ended() {
     let other = world.driver("w2");
     assert_eq!(other.observe(A).await.expect("readable").running, std::slice::from_ref(&made));
     assert!(matches!(other.forget(&permit(2)).await, Err(Error::Failed(_))), "it still runs");
-    other.destroy(&permit(2), &made).await.expect("ends");
+    other.destroy(&permit(2), &made, StopRecipe::default()).await.expect("ends");
     assert!(with_argument(&mark).is_empty());
+}
+
+/// A group of version 2 for a test, where this user may make one.
+struct TestGroup(std::path::PathBuf);
+
+impl TestGroup {
+    fn make(name: &str) -> Option<Self> {
+        let mounts = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+        let root = mounts.iter().find(|mount| Path::new(mount).join("cgroup.procs").exists())?;
+        let path = Path::new(root).join(format!("rug-{name}-{}", std::process::id()));
+        fs::create_dir(&path).ok().map(|()| Self(path))
+    }
+}
+
+impl Drop for TestGroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(self.0.join("rug-instances"));
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[tokio::test]
+async fn what_is_in_the_control_group_of_an_instance_ends_with_it_whoever_kills_its_shim() {
+    let Some(group) = TestGroup::make("trees") else {
+        eprintln!("skipped: no control group of version 2 can be made here");
+        return;
+    };
+    let world = DriverWorld::new();
+    let cgroup = CgroupSetting::try_from(group.0.to_string_lossy().into_owned()).expect("a path");
+    let driver = open("w1", Config { cgroup, ..world.config() });
+    let mark = unique(6);
+    // In a session of its own and without the environment: found by nothing but the group once the shim is gone.
+    let spec = shell(&format!("env -i setsid sleep {mark} & exec sleep 1000"));
+    let instances = group.0.join("rug-instances");
+    let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
+    let own = instances.join(Instance::name(A, 0, 1));
+    until("both processes are in it", || {
+        fs::read_to_string(own.join("cgroup.procs")).is_ok_and(|pids| pids.lines().count() == 2)
+    })
+    .await;
+    let shim = shim_of(made.details.pid().expect("a process"));
+    kill(shim);
+    until("the shim is gone", || !runs(shim)).await;
+    driver.destroy(&permit(1), &made, StopRecipe::default()).await.expect("ends");
+    assert!(with_argument(&mark).is_empty() && !own.exists());
+    // With its shim as well, which removes the group itself.
+    let made = driver.ensure(&permit(1), Wanted { attempt: 2, ..first(&spec) }).await.expect("starts");
+    driver.destroy(&permit(1), &made, StopRecipe::default()).await.expect("ends");
+    assert!(with_argument(&mark).is_empty() && !instances.join(Instance::name(A, 0, 2)).exists());
+    driver.forget(&permit(1)).await.expect("nothing is left");
 }

@@ -46,6 +46,8 @@ impl DriverWorld {
             state_dir: self.folder.path().to_owned(),
             appliance_binary: APPLIANCE.into(),
             shim_binary: shim_binary(),
+            // Where tests run as root, so do their instances.
+            allow_root: true,
             stop_grace: Duration::from_secs(5),
             ..Config::default()
         }
@@ -125,6 +127,7 @@ pub(crate) fn custom(command: &str, args: &[&str], port: Option<u16>) -> Desired
         env: BTreeMap::from([("GREETING".to_owned(), "{name} {ordinal} {id}".to_owned())]),
         port,
         probe: Probe::Tcp,
+        ..Custom::default()
     }))
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use common::appliance::{Spec, Timing};
 use common::driver::DriverName;
-use common::kind::{Custom, KindSpec, Probe};
+use common::kind::{Custom, KindSpec};
 use common::{Generation, Incarnation};
 use tokio::sync::mpsc;
 
@@ -73,7 +73,7 @@ fn obey(catalog: &Arc<Catalog>, mut received: CommandQueue) -> mpsc::UnboundedRe
 
 /// An appliance as it is stored.
 fn record(name: &str) -> Record {
-    let custom = Custom { command: "sleep".into(), args: vec![], env: BTreeMap::new(), port: None, probe: Probe::Tcp };
+    let custom = Custom { command: "sleep".into(), ..Custom::default() };
     Record {
         id: ApplianceId::from_u128(1),
         tenant: "default".parse().expect("a valid name"),

@@ -39,6 +39,7 @@ pub(super) fn record(n: u128, name: &str) -> Record {
                 env: BTreeMap::new(),
                 port: Some(8080),
                 probe: Probe::Tcp,
+                ..Custom::default()
             }),
         },
         generation: Generation::new(3),

@@ -68,6 +68,9 @@ pub(super) fn document_seeds() -> Vec<Vec<u8>> {
         "- name: a\n  kind: custom\n  id: 5a5a5a5a-5a5a-5a5a-5a5a-5a5a5a5a5a5a\n  placement_key: k\n  image: i\n  driver: simulated\n  \
          ports:\n  - {name: e, network: n, addresses: [203.0.113.7/24], mac: 'fa:16:3e:00:00:01'}\n  \
          spec:\n    command: sh\n    args: [-c, '{port}']\n    env: {DEBUG: 'on'}\n    port: 80\n    probe: {http: {path: /}}\n",
+        "name: a\nkind: custom\nspec:\n  command: x\n  probe: {exec: {command: [test, -e, /x]}}\n  env_from: [/etc/e]\n  user: u\n  group: '33'\n  \
+         working_dir: /srv\n  limits: {nofile: 1024, nproc: 7, core: 0, memory: 512MiB, cpu: 150%}\n  nice: -5\n  \
+         no_new_privileges: true\n  stop_signal: INT\n  stop_timeout: 1s\n---\nname: b\nkind: custom\nspec: {command: x, probe: none}\n",
         r#"[{"name":"a","kind":"custom","spec":{"command":"x","probe":{"process":{}}},"status":{"phase":"up"}}]"#,
     ])
 }

@@ -122,6 +122,21 @@ fn custom() -> admin::Spec {
         env: [("A".to_owned(), "b".to_owned())].into(),
         port: Some(8080),
         probe: Some(probe),
+        env_from: vec!["/etc/e".into()],
+        user: "u".into(),
+        group: "33".into(),
+        working_dir: "/srv".into(),
+        limits: Some(admin::ProcessLimits {
+            nofile: Some(1024),
+            nproc: Some(7),
+            core: Some(0),
+            memory: Some(1 << 29),
+            cpu_percent: Some(150),
+        }),
+        nice: Some(-5),
+        no_new_privileges: true,
+        stop_signal: "SIGINT".into(),
+        stop_timeout: seconds(1),
     };
     let port = admin::NetworkPort {
         name: "external".into(),

@@ -39,6 +39,7 @@ pub(super) fn desired(generation: u64, replicas: u16, change: impl FnOnce(&mut D
                 env: BTreeMap::new(),
                 port: None,
                 probe: Probe::Tcp,
+                ..Custom::default()
             }),
         },
     };

@@ -6,6 +6,8 @@ use std::time::Duration;
 use common::appliance::FieldViolation;
 use serde::{Deserialize, Serialize};
 
+use super::cgroups;
+
 /// Most logs of an instance that can be kept: each is renamed when another one is put aside.
 const MAX_LOG_FILES: u32 = 100;
 
@@ -19,6 +21,15 @@ pub struct Config {
     pub appliance_binary: PathBuf,
     /// The shim that runs beside each instance; by default beside the worker's own executable.
     pub shim_binary: PathBuf,
+    /// Whether commands may run as root: the worker's own user where that is root, or one that a specification names. Whoever may change
+    /// appliances is root on this host then.
+    pub allow_root: bool,
+    /// Folders with files that `env_from` of an appliance may name when its instances run as another user than the worker. More folders let
+    /// whoever may change appliances read what is in them.
+    pub env_folders: Vec<PathBuf>,
+    /// Where instances get control groups: `auto` (in the group that was delegated to the worker, if one was), `off`, or the path of
+    /// a delegated group without processes.
+    pub cgroup: cgroups::Setting,
     /// How long an instance may take to end after its stop signal before it is killed, and what it started after it has ended itself. More lets long
     /// transfers finish; deletion takes that much longer.
     #[serde(with = "humantime_serde")]
@@ -54,6 +65,9 @@ impl Default for Config {
             state_dir: PathBuf::from(".rug"),
             appliance_binary: beside("rug-appliance"),
             shim_binary: beside("rug-shim"),
+            allow_root: false,
+            env_folders: vec![PathBuf::from("/etc/rug/env")],
+            cgroup: cgroups::Setting::Auto,
             stop_grace: Duration::from_secs(10),
             kill_wait: Duration::from_secs(5),
             settle: Duration::from_millis(100),
@@ -84,6 +98,9 @@ impl Config {
         check("settle", self.settle, Duration::from_secs(60));
         if self.state_dir.as_os_str().is_empty() {
             found.push(FieldViolation::new("state_dir", "must not be empty"));
+        }
+        if self.env_folders.iter().any(|folder| !folder.is_absolute()) {
+            found.push(FieldViolation::new("env_folders", "must be absolute paths"));
         }
         if self.log_limit == 0 {
             found.push(FieldViolation::new("log_limit", "must be at least 1"));

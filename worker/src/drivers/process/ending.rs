@@ -5,10 +5,10 @@
 //! before the shim is: it is the parent of every orphan, whoever that runs as.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use common::ApplianceId;
 use rustix::process::Signal;
+use shim::order::Stop;
 use shim::processes::{self, ProcessId};
 use tokio::time::Instant;
 use worker_core::instance::Instance;
@@ -16,7 +16,7 @@ use worker_core::instance::Instance;
 use super::fence::HeldLock;
 use super::record::{FolderKey, InstanceRecord, RecordState};
 use super::system::{self, ProcessStamp, Tree};
-use super::{Inner, off_thread, poll_until};
+use super::{Inner, cgroups, off_thread, poll_until};
 use crate::drivers::Error;
 
 /// Rounds of killing. Three outrun anything that does not fork for ever, and the shim has to go as well.
@@ -37,14 +37,14 @@ impl Ending {
     }
 
     /// Ends it, and records that. Nothing runs of it any more when this succeeds.
-    pub(super) async fn end(self, stop: Signal, timeout: Duration) -> Result<(), Error> {
+    pub(super) async fn end(self, stop: Stop) -> Result<(), Error> {
         let (ending, leader, tree) = off_thread(move || {
             let (leader, tree) = self.inner.tree(self.appliance, self.ordinal, self.attempt)?;
             Ok((self, leader, tree))
         })
         .await?;
         if !tree.is_empty() {
-            ending.ask(leader.as_ref(), tree, stop, timeout).await?;
+            ending.ask(leader.as_ref(), tree, stop).await?;
         }
         off_thread(move || {
             let Self { inner, held, appliance, ordinal, attempt } = &ending;
@@ -63,22 +63,16 @@ impl Ending {
         .await
     }
 
-    /// Sends the stop signal and waits until everything has ended, for `timeout` at most.
-    async fn ask(
-        &self,
-        leader: Option<&ProcessStamp>,
-        tree: Tree,
-        stop: Signal,
-        timeout: Duration,
-    ) -> Result<(), Error> {
+    /// Sends the stop signal and waits until everything has ended, for as long as that may take.
+    async fn ask(&self, leader: Option<&ProcessStamp>, tree: Tree, stop: Stop) -> Result<(), Error> {
         self.held.check()?;
         let pid = leader.map(|leader| leader.pid);
         let note = |outcome: &str| self.held.note("terminate", self.ordinal, self.attempt, pid, outcome);
         note("begun");
         // An instance of the version before has no shim, and neither has one whose shim was killed.
         let targets = tree.shim.map_or(tree.processes, |shim| vec![shim]);
-        let refused = signal_all(&targets, stop).err();
-        let left = system::ended(targets, Instant::now() + timeout).await;
+        let refused = signal_all(&targets, stop.signal).err();
+        let left = system::ended(targets, Instant::now() + stop.timeout).await;
         note(match (&refused, left.is_empty()) {
             (Some(text), false) => text,
             (_, false) => "still running",
@@ -98,6 +92,8 @@ impl Inner {
         action: &str,
     ) -> Result<(), Error> {
         let mut refused = None;
+        let name = Instance::name(appliance, ordinal, attempt);
+        let group = self.folder_of(appliance, ordinal, attempt).shim_state(&name).and_then(|state| state.cgroup);
         for _ in 0..KILL_ROUNDS {
             let (leader, tree) = self.tree(appliance, ordinal, attempt)?;
             let targets = match tree.shim {
@@ -108,12 +104,17 @@ impl Inner {
                     }
                     vec![shim]
                 }
-                None if tree.processes.is_empty() => return Ok(()),
+                None if tree.processes.is_empty() => {
+                    // Its shim does that, unless it was killed.
+                    group.iter().for_each(|group| cgroups::remove(group));
+                    return Ok(());
+                }
                 Some(_) | None => tree.processes,
             };
             held.check()?;
             let pid = leader.map(|leader| leader.pid);
             held.note(action, ordinal, attempt, pid, "begun");
+            group.iter().for_each(|group| cgroups::kill(group));
             refused = signal_all(&targets, Signal::KILL).err();
             let ended = poll_until(self.config.kill_wait, || targets.iter().all(|id| !id.is_alive()));
             held.note(action, ordinal, attempt, pid, if ended { "done" } else { "still running" });

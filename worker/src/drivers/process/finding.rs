@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use common::ApplianceId;
-use common::status::{EndCause, InstanceEnd};
+use common::status::InstanceEnd;
 use shim::processes::ProcessId;
-use shim::state::{self, End};
+use shim::state::End;
 use worker_core::instance::{BootState, Instance, Observation};
 
 use super::record::{Folder, FolderKey, InstanceRecord, RecordState, RecordedInstance};
+use super::shims::end_cause;
 use super::system::{self, Marked, ProcessStamp, Tree};
-use super::{Inner, launch, name_of, poll_until, record};
+use super::{Inner, cgroups, launch, name_of, poll_until, record};
 use crate::drivers::Error;
 
 /// How long an instance that somebody else started may take to open its management address before it is shown without.
@@ -137,7 +138,10 @@ impl Inner {
         // Without a record only the instance itself tells; a pid that somebody remembers proves nothing.
         let noted = || folder.shim_state(&name).map(|state| ProcessStamp::of(state.main));
         let leader = recorded.or_else(noted).or_else(|| self.scan(&name).map(|marked| marked.identity));
-        let tree = Tree::of(self.shim_of(&folder, &name), leader.as_ref(), &name, &self.config.state_dir);
+        let mut tree = Tree::of(self.shim_of(&folder, &name), leader.as_ref(), &name, &self.config.state_dir);
+        if let Some(group) = folder.shim_state(&name).and_then(|state| state.cgroup) {
+            tree.add(cgroups::processes(&group));
+        }
         Ok((leader, tree))
     }
 
@@ -160,11 +164,7 @@ impl Inner {
 /// What a shim has noted, in the terms of everybody.
 fn instance_end(instance: String, end: End) -> InstanceEnd {
     let End { cause, at_unix_ms, out_of_memory, last_lines } = end;
-    let cause = match cause {
-        state::EndCause::Exit(status) => EndCause::Exit(status),
-        state::EndCause::Signal(number) => EndCause::Signal(number),
-    };
-    InstanceEnd { instance, at_unix_ms, cause, out_of_memory, last_lines }.bounded()
+    InstanceEnd { instance, at_unix_ms, cause: end_cause(cause), out_of_memory, last_lines }.bounded()
 }
 
 /// The instance as it runs now. One that was made a moment ago by another worker gets the time to say where it serves

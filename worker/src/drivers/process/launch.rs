@@ -9,9 +9,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use common::ApplianceId;
-use common::kind::{LaunchRecipe, Listen, Program};
+use common::kind::{LaunchRecipe, Listen, Program, StopRecipe};
 use rustix::process::Signal;
 use shim::order::{LogBounds, Stop};
 use worker_core::instance::Instance;
@@ -19,6 +20,8 @@ use worker_core::instance::Instance;
 use super::config::Config;
 use super::record::Folder;
 use super::system::{self, INSTANCE_VARIABLE, STATE_VARIABLE};
+use super::users::Identity;
+use super::variables;
 use crate::drivers::{Error, Wanted};
 
 /// Variables that, beside [`INSTANCE_VARIABLE`] and [`STATE_VARIABLE`], let an instance be adopted without its record.
@@ -41,6 +44,7 @@ pub(super) struct Order {
     /// Attempt whose service it takes over.
     pub(super) beside: Option<u32>,
     pub(super) recipe: LaunchRecipe,
+    pub(super) stop: StopRecipe,
 }
 
 impl Order {
@@ -59,6 +63,7 @@ impl Order {
             boot_digest: wanted.boot_digest.to_owned(),
             beside: wanted.beside,
             recipe: recipe.map_err(|overflow| Error::Refused(overflow.to_string()))?,
+            stop: wanted.desired.spec.kind.stop(),
         })
     }
 
@@ -68,12 +73,22 @@ impl Order {
     }
 }
 
+/// How an instance is asked to end, and how long it may take.
+pub(super) fn stop(recipe: StopRecipe, config: &Config) -> Stop {
+    let signal = recipe.signal.and_then(Signal::from_named_raw).unwrap_or(Signal::TERM);
+    Stop { signal, timeout: recipe.timeout.unwrap_or(config.stop_grace) }
+}
+
 /// An order that can be carried out.
-#[derive(Debug)]
 pub(super) struct Launch {
-    program: PathBuf,
+    /// The program, and others of that name further on in `PATH`.
+    programs: Vec<PathBuf>,
     args: Vec<OsString>,
     variables: BTreeMap<String, String>,
+    /// Variables out of files, which the ones above win over.
+    from_files: Vec<(String, String)>,
+    /// Who it runs as.
+    identity: Identity,
     /// Where its service will be.
     pub(super) address: Option<SocketAddr>,
     /// Port that was picked for it.
@@ -89,15 +104,24 @@ impl Launch {
     pub(super) fn plan(
         order: &Order,
         folder: &Folder,
-        appliance_binary: &Path,
+        config: &Config,
         kept_port: Option<u16>,
         predecessor: Option<&Folder>,
     ) -> Result<Self, Error> {
         let recipe = &order.recipe;
-        let (program, mut args) = match &recipe.program {
-            Program::Command(command) => (find_program(command, env::var_os("PATH").as_deref())?, Vec::new()),
-            Program::Appliance => (appliance_binary.to_owned(), appliance_args(order, folder, predecessor)),
+        let (programs, mut args, identity) = match &recipe.program {
+            Program::Command(command) => {
+                let identity = Identity::of(&recipe.execution, config)?;
+                (find_program(command, env::var_os("PATH").as_deref())?, Vec::new(), identity)
+            }
+            // Our own program, which runs nothing that a specification names.
+            Program::Appliance => {
+                let identity = Identity::default();
+                (vec![config.appliance_binary.clone()], appliance_args(order, folder, predecessor), identity)
+            }
         };
+        let other_user = identity.user.is_some();
+        let from_files = variables::read(&recipe.execution.env_from, &config.env_folders, other_user)?;
         // Checked here even where the instance binds them only once it is configured: a port that is taken is better
         // reported before a process is started for it.
         let (address, picked_port) = match &recipe.listen {
@@ -119,22 +143,58 @@ impl Launch {
         let fill = |text: &str| substitute(text, order, address.map(|address| address.port()));
         args.extend(recipe.args.iter().map(|arg| OsString::from(fill(arg))));
         let variables = recipe.env.iter().map(|(name, value)| (name.clone(), fill(value))).collect();
-        Ok(Self { program, args, variables, address, picked_port })
+        Ok(Self { programs, args, variables, from_files, identity, address, picked_port })
+    }
+
+    /// A command that is run beside an instance which serves at `address`: as the same user, with the same variables.
+    ///
+    /// # Errors
+    /// As with [`Launch::plan`].
+    pub(super) fn beside(
+        order: &Order,
+        config: &Config,
+        address: Option<SocketAddr>,
+        command: &[String],
+    ) -> Result<Self, Error> {
+        let execution = &order.recipe.execution;
+        let identity = Identity::of(execution, config)?;
+        let from_files = variables::read(&execution.env_from, &config.env_folders, identity.user.is_some())?;
+        let fill = |text: &str| substitute(text, order, address.map(|address| address.port()));
+        let mut words = command.iter().map(|word| fill(word));
+        let programs = find_program(&words.next().unwrap_or_default(), env::var_os("PATH").as_deref())?;
+        let args = words.map(OsString::from).collect();
+        let variables = order.recipe.env.iter().map(|(name, value)| (name.clone(), fill(value))).collect();
+        Ok(Self { programs, args, variables, from_files, identity, address, picked_port: None })
+    }
+
+    /// The user it runs as, if that is not the worker's.
+    pub(super) const fn user(&self) -> Option<&shim::order::User> {
+        self.identity.user.as_ref()
     }
 
     /// What its shim is told.
     pub(super) fn order(&self, order: &Order, folder: &Folder, config: &Config) -> shim::order::Order {
+        let execution = &order.recipe.execution;
+        let limits = execution.limits;
+        // What the worker may execute another user perhaps may not.
+        let mut programs = self.programs.iter().take(if self.user().is_some() { usize::MAX } else { 1 }).cloned();
         shim::order::Order {
             instance: order.instance(),
             command: shim::order::Command {
-                program: self.program.clone(),
+                program: programs.next().unwrap_or_default(),
+                fallbacks: programs.collect(),
                 args: self.args.clone(),
                 env: self.environment(order, &config.state_dir),
                 directory: folder.work(),
-                nofile: inherited_descriptor_limit(),
-                ..shim::order::Command::default()
+                working_dir: execution.working_dir.as_ref().map(PathBuf::from),
+                user: self.identity.user.clone(),
+                nofile: limits.nofile.map(|most| (most, most)).or_else(inherited_descriptor_limit),
+                nproc: limits.nproc,
+                core: limits.core,
+                nice: execution.nice.map(i32::from),
+                no_new_privileges: execution.no_new_privileges,
             },
-            stop: Stop { signal: Signal::TERM, timeout: config.stop_grace },
+            stop: stop(order.stop, config),
             log: LogBounds {
                 size: config.log_limit,
                 kept: config.log_files,
@@ -145,11 +205,32 @@ impl Launch {
         }
     }
 
+    /// What the shim is told that runs it beside an instance. Without the variables by which instances are found: it is none.
+    pub(super) fn order_beside(
+        &self,
+        order: &Order,
+        folder: &Folder,
+        config: &Config,
+        limit: Duration,
+    ) -> shim::order::Order {
+        let mut told = self.order(order, folder, config);
+        told.command.env.retain(|(name, _)| name != INSTANCE_VARIABLE && name != STATE_VARIABLE);
+        told.stop.timeout = limit;
+        told
+    }
+
     fn environment(&self, order: &Order, state_dir: &Path) -> Vec<(OsString, OsString)> {
         let inherited = ["PATH", "HOME", "LANG"].into_iter();
         let mut all: BTreeMap<OsString, OsString> =
             inherited.filter_map(|name| Some((name.into(), env::var_os(name)?))).collect();
-        all.extend(self.variables.iter().map(|(name, value)| (name.into(), value.into())));
+        if let Some(home) = &self.identity.home {
+            all.insert("HOME".into(), home.into());
+        }
+        if let Some(name) = &self.identity.name {
+            all.extend([("USER".into(), name.into()), ("LOGNAME".into(), name.into())]);
+        }
+        let given = self.from_files.iter().map(|(name, value)| (name, value)).chain(&self.variables);
+        all.extend(given.map(|(name, value)| (name.into(), value.into())));
         let mut set = |name: &str, value: &str| all.insert(name.into(), value.into());
         set(INSTANCE_VARIABLE, &order.instance());
         set(DIGEST_VARIABLE, &order.boot_digest);
@@ -188,8 +269,8 @@ fn substitute(text: &str, order: &Order, port: Option<u16>) -> String {
         .replace("{id}", &order.appliance.to_string())
 }
 
-/// Finds a program as a shell would: a path as it is, a bare name in the folders of `path`.
-fn find_program(command: &str, path: Option<&std::ffi::OsStr>) -> Result<PathBuf, Error> {
+/// Finds a program as a shell would: a path as it is, a bare name in the folders of `path`, from all of them.
+fn find_program(command: &str, path: Option<&std::ffi::OsStr>) -> Result<Vec<PathBuf>, Error> {
     let executable =
         |file: &Path| file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
     if command.contains('/') {
@@ -197,7 +278,7 @@ fn find_program(command: &str, path: Option<&std::ffi::OsStr>) -> Result<PathBuf
         return if !file.is_absolute() {
             Err(Error::Refused(format!("command `{command}` must be an absolute path or a bare name")))
         } else if executable(file) {
-            Ok(file.to_owned())
+            Ok(vec![file.to_owned()])
         } else if file.exists() {
             Err(Error::Refused(format!("command `{command}` is not executable")))
         } else {
@@ -206,8 +287,9 @@ fn find_program(command: &str, path: Option<&std::ffi::OsStr>) -> Result<PathBuf
     }
     let candidates: Vec<PathBuf> =
         env::split_paths(path.unwrap_or_default()).filter(|d| d.is_absolute()).map(|d| d.join(command)).collect();
-    match candidates.iter().find(|file| executable(file)) {
-        Some(found) => Ok(found.clone()),
+    let found: Vec<PathBuf> = candidates.iter().filter(|file| executable(file)).cloned().collect();
+    match found.first() {
+        Some(_) => Ok(found),
         None if candidates.iter().any(|file| file.is_file()) => {
             Err(Error::Refused(format!("command `{command}` is not executable")))
         }
@@ -255,7 +337,7 @@ fn pick_port() -> Result<u16, Error> {
 mod tests {
     use super::*;
 
-    fn refusal(result: Result<PathBuf, Error>) -> String {
+    fn refusal(result: Result<Vec<PathBuf>, Error>) -> String {
         match result {
             Err(Error::Refused(text)) => text,
             other => panic!("expected a refusal, got {other:?}"),
@@ -265,7 +347,7 @@ mod tests {
     #[test]
     fn programs_are_looked_up_like_a_shell_does_and_mistakes_are_named() {
         let path = Some(std::ffi::OsStr::new("/nowhere:/bin:/usr/bin"));
-        assert!(find_program("sleep", path).expect("part of every system").ends_with("sleep"));
+        assert!(find_program("sleep", path).expect("part of every system")[0].ends_with("sleep"));
         assert_eq!(refusal(find_program("no-such-thing", path)), "command `no-such-thing` not found");
         assert_eq!(refusal(find_program("/no/such/thing", path)), "command `/no/such/thing` not found");
         assert_eq!(refusal(find_program("/etc/passwd", path)), "command `/etc/passwd` is not executable");

@@ -19,6 +19,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::num::ParseIntError;
+use std::os::unix::fs::{MetadataExt as _, lchown};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -26,6 +27,7 @@ use common::ApplianceId;
 use common::status::PID_DETAIL;
 use runtime::folder::{Access, Folder as StateFolder};
 use rustix::fs::{RenameFlags, fsync, renameat, renameat_with};
+use rustix::process::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
 use shim::STATE_FILE;
 use shim::state::{MAX_STATE, ShimState};
@@ -292,10 +294,20 @@ impl Folder {
         Ok(self.instances.write_atomic(self.name.join("instance.json"), &bytes)?)
     }
 
-    /// Makes the folder, and removes what the former instance left in it.
-    pub(super) fn prepare(&self) -> io::Result<()> {
+    /// Makes the folder, and removes what the former instance left in it. Its working directory belongs to `owner`, by user and group,
+    /// or to the worker's user.
+    pub(super) fn prepare(&self, owner: Option<(u32, u32)>) -> io::Result<()> {
         let folder = self.instances.subfolder(&self.name)?;
+        // That of a former instance may belong to another user, whom it is taken from before anything else is done with it.
+        let work = self.work();
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        if work.symlink_metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() != uid) {
+            lchown(&work, Some(uid), Some(gid))?;
+        }
         folder.subfolder("work")?;
+        if let Some((uid, gid)) = owner {
+            lchown(&work, Some(uid), Some(gid))?;
+        }
         for file in [MANAGEMENT_FILE, "secret", STATE_FILE, ANSWERED, handover::SOCKET] {
             folder.remove(file)?;
         }

@@ -4,16 +4,18 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::status::EndCause;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
 use shim::SHIM_VARIABLE;
-use shim::order::{Answer, MAX_ANSWER, Order};
+use shim::order::{Answer, MAX_ANSWER, Order, Verdict};
 use shim::processes::{self, ProcessId, descendants};
+use shim::state::{self, last_lines};
 use tokio::process::Child;
 
 use super::poll_until;
@@ -71,19 +73,66 @@ pub(super) fn start(
     }
 }
 
-/// The order goes through memory that no other process can reach by a name; the answer comes through a pipe.
+/// The order goes through memory, the answer comes through a pipe.
 fn spawn(binary: &Path, folder: &Folder, state_dir: &Path, order: &Order) -> io::Result<(OwnedFd, Child)> {
-    let mut orders = File::from(memfd_create(c"rug-order", MemfdFlags::CLOEXEC)?);
-    orders.write_all(&order.encode())?;
-    orders.rewind()?;
     let (answers, writer) = pipe_with(PipeFlags::CLOEXEC)?;
     let mut command = Command::new(binary);
     command.arg("run").arg(&order.instance).current_dir(folder.path());
     command.env_clear().env(SHIM_VARIABLE, &order.instance).env(STATE_VARIABLE, state_dir);
-    command.stdin(orders).stdout(writer).stderr(folder.open_log()?);
+    command.stdin(orders(order)?).stdout(writer).stderr(folder.open_log()?);
     // Whatever became of it, the own end for answers is closed with the command.
     let child = tokio::process::Command::from(command).spawn()?;
     Ok((answers, child))
+}
+
+/// Runs a command beside an instance by way of a shim, which ends it when it takes longer than `limit`.
+pub(super) async fn run_beside(binary: &Path, folder: &Folder, order: &Order, limit: Duration) -> Result<(), Error> {
+    let failed = |error: io::Error| Error::Failed(format!("cannot start {}: {error}", binary.display()));
+    let mut command = Command::new(binary);
+    command.arg("probe").arg(&order.instance).current_dir(folder.path()).env_clear();
+    command.stdin(orders(order).map_err(failed)?).stdout(Stdio::piped()).stderr(Stdio::null());
+    let child = tokio::process::Command::from(command).spawn().map_err(failed)?;
+    let pid = child.id();
+    let answer = match tokio::time::timeout(limit + ANSWER_WAIT, child.wait_with_output()).await {
+        Ok(output) => output.map_err(failed)?.stdout,
+        Err(_) => {
+            let ended = tokio::task::spawn_blocking(move || give_up(pid, "its shim does not end")).await;
+            return Err(Error::Failed(ended.map_or_else(|_| "its shim does not end".to_owned(), |why| why.text())));
+        }
+    };
+    let (verdict, output) = Verdict::decode(&answer).ok_or_else(|| Error::Failed("its shim gave no answer".into()))?;
+    let said = last_lines(output).join(" | ");
+    let said = if said.is_empty() { "no output".to_owned() } else { format!("last output: {said}") };
+    let command = &order.command;
+    // Which of several of that name it was, the launcher alone knows.
+    let program = if command.fallbacks.is_empty() {
+        command.program.as_os_str()
+    } else {
+        command.program.file_name().unwrap_or_default()
+    };
+    let program = program.to_string_lossy();
+    match verdict {
+        Verdict::Ended(state::EndCause::Exit(0)) => Ok(()),
+        Verdict::Ended(cause) => Err(Error::Failed(format!("{program} ended with {}; {said}", end_cause(cause)))),
+        Verdict::TimedOut => Err(Error::Failed(format!("{program} did not end within {limit:?}; {said}"))),
+        Verdict::NotRun => Err(Error::Failed(format!("{program} cannot be run: {}", String::from_utf8_lossy(output)))),
+    }
+}
+
+/// What the kernel said, in the terms of everybody.
+pub(super) const fn end_cause(cause: state::EndCause) -> EndCause {
+    match cause {
+        state::EndCause::Exit(status) => EndCause::Exit(status),
+        state::EndCause::Signal(number) => EndCause::Signal(number),
+    }
+}
+
+/// An order in memory that no other process can reach by a name.
+fn orders(order: &Order) -> io::Result<File> {
+    let mut orders = File::from(memfd_create(c"rug-order", MemfdFlags::CLOEXEC)?);
+    orders.write_all(&order.encode())?;
+    orders.rewind()?;
+    Ok(orders)
 }
 
 /// The answer; `None` when it is none.

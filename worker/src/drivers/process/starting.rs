@@ -4,6 +4,7 @@ use tokio::process::Child;
 use worker_core::instance::Instance;
 
 use super::Inner;
+use super::cgroups;
 use super::fence::{self, HeldLock};
 use super::finding::running;
 use super::launch::{Launch, Order};
@@ -43,8 +44,9 @@ impl Inner {
         }
         let predecessor = self.predecessor(held, order, &folder)?;
         let kept_port = former.and_then(|record| record.picked_port);
-        let launch = Launch::plan(order, &folder, &self.config.appliance_binary, kept_port, predecessor.as_ref())?;
-        folder.prepare()?;
+        let launch = Launch::plan(order, &folder, &self.config, kept_port, predecessor.as_ref())?;
+        let cgroup = self.cgroup_for(order)?;
+        folder.prepare(launch.user().map(|user| (user.uid, user.gid)))?;
         if let Some(predecessor) = &predecessor {
             folder.inherit_token(predecessor)?;
         }
@@ -65,7 +67,8 @@ impl Inner {
             notes_answers: true,
         };
         folder.write(&record)?;
-        match self.spawn(held, order, &folder, &launch) {
+        let wanted = shim::order::Order { cgroup, ..launch.order(order, &folder, &self.config) };
+        match self.spawn(held, order, &folder, &wanted) {
             Ok(identity) => {
                 record.state = RecordState::Running(identity.clone());
                 folder.write(&record)?;
@@ -98,18 +101,26 @@ impl Inner {
         Ok(predecessor)
     }
 
+    /// The control group that its shim is to make.
+    fn cgroup_for(&self, order: &Order) -> Result<Option<shim::order::Cgroup>, Error> {
+        let limits = &order.recipe.execution.limits;
+        match &self.cgroups {
+            Some(cgroups) => cgroups.order(&order.instance(), limits).map(Some),
+            None => cgroups::without(limits).map(|()| None),
+        }
+    }
+
     fn spawn(
         &self,
         held: &HeldLock,
         order: &Order,
         folder: &Folder,
-        launch: &Launch,
+        wanted: &shim::order::Order,
     ) -> Result<ProcessStamp, StartFailure> {
         let note = |pid, outcome: &str| held.note("spawn", order.ordinal, order.attempt, pid, outcome);
-        let wanted = launch.order(order, folder, &self.config);
         held.check().map_err(StartFailure::NotStarted)?;
         note(None, "begun");
-        match shims::start(&self.config.shim_binary, folder, &self.config.state_dir, &wanted) {
+        match shims::start(&self.config.shim_binary, folder, &self.config.state_dir, wanted) {
             Ok(StartedShim { child, main }) => {
                 note(Some(main.pid), "done");
                 reap(child);

@@ -148,12 +148,18 @@ impl Tree {
     /// Everything that runs of the instance `name`: what descends from its shim, and what can be found without one.
     pub(super) fn of(shim: Option<ProcessId>, leader: Option<&ProcessStamp>, name: &str, state_dir: &Path) -> Self {
         let shim = shim.filter(|shim| shim.is_alive());
-        let mut processes = shim.map(|shim| descendants(shim.pid)).unwrap_or_default();
+        let processes = shim.map(|shim| descendants(shim.pid)).unwrap_or_default();
         let others = leader.map(|leader| family(leader, name, state_dir)).unwrap_or_default();
-        processes.extend(others.into_iter().filter(|id| Some(*id) != shim));
-        processes.sort_unstable();
-        processes.dedup();
-        Self { shim, processes }
+        let mut tree = Self { shim, processes };
+        tree.add(others);
+        tree
+    }
+
+    /// Adds what was found otherwise.
+    pub(super) fn add(&mut self, others: Vec<ProcessId>) {
+        self.processes.extend(others.into_iter().filter(|id| Some(*id) != self.shim));
+        self.processes.sort_unstable();
+        self.processes.dedup();
     }
 
     /// Whether nothing runs.

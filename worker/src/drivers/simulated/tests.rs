@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use common::appliance::{Name, Spec, Timing};
 use common::driver::DriverName;
-use common::kind::{Custom, KindSpec, Probe};
+use common::kind::{Custom, KindSpec, Probe, StopRecipe};
 use common::{Edition, Generation, Term};
 
 use super::*;
@@ -24,6 +24,7 @@ fn desired() -> Desired {
         env: std::collections::BTreeMap::new(),
         port: None,
         probe: Probe::Tcp,
+        ..Custom::default()
     });
     Desired {
         name: name.clone(),
@@ -50,7 +51,7 @@ async fn an_instance_of_a_shared_world_is_seen_and_ended_by_another_worker() {
     let made = first.ensure(&permit(a, 1), wanted(&spec, 1)).await.expect("boots");
     assert_eq!(second.observe(a).await.expect("readable").running, std::slice::from_ref(&made));
     second.claim(&permit(a, 2)).await.expect("the newer token");
-    second.destroy(&permit(a, 2), &made).await.expect("ends");
+    second.destroy(&permit(a, 2), &made, StopRecipe::default()).await.expect("ends");
     assert_eq!(first.observe(a).await.expect("readable").running, []);
     let late = first.ensure(&permit(a, 1), wanted(&spec, 2)).await;
     assert!(matches!(late, Err(Error::Superseded(_))), "{late:?}");
@@ -67,8 +68,8 @@ async fn a_private_world_is_lost_to_others_and_keeps_nothing_of_what_is_forgotte
     assert_eq!(first.ensure(&permit(a, 1), wanted(&spec, 1)).await.expect("found"), made);
     assert_eq!(second.observe(a).await.expect("readable").running, []);
     assert!(first.forget(&permit(a, 1)).await.is_err(), "an instance runs");
-    first.destroy(&permit(a, 1), &made).await.expect("ends");
-    first.destroy(&permit(a, 1), &made).await.expect("ending it again is fine");
+    first.destroy(&permit(a, 1), &made, StopRecipe::default()).await.expect("ends");
+    first.destroy(&permit(a, 1), &made, StopRecipe::default()).await.expect("ending it again is fine");
     first.forget(&permit(a, 1)).await.expect("nothing runs");
     assert!(first.world().appliances.is_empty());
 }
@@ -104,7 +105,7 @@ async fn ports_of_a_shared_world_are_seen_and_plugged_once() {
     assert_eq!(first.observe(a).await.expect("readable").running, std::slice::from_ref(&less));
     let late = first.attach(&permit(a, 1), &less, &port("c")).await;
     assert!(matches!(late, Err(Error::Superseded(_))), "{late:?}");
-    second.destroy(&permit(a, 2), &less).await.expect("ends");
+    second.destroy(&permit(a, 2), &less, StopRecipe::default()).await.expect("ends");
     assert!(matches!(second.attach(&permit(a, 2), &less, &port("c")).await, Err(Error::Failed(_))), "it is gone");
 }
 
@@ -206,7 +207,7 @@ async fn what_answered_is_known_to_the_next_owner_and_numbers_of_what_ended_as_w
     first.note_answer(a, &made).await.expect("it runs");
     let found = second.observe(a).await.expect("readable");
     assert_eq!(found.running[0].boot, BootState::Over);
-    second.destroy(&permit(a, 2), &found.running[0]).await.expect("ends");
+    second.destroy(&permit(a, 2), &found.running[0], StopRecipe::default()).await.expect("ends");
     first.note_answer(a, &made).await.expect("it is gone, which is fine");
     let found = first.observe(a).await.expect("readable");
     assert_eq!((found.running.len(), found.attempts), (0, vec![(0, 3)]));
