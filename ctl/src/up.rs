@@ -69,6 +69,9 @@ pub(crate) struct UpArgs {
     /// Allow --listen, which needs no certificate
     #[arg(long)]
     insecure: bool,
+    /// Started by root: run commands that name no user as root, not as nobody
+    #[arg(long)]
+    allow_root: bool,
     /// Remove every appliance of the state folder, then stop
     #[arg(long)]
     down: bool,
@@ -104,6 +107,11 @@ async fn stay_up(ui: &Ui, args: &UpArgs) -> Result<(), Failure> {
         ui.note(&text);
     }
     ui.note(&format!("state and logs in {}", cluster.folder.root().display()));
+    if rustix::process::geteuid().is_root() && !args.allow_root {
+        ui.note(&format!(
+            "started by root: commands that name no `user` run as {ROOTLESS_USER}, and none as root unless --allow-root is given"
+        ));
+    }
     let tell = |text: &str| ui.note(text);
     let started = tokio::select! {
         result = cluster.start(&tell) => result,
@@ -235,6 +243,15 @@ impl StopSignals {
     }
 }
 
+/// What a worker is told of whom commands may run as.
+const fn rights(allow_root: bool, by_root: bool) -> &'static [&'static str] {
+    match (allow_root, by_root) {
+        (true, _) => &["--allow-root"],
+        (false, true) => &["--default-user", ROOTLESS_USER],
+        (false, false) => &[],
+    }
+}
+
 /// The processes of an embedded cluster and a client of it.
 struct LocalCluster {
     folder: StateFolder,
@@ -248,6 +265,9 @@ struct LocalCluster {
 }
 
 const COORDINATOR: &str = "coordinator-1";
+
+/// User of commands that name none in a cluster that root has started: there is one of that name on every system.
+const ROOTLESS_USER: &str = "nobody";
 
 impl LocalCluster {
     /// A cluster of which no process runs yet.
@@ -284,6 +304,7 @@ impl LocalCluster {
                 text(&["run", "--name", &name, "--coordinator", &address, "--state-dir", &state, "--host", &host]);
             // All workers stop together, so there is no other worker to hand appliances to.
             words.extend(text(&["--on-stop", "leave"]));
+            words.extend(text(rights(args.allow_root, rustix::process::geteuid().is_root())));
             words.extend(drivers.iter().flat_map(|driver| text(&["--driver", driver.as_str()])));
             program(&name, &worker_binary, words)
         };

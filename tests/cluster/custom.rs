@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 use tests::cluster::wait::until;
-use tests::cluster::{Cluster, Options, PATIENCE, api};
+use tests::cluster::{Cluster, Options, PATIENCE, api, ports};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
@@ -79,6 +81,52 @@ async fn a_command_as_root_waits_for_a_yes_and_says_so() -> Result<()> {
     })
     .await?;
     cluster.rugctl(&["apply", "-f", "-"], &document(", user: nobody")).await?.success()?;
+    cluster.finish().await
+}
+
+/// The documents that the README begins with, on ports that are free.
+fn fleet_of_the_readme() -> (String, u16) {
+    let mut text = include_str!("../../docs/examples/fleet.yaml").to_owned();
+    let ports = ["8080", "8081", "8082"].map(|known| {
+        let port = ports::free();
+        text = text.replace(known, &port.to_string());
+        port
+    });
+    (text, ports[0])
+}
+
+#[tokio::test]
+async fn the_fleet_of_the_readme_needs_no_rights_of_root() -> Result<()> {
+    if !is_root() {
+        eprintln!("skipped: other tests show that it runs as any user");
+        return Ok(());
+    }
+    let settings = [("RUG_WORKER_PROCESS__ALLOW_ROOT", "false"), ("RUG_WORKER_PROCESS__DEFAULT_USER", "nobody")];
+    let worker_env = settings.map(|(name, value)| (name, value.to_owned())).to_vec();
+    let mut cluster = Cluster::start(Options { workers: 2, worker_env, ..Options::default() }).await?;
+    let (text, port) = fleet_of_the_readme();
+    cluster.rugctl(&["apply", "-f", "-"], &text).await?.success()?;
+    let mut connection = TcpStream::connect(("127.0.0.1", port)).await?;
+    connection.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await?;
+    ensure!(answer.starts_with("HTTP/1.0 200") && answer.contains("Directory listing"), "{answer}");
+    let mut before = Vec::new();
+    for name in ["web-1", "web-2"] {
+        let pid = *api::pids(&cluster.api.get(name).await?).first().context("it runs")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        ensure!(status.lines().any(|line| line.starts_with("Uid:") && !line.contains("\t0")), "{status}");
+        before.push(pid);
+    }
+    // The workers die and come back: what runs goes on.
+    for worker in &mut cluster.workers {
+        worker.kill()?;
+    }
+    cluster.start_all().await?;
+    for (name, pid) in ["web-1", "web-2"].into_iter().zip(before) {
+        ensure!(api::pids(&cluster.api.get(name).await?) == [pid], "{name} was replaced");
+    }
+    cluster.rugctl(&["delete", "--all", "--yes"], "").await?.success()?;
     cluster.finish().await
 }
 

@@ -99,6 +99,10 @@ struct ProcessFlags {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     allow_root: bool,
+    /// User of commands that name none, where this runs as root.
+    #[arg(long, value_name = "USER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    default_user: Option<String>,
 }
 
 /// Flags of the section `session`.

@@ -19,6 +19,7 @@ fn args(dir: &Path, coordinator: &str) -> UpArgs {
         drivers: vec![],
         listen: None,
         insecure: false,
+        allow_root: false,
         down: false,
         yes: false,
         coordinator_binary: Some(script(dir, "rug-coordinator", coordinator)),
@@ -129,10 +130,10 @@ fn worker_command_lines_contain_all_arguments() {
         "run --name worker-2 --coordinator unix:{0}/coordinator.sock --state-dir {0}/workers --host ",
         folder.root().display()
     );
-    assert!(
-        words.starts_with(&start) && words.ends_with(" --on-stop leave --driver process --driver simulated"),
-        "{words}"
-    );
+    assert!(words.starts_with(&start) && words.ends_with(" --driver process --driver simulated"), "{words}");
+    assert!(words.contains(" --on-stop leave "), "{words}");
+    assert_eq!((rights(false, false), rights(true, false)), (&[][..], &["--allow-root"][..]));
+    assert_eq!((rights(false, true), rights(true, true)), (&["--default-user", "nobody"][..], &["--allow-root"][..]));
 }
 
 #[tokio::test]

@@ -70,6 +70,14 @@ async fn what_runs_as_root_already_is_adopted_where_that_is_not_allowed_any_more
     assert_eq!(strict.ensure(&permit(2), first(&spec)).await.expect("finds it"), made);
     strict.destroy(&permit(2), &made, StopRecipe::default()).await.expect("ends");
     assert!(refusal(strict.ensure(&permit(2), Wanted { attempt: 2, ..first(&spec) }).await).contains("allow_root"));
+    // With a user for what names none it starts without the rights of root.
+    let kind = Config { allow_root: false, default_user: Some("nobody".into()), ..world.config() };
+    let lenient = open("w3", kind);
+    let spec = script("id -un; id -u; echo end; exec sleep 1000", |_| {});
+    let made = lenient.ensure(&permit(3), Wanted { attempt: 3, ..first(&spec) }).await.expect("starts");
+    let text = output(&world).await;
+    assert!(text.starts_with("nobody\n"), "{text}");
+    lenient.destroy(&permit(3), &made, StopRecipe::default()).await.expect("ends");
 }
 
 #[tokio::test]

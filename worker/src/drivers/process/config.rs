@@ -24,6 +24,9 @@ pub struct Config {
     /// Whether commands may run as root: the worker's own user where that is root, or one that a specification names. Whoever may change
     /// appliances is root on this host then.
     pub allow_root: bool,
+    /// User that commands run as which name none, where the worker runs as root. Without one they run as root, and are refused unless that is
+    /// allowed. What runs already goes on as the user that it has.
+    pub default_user: Option<String>,
     /// Folders with files that `env_from` of an appliance may name when its instances run as another user than the worker. More folders let
     /// whoever may change appliances read what is in them.
     pub env_folders: Vec<PathBuf>,
@@ -66,6 +69,7 @@ impl Default for Config {
             appliance_binary: beside("rug-appliance"),
             shim_binary: beside("rug-shim"),
             allow_root: false,
+            default_user: None,
             env_folders: vec![PathBuf::from("/etc/rug/env")],
             cgroup: cgroups::Setting::Auto,
             stop_grace: Duration::from_secs(10),
@@ -101,6 +105,9 @@ impl Config {
         }
         if self.env_folders.iter().any(|folder| !folder.is_absolute()) {
             found.push(FieldViolation::new("env_folders", "must be absolute paths"));
+        }
+        if self.default_user.as_ref().is_some_and(String::is_empty) {
+            found.push(FieldViolation::new("default_user", "must not be empty"));
         }
         if self.log_limit == 0 {
             found.push(FieldViolation::new("log_limit", "must be at least 1"));

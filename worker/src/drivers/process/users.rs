@@ -31,7 +31,8 @@ impl Identity {
     /// [`Error::Refused`] with what this host does not know, or the worker may not do.
     pub(super) fn of(execution: &Execution, config: &Config) -> Result<Self, Error> {
         let own = (geteuid(), getegid());
-        let user = execution.user.as_deref().map(find_user).transpose()?;
+        let default = config.default_user.as_deref().filter(|_| own.0.is_root());
+        let user = execution.user.as_deref().or(default).map(find_user).transpose()?;
         let group = execution.group.as_deref().map(find_group).transpose()?;
         let uid = user.as_ref().map_or(own.0, |(uid, _)| *uid);
         let mend = "or allow that with `process.allow_root` in the settings of the worker";
@@ -127,6 +128,18 @@ mod tests {
         if geteuid().is_root() {
             assert!(refusal(&asked("nobody", "0"), false).starts_with("it would run in the group of root"));
             assert!(Identity::of(&asked("nobody", "0"), &with(true)).is_ok());
+        }
+    }
+
+    #[test]
+    fn what_names_no_user_runs_as_the_one_of_the_settings_instead_of_root() {
+        let config = Config { default_user: Some("nobody".into()), ..with(false) };
+        let found = Identity::of(&Execution::default(), &config).expect("not root");
+        if geteuid().is_root() {
+            assert_eq!(found.name.as_deref(), Some("nobody"));
+            assert!(Identity::of(&asked("root", ""), &config).is_err(), "what is named counts");
+        } else {
+            assert!(found.user.is_none(), "it counts for root alone");
         }
     }
 
