@@ -17,8 +17,6 @@ use std::time::Duration;
 use opentelemetry::metrics::{Counter, Histogram, Meter};
 use opentelemetry::{KeyValue, global};
 
-use crate::gate::Shut;
-
 /// Bounds in seconds: a look takes microseconds, a probe milliseconds, the boot of a machine minutes.
 const STEP_BOUNDS: [f64; 15] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0];
@@ -112,11 +110,6 @@ pub(crate) fn connected(opened: bool) {
 }
 
 /// A step was not begun because of this.
-pub(crate) fn refused(shut: &Shut) {
-    let reason = match shut {
-        Shut::Fenced => "lease",
-        Shut::NotOwned => "not_owned",
-        Shut::FenceDelay(_) => "fence_delay",
-    };
+pub(crate) fn refused(reason: &'static str) {
     INSTRUMENTS.refusals.add(1, &[KeyValue::new("reason", reason)]);
 }

@@ -40,6 +40,18 @@ pub enum Shut {
     FenceDelay(Duration),
 }
 
+impl Shut {
+    /// The name in metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Fenced => "lease",
+            Self::NotOwned => "not_owned",
+            Self::FenceDelay(_) => "fence_delay",
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Grant {
     token: Token,

@@ -495,7 +495,7 @@ impl Scheduler {
             Err(_) if step == LifecycleStep::Observe => None,
             Err(shut) => {
                 entry.stage = StepStage::Idle;
-                crate::metrics::refused(&shut);
+                crate::metrics::refused(shut.name());
                 let outcome = fenced(shut);
                 return self.drive(appliance, Fact::Ended(outcome));
             }
