@@ -155,6 +155,11 @@ async fn a_process_that_its_worker_did_not_live_to_record_is_found() {
     assert_eq!(spawned(&other), 1);
     std::fs::write(&record, b"{ damaged").expect("writable");
     assert_eq!(other.observe(A).await.expect("readable").running[0].details.pid(), made.details.pid());
+    std::fs::remove_file(&record).expect("removable");
+    std::os::unix::fs::symlink("/nowhere", &record).expect("made");
+    assert!(other.observe(A).await.is_err(), "a link is no record");
+    let listed = other.list().await.expect("it hides nothing");
+    assert_eq!((listed.len(), listed[0].1.details.pid()), (1, made.details.pid()));
     std::fs::remove_dir_all(world.instance_folder()).expect("removable");
     let listed = other.list().await.expect("readable");
     assert_eq!(

@@ -6,6 +6,7 @@ use common::ApplianceId;
 use common::status::InstanceEnd;
 use shim::processes::ProcessId;
 use shim::state::End;
+use tracing::warn;
 use worker_core::instance::{BootState, Instance, Observation};
 
 use super::record::{Folder, FolderKey, InstanceRecord, RecordState, RecordedInstance};
@@ -97,7 +98,13 @@ impl Inner {
     pub(super) fn list(&self) -> Result<Vec<(ApplianceId, Instance)>, Error> {
         let mut found = Vec::new();
         for appliance in record::appliances(self.instances.path())? {
-            found.extend(self.observe(appliance)?.running.into_iter().map(|instance| (appliance, instance)));
+            match self.observe(appliance) {
+                Ok(observed) => {
+                    found.extend(observed.running.into_iter().map(|instance| (appliance, instance)));
+                }
+                // It hides no other one; what runs of it is found below.
+                Err(error) => warn!(%appliance, "its records cannot be read: {error}"),
+            }
         }
         // Processes without a record that says so: their folder was removed, or was never written.
         for marked in system::marked(&self.config.state_dir) {
