@@ -57,7 +57,8 @@ impl Default for Config {
     fn default() -> Self {
         // Libraries that tell of every try, where what follows from it is told here: a ZooKeeper that is away makes its
         // client warn several times a second, and h2 warns of every connection that a peer resets.
-        let filter = "info,sqlx=warn,h2=error,sea_orm_migration=warn,zookeeper_client=error".to_owned();
+        let filter =
+            "info,sqlx=warn,h2=error,sea_orm_migration=warn,zookeeper_client=error,opentelemetry=warn".to_owned();
         Self { format: Format::Text, filter }
     }
 }

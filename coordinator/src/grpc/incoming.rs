@@ -335,7 +335,7 @@ impl PendingConnections {
     }
 
     /// Adds one; returns whether another one was given up for it: the oldest of the network that has most, so that who opens
-    /// many keeps out nobody else, however slow. That one is closed then: were it only about to be, a burst of connections
+    /// many keeps out nobody else, however slow; of several such networks any. That one is closed then: were it only about to be, a burst of connections
     /// could use up all descriptors meanwhile.
     async fn spawn(&mut self, from: PeerAddress, connection: impl Future<Output = ()> + Send + 'static) -> bool {
         if self.remembered() >= self.most {
@@ -345,7 +345,10 @@ impl PendingConnections {
             });
         }
         let full = self.remembered() >= self.most;
-        if full && let Some(most) = self.by_network.values_mut().max_by_key(|of_network| of_network.len()) {
+        if full
+            && let Some(most) =
+                self.by_network.values_mut().max_by_key(|of_network| (of_network.len(), rand::random::<u32>()))
+        {
             most.pop_front().inspect(AbortHandle::abort);
         }
         // Ends with the next that ends, which those that were given up do when they are scheduled next.

@@ -47,6 +47,7 @@ mod finding;
 mod launch;
 mod record;
 mod removal;
+mod shared_look;
 mod shims;
 pub(crate) mod site;
 mod starting;

@@ -129,7 +129,12 @@ const ENDPOINT_RULE: &str = "must be http://HOST:PORT or https://HOST:PORT, with
 
 fn is_endpoint(text: &str) -> bool {
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
-    rest.is_some_and(|rest| !rest.is_empty() && !rest.contains('@')) && text.parse::<tonic::transport::Uri>().is_ok()
+    let Some(rest) = rest.filter(|rest| !rest.is_empty() && !rest.contains('@')) else { return false };
+    let Ok(uri) = text.parse::<tonic::transport::Uri>() else { return false };
+    // A number that is no port counts as none there.
+    let authority = rest.split('/').next().unwrap_or_default();
+    let has_port = authority.rsplit(']').next().is_some_and(|after| after.contains(':'));
+    uri.host().is_some_and(|host| !host.is_empty()) && uri.port_u16().is_some_and(|port| port > 0) == has_port
 }
 
 fn is_header(name: &str, value: &str) -> bool {
@@ -429,6 +434,8 @@ mod tests {
         for (name, value) in [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:secret@c:1"),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "secret:4317"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://secret:99999"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]:0"),
             ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json-secret"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "secret"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "a=%zzsecret"),
@@ -455,6 +462,9 @@ mod tests {
         };
         let fields: Vec<_> = bad.validate().into_iter().map(|v| v.field).collect();
         assert_eq!(fields, ["endpoint", "timeout", "metrics_interval", "max_spans", "cert", "headers"]);
-        assert_eq!(at("https://c:4317").validate(), []);
+        for good in ["https://c:4317", "http://[::1]:4317", "http://[::1]", "https://c/base/", "http://10.0.0.1:1/x:y"]
+        {
+            assert_eq!(at(good).validate(), [], "{good}");
+        }
     }
 }

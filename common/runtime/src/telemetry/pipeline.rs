@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use http_body_util::{BodyExt, Full, Limited};
@@ -10,6 +11,7 @@ use opentelemetry::KeyValue;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{MetricExporter, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
+use tokio::runtime::Handle;
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, Uri};
 
@@ -115,7 +117,9 @@ fn http<B: WithHttpConfig>(mut builder: B, target: &SignalTarget) -> Result<B, S
     } else {
         None
     };
-    Ok(builder.with_http_client(OtlpHttp { tls }).with_headers(target.headers.0.clone().into_iter().collect()))
+    Ok(builder
+        .with_http_client(OtlpHttp { tls, timeout: target.timeout, runtime: Handle::current() })
+        .with_headers(target.headers.0.clone().into_iter().collect()))
 }
 
 fn cas(named: &Path) -> &Path {
@@ -126,9 +130,12 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// One request over one connection: exports are seconds apart. Bounded by its caller.
+/// One request over one connection: exports are seconds apart.
 struct OtlpHttp {
     tls: Option<tls::WebClient>,
+    timeout: Duration,
+    /// Where requests are made: whoever asks may be a thread without a runtime, as the one that pushes metrics is.
+    runtime: Handle,
 }
 
 impl fmt::Debug for OtlpHttp {
@@ -139,21 +146,26 @@ impl fmt::Debug for OtlpHttp {
 
 #[async_trait]
 impl HttpClient for OtlpHttp {
-    async fn send_bytes(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let uri: Uri = std::mem::take(request.uri_mut());
-        let authority = uri.authority().ok_or("the address has no host")?;
-        let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        *request.uri_mut() = path.parse()?;
-        request.headers_mut().insert("host", authority.as_str().parse()?);
-        let request = request.map(Full::new);
-        let (host, port) = (authority.host(), authority.port_u16());
-        match &self.tls {
-            Some(tls) => exchange(TokioIo::new(tls.connect(host, port.unwrap_or(443)).await?), request).await,
-            None => {
-                let bare = host.trim_start_matches('[').trim_end_matches(']');
-                let stream = tokio::net::TcpStream::connect((bare, port.unwrap_or(80))).await?;
-                exchange(TokioIo::new(stream), request).await
-            }
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let (timeout, tls) = (self.timeout, self.tls.clone());
+        self.runtime.spawn(async move { tokio::time::timeout(timeout, ask(tls, request)).await }).await??
+    }
+}
+
+async fn ask(tls: Option<tls::WebClient>, mut request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+    let uri: Uri = std::mem::take(request.uri_mut());
+    let authority = uri.authority().ok_or("the address has no host")?;
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    *request.uri_mut() = path.parse()?;
+    request.headers_mut().insert("host", authority.as_str().parse()?);
+    let request = request.map(Full::new);
+    let (host, port) = (authority.host(), authority.port_u16());
+    match &tls {
+        Some(tls) => exchange(TokioIo::new(tls.connect(host, port.unwrap_or(443)).await?), request).await,
+        None => {
+            let bare = host.trim_start_matches('[').trim_end_matches(']');
+            let stream = tokio::net::TcpStream::connect((bare, port.unwrap_or(80))).await?;
+            exchange(TokioIo::new(stream), request).await
         }
     }
 }
@@ -168,4 +180,42 @@ where
     let (head, body) = client.send_request(request).await?.into_parts();
     let body = Limited::new(body, ANSWER).collect().await?.to_bytes();
     Ok(Response::from_parts(head, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use super::*;
+
+    /// What pushes metrics is a thread without a runtime.
+    #[test]
+    fn a_thread_without_a_runtime_can_ask_over_http() {
+        let server = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = server.local_addr().expect("bound");
+        let serving = std::thread::spawn(move || {
+            let (mut stream, _) = server.accept().expect("somebody comes");
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"body") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).expect("it asks");
+                asked.push(byte[0]);
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").expect("it reads");
+            String::from_utf8(asked).expect("text")
+        });
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("built");
+        let client = OtlpHttp { tls: None, timeout: Duration::from_secs(30), runtime: runtime.handle().clone() };
+        let request =
+            Request::post(format!("http://{address}/v1/metrics")).body(Bytes::from("body")).expect("a request");
+        let answer = std::thread::spawn(move || futures::executor::block_on(client.send_bytes(request)));
+        let answer = answer.join().expect("no panic").expect("answered");
+        assert_eq!((answer.status().as_u16(), &answer.body()[..]), (200, &b"ok"[..]));
+        let asked = serving.join().expect("no panic");
+        assert!(
+            asked.starts_with("POST /v1/metrics HTTP/1.1\r\n") && asked.contains(&format!("host: {address}")),
+            "{asked}"
+        );
+    }
 }

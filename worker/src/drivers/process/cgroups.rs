@@ -1,5 +1,6 @@
-//! Control groups for instances, where this worker may make some: nothing that is started in one gets out of it, it is killed as a whole, and
-//! the kernel limits memory and CPU time of all its processes.
+//! Control groups for instances, where this worker may make some: what is started in one stays in it, is killed as a whole, and
+//! the kernel limits memory and CPU time of all its processes. That is no boundary for instances of the worker's own user, who may
+//! write to these groups as the worker does.
 //!
 //! They need a hierarchy of version 2 and a group that was *delegated* to this worker, which systemd marks by an extended attribute
 //! (`Delegate=yes`). Instances get groups in `rug-instances` below it. Controllers can be enabled only where the delegated group holds no

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use common::Timestamp;
@@ -17,6 +17,8 @@ use shim::SHIM_VARIABLE;
 use shim::processes::{self, ProcessId, Stat, descendants, pids, stat};
 use tokio::time::Instant;
 use worker_core::instance::Handle;
+
+use super::shared_look::SharedLook;
 
 /// Variable that names the instance a process belongs to.
 pub(super) const INSTANCE_VARIABLE: &str = "RUG_INSTANCE";
@@ -96,22 +98,42 @@ pub(super) struct Marked {
     pub(super) variables: BTreeMap<String, String>,
 }
 
+/// A live process, as far as it tells whose it is.
+#[derive(Debug)]
+struct SeenProcess {
+    id: ProcessId,
+    session: u32,
+    /// Its `RUG_` variables; none of a process of another user.
+    variables: BTreeMap<String, String>,
+}
+
+/// Every live process there is, seen after this call.
+fn live_processes() -> Arc<Vec<SeenProcess>> {
+    static LOOK: SharedLook<Vec<SeenProcess>> = SharedLook::new();
+    LOOK.get(|| pids().filter_map(see).collect())
+}
+
+fn see(pid: u32) -> Option<SeenProcess> {
+    let stat = stat(pid).filter(Stat::is_alive)?;
+    let id = ProcessId { pid, start_ticks: stat.start_ticks };
+    let variables = if is_own(pid) { variables(pid) } else { BTreeMap::new() };
+    // Looked at again after the environment: both then belong to the same process.
+    (variables.is_empty() || id.is_alive()).then_some(SeenProcess { id, session: stat.session, variables })
+}
+
 /// The first process of each instance of this state directory that can be found by its environment. Leaders of a
 /// session, or on the way to become one; what an instance starts in sessions of their own is younger.
 pub(super) fn marked(state_dir: &Path) -> Vec<Marked> {
     let mut found: BTreeMap<String, Marked> = BTreeMap::new();
-    for pid in pids().filter(|pid| is_own(*pid)) {
-        let Some(stat) = stat(pid).filter(Stat::is_alive) else { continue };
-        if stat.session != pid && !is_launching(pid) {
+    for process in live_processes().iter() {
+        let Some(name) = owner(&process.variables, state_dir) else { continue };
+        if process.session != process.id.pid && !is_launching(process.id.pid) {
             continue;
         }
-        let variables = variables(pid);
-        let Some(name) = owner(&variables, state_dir).map(str::to_owned) else { continue };
-        // The start time is read again after the environment: both then belong to the same process.
-        let Some(identity) = identify(pid).filter(|id| id.start_ticks == stat.start_ticks) else { continue };
+        let identity = ProcessStamp::of(process.id);
         let age = |id: &ProcessStamp| (id.start_ticks, id.pid);
-        if found.get(&name).is_none_or(|known| age(&identity) < age(&known.identity)) {
-            found.insert(name, Marked { identity, variables });
+        if found.get(name).is_none_or(|known| age(&identity) < age(&known.identity)) {
+            found.insert(name.to_owned(), Marked { identity, variables: process.variables.clone() });
         }
     }
     found.into_values().collect()
@@ -123,16 +145,12 @@ pub(super) fn marked(state_dir: &Path) -> Vec<Marked> {
 fn family(leader: &ProcessStamp, name: &str, state_dir: &Path) -> Vec<ProcessId> {
     let Some(leader) = leader.id() else { return Vec::new() };
     let leads = leader.is_alive();
-    let named = |pid| is_own(pid) && owner(&variables(pid), state_dir) == Some(name);
-    pids()
-        .filter_map(|pid| {
-            let stat = stat(pid).filter(Stat::is_alive)?;
-            let id = ProcessId { pid, start_ticks: stat.start_ticks };
-            let follows =
-                || stat.start_ticks >= leader.start_ticks && ((leads && stat.session == leader.pid) || named(pid));
-            (id == leader || follows()).then_some(id)
-        })
-        .collect()
+    let follows = |process: &&SeenProcess| {
+        let named = || owner(&process.variables, state_dir) == Some(name);
+        let younger = process.id.start_ticks >= leader.start_ticks;
+        process.id == leader || younger && ((leads && process.session == leader.pid) || named())
+    };
+    live_processes().iter().filter(follows).map(|process| process.id).collect()
 }
 
 /// What runs of an instance.
@@ -170,14 +188,12 @@ impl Tree {
 
 /// The shim of an instance, found by its environment.
 pub(super) fn find_shim(name: &str, state_dir: &Path) -> Option<ProcessId> {
-    pids().filter(|pid| is_own(*pid)).find_map(|pid| {
-        let before = ProcessId::of(pid)?;
-        let variables = variables(pid);
+    let is_it = |process: &&SeenProcess| {
+        let variables = &process.variables;
         let ours = variables.get(STATE_VARIABLE).is_some_and(|dir| Path::new(dir) == state_dir);
-        let named = variables.get(SHIM_VARIABLE).is_some_and(|instance| instance == name);
-        // Looked at again after the environment: both then belong to the same process.
-        (ours && named && before.is_alive()).then_some(before)
-    })
+        ours && variables.get(SHIM_VARIABLE).is_some_and(|instance| instance == name)
+    };
+    live_processes().iter().find(is_it).map(|process| process.id).filter(|id| id.is_alive())
 }
 
 /// Who a process is, for people: `process 812 (nginx, user 33)`.

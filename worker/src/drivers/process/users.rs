@@ -39,6 +39,10 @@ impl Identity {
         if uid.is_root() && !config.allow_root {
             return Err(Error::Refused(format!("it would run as root: give it another `user`, {mend}")));
         }
+        // Only root can give more than the usual share, to the disadvantage of everything else on the host.
+        if execution.nice.is_some_and(|nice| nice < 0) && own.0.is_root() && !config.allow_root {
+            return Err(Error::Refused(format!("its `nice` is below 0: make it 0 or more, {mend}")));
+        }
         let account = user.and_then(|(_, account)| account);
         let gid = group.or(account.as_ref().map(|account| account.gid)).or((uid == own.0).then_some(own.1));
         let Some(gid) = gid else {
@@ -56,7 +60,8 @@ impl Identity {
             return Err(Error::Refused(text));
         }
         let groups = account.as_ref().map_or_else(|| vec![gid], |account| groups_of(account, gid));
-        let groups = groups.into_iter().map(Gid::as_raw).collect();
+        // An account of this host may be in the group of root: what a document names gets no share in that.
+        let groups = groups.into_iter().map(Gid::as_raw).filter(|gid| *gid != 0 || config.allow_root).collect();
         let user = Some(order::User { uid: uid.as_raw(), gid: gid.as_raw(), groups });
         let (name, home) = match account {
             Some(account) => (Some(account.name), Some(account.dir)),
@@ -111,6 +116,18 @@ mod tests {
             Err(Error::Refused(text)) => text,
             other => panic!("expected a refusal, got {other:?}"),
         }
+    }
+
+    #[test]
+    fn a_nice_value_below_0_is_given_by_root_alone() {
+        let mut execution = asked("daemon", "");
+        execution.nice = Some(-1);
+        if geteuid().is_root() {
+            assert!(refusal(&execution, false).contains("`nice` is below 0"));
+            assert!(Identity::of(&execution, &with(true)).is_ok());
+        }
+        execution.nice = Some(1);
+        assert_eq!(Identity::of(&execution, &with(false)).is_ok(), geteuid().is_root());
     }
 
     fn asked(user: &str, group: &str) -> Execution {
