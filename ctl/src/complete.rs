@@ -82,6 +82,27 @@ pub(crate) fn workers() -> ArgValueCompleter {
     asked(async |client, _| Ok(client.workers().await?.into_iter().map(|worker| worker.id).collect()))
 }
 
+/// Drivers that workers offer.
+pub(crate) fn drivers() -> ArgValueCompleter {
+    asked(async |client, _| Ok(client.workers().await?.into_iter().flat_map(|worker| worker.drivers).collect()))
+}
+
+/// What was done lately, as the audit trail names it.
+pub(crate) fn actions() -> ArgValueCompleter {
+    asked(async |client, _| {
+        let events = client.audit(&v1::AuditFilter::default(), MOST).await?;
+        Ok(events.into_iter().map(|event| event.action).collect())
+    })
+}
+
+/// Words that are the same for every cluster.
+pub(crate) fn words(words: fn() -> Vec<String>) -> ArgValueCompleter {
+    ArgValueCompleter::new(move |current: &OsStr| {
+        let words = words();
+        current.to_str().map(|current| candidates(words, current)).unwrap_or_default()
+    })
+}
+
 /// Ids of the latest rebalances.
 pub(crate) fn rebalances() -> ArgValueCompleter {
     asked(async |client, _| Ok(client.rebalances(100).await?.into_iter().map(|rebalance| rebalance.id).collect()))

@@ -26,7 +26,7 @@ pub(crate) struct AuditArgs {
     #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     actor: Option<String>,
     /// Only this action, such as delete or evict
-    #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new(), add = complete::actions())]
     action: Option<String>,
     /// Not before this: a time, or how long ago
     #[arg(long, value_name = "TIME", value_parser = parse_time)]

@@ -20,16 +20,16 @@ pub(crate) struct FilterArgs {
     #[arg(short, long, value_parser = Name::new, add = complete::tenants())]
     pub(crate) tenant: Option<Name>,
     /// Only of this kind
-    #[arg(long, value_parser = parse_kind)]
+    #[arg(long, value_parser = parse_kind, add = complete::words(kinds))]
     kind: Option<KindName>,
     /// Only on this driver
-    #[arg(long)]
+    #[arg(long, add = complete::drivers())]
     driver: Option<DriverName>,
     /// Only owned by this worker
     #[arg(long, value_parser = WorkerId::new, add = complete::workers())]
     worker: Option<WorkerId>,
     /// Only in this phase; repeat for any of several
-    #[arg(long = "phase", value_parser = parse_phase)]
+    #[arg(long = "phase", value_parser = parse_phase, add = complete::words(phases))]
     phases: Vec<v1::Phase>,
     #[command(flatten)]
     labels: LabelArgs,
@@ -101,20 +101,22 @@ impl FilterArgs {
 }
 
 fn parse_kind(text: &str) -> Result<KindName, String> {
-    KindName::find(text).ok_or_else(|| {
-        let known: Vec<_> = KindName::ALL.iter().map(|kind| kind.as_str()).collect();
-        format!("known are {}", known.join(", "))
-    })
+    KindName::find(text).ok_or_else(|| format!("known are {}", kinds().join(", ")))
+}
+
+fn kinds() -> Vec<String> {
+    KindName::ALL.iter().map(|kind| kind.as_str().to_owned()).collect()
+}
+
+fn phases() -> Vec<String> {
+    Phase::ALL.iter().map(|phase| phase.name().to_lowercase()).collect()
 }
 
 fn parse_phase(text: &str) -> Result<v1::Phase, String> {
     let wanted = format!("PHASE_{}", text.to_uppercase());
     match v1::Phase::from_str_name(&wanted) {
         Some(phase) if phase != v1::Phase::Unspecified => Ok(phase),
-        _ => {
-            let known: Vec<_> = Phase::ALL.iter().map(|p| p.name().to_lowercase()).collect();
-            Err(format!("known are {}", known.join(", ")))
-        }
+        _ => Err(format!("known are {}", phases().join(", "))),
     }
 }
 
