@@ -207,12 +207,15 @@ async fn limits_of_a_control_group_are_set_and_an_end_for_lack_of_memory_is_told
     fs::write(own.join("memory.events"), "oom 1\noom_kill 1\n").expect("writable");
     std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill is part of Debian");
     until("it has ended", || !runs(pid)).await;
-    let mut end = driver.ended(A, &made).await;
-    while end.is_none() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        end = driver.ended(A, &made).await;
-    }
-    let end = end.expect("noted");
+    let noted = async {
+        loop {
+            if let Some(end) = driver.ended(A, &made).await {
+                return end;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let end = tokio::time::timeout(Duration::from_secs(30), noted).await.expect("noted in time");
     assert!(end.out_of_memory && end.to_string().contains("out of memory"), "{end}");
 }
 
