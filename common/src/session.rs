@@ -203,6 +203,8 @@ pub struct StatusReport {
     pub status: Status,
     /// Newest check this answers; 0 when none.
     pub checked: u64,
+    /// Its owner, to whom a rebalance brought it, has now seen how it is.
+    pub adopted: bool,
 }
 
 /// States that changed, and a digest of what the worker owns.

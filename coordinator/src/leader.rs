@@ -35,7 +35,6 @@ use common::session::{Refused, RefusedReason};
 use common::{CoordinatorId, Life, Timestamp};
 use coordination::Leadership;
 use coordinator_core::machine::{self, Action, Event, Machine, TermClaim};
-use coordinator_core::rebalance::RebalanceEvent;
 use runtime::{clock, log_limited};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -228,17 +227,20 @@ impl Leader<'_> {
 
     /// Feeds the machine one event and carries out what follows.
     fn step(&mut self, event: Event) -> Option<Timestamp> {
+        let began = SystemTime::now();
         let output = self.machine.step(clock::now(), event);
         self.publisher.regained(&output.regained);
         for action in output.actions {
-            self.carry_out(action);
+            self.carry_out(action, began);
         }
         output.wake_at
     }
 
-    fn carry_out(&mut self, action: Action) {
+    /// Carries out an action of the step that began at `began`.
+    fn carry_out(&mut self, action: Action, began: SystemTime) {
         match action {
             Action::Commit(batch, commit) => {
+                self.rebalances.committing(batch, &commit, &self.machine);
                 let events = self.unbind_events(&commit);
                 self.writes.commit(batch, commit, events);
             }
@@ -248,6 +250,7 @@ impl Leader<'_> {
             Action::Assigned(id) => self.publisher.assigned(&self.machine, id),
             Action::Removed(id) => {
                 self.admission.removed(id);
+                self.rebalances.removed(id);
                 self.publisher.removed(id);
             }
             Action::Unbind(number, answer) => self.unbound(number, answer),
@@ -256,7 +259,10 @@ impl Leader<'_> {
                 // Beside the worker's `may_act_until_ns` of the same host it shows what the lease's margin comes to.
                 info!(%worker, %incarnation, at_ns = at.as_nanos(), "gone: its lease is over, or it left");
             }
-            Action::Rebalance(event) => self.on_rebalance(event),
+            Action::Rebalance(event) => {
+                self.rebalances.take_in(event, began);
+                self.store_history();
+            }
             Action::Quarantined(id, deaths) => {
                 warn!(appliance = %id, deaths, "quarantined: workers died while a step of it ran");
             }
@@ -275,27 +281,37 @@ impl Leader<'_> {
         }
     }
 
-    fn on_rebalance(&mut self, event: RebalanceEvent) {
-        if let Some(record) = self.rebalances.take_in(event) {
-            self.store_ended_moves();
-            self.writes.history("rebalance", StoreWrite::PutRebalance(record));
+    /// Stores what there is to be known later of rebalances, in one change per turn unless one begins or ends.
+    fn store_history(&mut self) {
+        let records = self.rebalances.take_records();
+        if !records.is_empty() {
+            self.store_moves();
+        }
+        for record in records {
+            self.writes.rebalance(record);
         }
     }
 
-    /// Stores the moves that ended, in one change per turn.
-    fn store_ended_moves(&mut self) {
+    /// Stores the moves that ended, and what new owners have seen.
+    fn store_moves(&mut self) {
         let moves = self.rebalances.take_ended_moves();
         if !moves.is_empty() {
             self.writes.history("moves", StoreWrite::Moves(moves));
+        }
+        let adoptions = self.rebalances.take_adoptions();
+        if !adoptions.is_empty() {
+            self.writes.history("adoptions", StoreWrite::Adoptions(adoptions));
         }
     }
 
     fn on_write(&mut self, outcome: WriteOutcome) {
         match outcome {
             WriteOutcome::Durable(batch) => {
+                self.rebalances.committed(batch, true);
                 self.step(Event::Durable(batch));
             }
             WriteOutcome::Undone(batch) => {
+                self.rebalances.committed(batch, false);
                 self.step(Event::Undone(batch));
             }
             WriteOutcome::Changed(change, reply) => self.changed(*change, reply),
@@ -320,7 +336,9 @@ impl Leader<'_> {
 
     /// Shows readers what this turn changed.
     fn publish(&mut self) {
-        self.store_ended_moves();
+        self.rebalances.end_late(false);
+        self.store_history();
+        self.store_moves();
         if self.publisher.has_changed_workers() {
             // Claims are made anew from the catalog, which must not show appliances that were removed in this turn.
             self.publisher.flush();
@@ -361,7 +379,10 @@ impl Leader<'_> {
     /// are answered.
     async fn resign(&mut self) {
         self.connections.close_all();
-        self.store_ended_moves();
+        // What has made its last move has ended; what has not is gone on with by the next leader.
+        self.rebalances.end_late(true);
+        self.store_history();
+        self.store_moves();
         let last_writes = async {
             while let Some(outcome) = self.writes.next().await {
                 match outcome {

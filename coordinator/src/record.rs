@@ -59,8 +59,24 @@ pub enum RebalanceOutcome {
     Completed,
     /// A newer plan took over what was left.
     Superseded,
-    /// The leader ended before it.
+    /// Its leader ended before it, and the next one went on with a newer one.
     Interrupted,
+}
+
+impl RebalanceOutcome {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Running, Self::Completed, Self::Superseded, Self::Interrupted];
+
+    /// The name in tables, traces and the store.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Superseded => "superseded",
+            Self::Interrupted => "interrupted",
+        }
+    }
 }
 
 /// One applied plan.
@@ -99,7 +115,33 @@ pub struct MoveRecord {
     pub reason: String,
     /// `false`: the move was given up.
     pub done: bool,
+    /// How it went.
+    pub times: MoveTimes,
     /// When it ended.
+    pub time: SystemTime,
+}
+
+/// When the stages of a move were reached, as far as they were and the leader saw them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MoveTimes {
+    /// The old owner was asked to give it up, or, where there was none, the new one was being stored.
+    pub began: Option<SystemTime>,
+    /// The old owner had given it up: the new one was being stored.
+    pub released: Option<SystemTime>,
+    /// The new owner was stored, and told.
+    pub granted: Option<SystemTime>,
+    /// The new owner had seen how the appliance is. Comes after the end of the move.
+    pub adopted: Option<SystemTime>,
+}
+
+/// A new owner has seen how an appliance is that came to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdoptionRecord {
+    /// The rebalance that moved it.
+    pub rebalance: RebalanceId,
+    /// What was moved.
+    pub appliance: ApplianceId,
+    /// When its new owner had seen it.
     pub time: SystemTime,
 }
 

@@ -61,7 +61,8 @@ use self::readers::Readers;
 pub use self::url::{check as check_url, shown_url};
 use self::writer::{Submission, Writer, WriterCommand};
 use crate::record::{
-    AuditEvent, AuditFilter, AuditPart, MoveRecord, NumberedEvent, PauseRecord, RebalanceRecord, Record, RequestRecord,
+    AdoptionRecord, AuditEvent, AuditFilter, AuditPart, MoveRecord, NumberedEvent, PauseRecord, RebalanceRecord,
+    Record, RequestRecord,
 };
 
 /// Settings of the store.
@@ -193,6 +194,8 @@ pub enum StoreWrite {
     PutRebalance(RebalanceRecord),
     /// Moves that have ended.
     Moves(Vec<MoveRecord>),
+    /// New owners have seen what was moved to them.
+    Adoptions(Vec<AdoptionRecord>),
     /// Stores that planning is paused, or that it is not.
     Pause(Option<PauseRecord>),
     /// A line of the audit trail.

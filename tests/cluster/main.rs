@@ -19,6 +19,7 @@ mod site;
 mod strangers;
 mod telemetry;
 mod tokens;
+mod trace;
 mod units;
 mod up;
 mod worker;

@@ -32,6 +32,8 @@ pub struct CollectedSpan {
     pub time: (u64, u64),
     /// Its attributes as texts.
     pub attributes: BTreeMap<String, String>,
+    /// Names of its events.
+    pub events: Vec<String>,
     /// The process it comes from.
     pub instance: String,
 }
@@ -149,6 +151,7 @@ impl TraceService for Collector {
                 parent: hex(&span.parent_span_id),
                 time: (span.start_time_unix_nano, span.end_time_unix_nano),
                 attributes: texts(&span.attributes),
+                events: span.events.into_iter().map(|event| event.name).collect(),
                 name: span.name,
                 instance: instance.clone(),
             }));

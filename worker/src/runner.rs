@@ -22,10 +22,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::appliance::FieldViolation;
-use common::status::{Progress, Status};
+use common::session::StatusReport;
+use common::status::Progress;
 use common::{ApplianceId, Timestamp, Token};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+use tracing::Span;
 use worker_core::desired::Desired;
 use worker_core::lifecycle;
 
@@ -62,8 +64,8 @@ pub enum RunnerCommand {
         /// A former owner died while it held this: each step that changes the world is announced by [`RunnerEvent::Begins`] and
         /// waits for [`RunnerCommand::Clear`].
         suspect: bool,
-        /// W3C trace context of the rebalance that brought it; empty when there is none.
-        traceparent: String,
+        /// Open until it was seen how the appliance is; none when no rebalance brought it.
+        adopting: Option<Span>,
     },
     /// The appliance shall be something else.
     Update {
@@ -151,17 +153,8 @@ pub enum RunnerEvent {
         /// The one in force.
         newer: Token,
     },
-    /// The status changed, or a check was answered.
-    Status {
-        /// The appliance.
-        appliance: ApplianceId,
-        /// Token of the grant.
-        token: Token,
-        /// The status.
-        status: Status,
-        /// Newest check answered; 0 when none.
-        checked: u64,
-    },
+    /// The status changed, a check was answered, or it was seen for the first time how the appliance is.
+    Status(StatusReport),
 }
 
 /// Settings of the runner.

@@ -7,6 +7,7 @@
 mod export;
 mod outbox;
 mod pipeline;
+mod recorded;
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -31,6 +32,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 pub use export::{Compression, ExportConfig, Exports, Headers, OtlpProtocol, SignalTarget, VariableProblem};
 pub use outbox::{SpanCounts, SpanTally};
+pub use recorded::{RebalanceTrace, RecordedSpan, SpanName};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +135,7 @@ fn tracing_of(program: Program<'_>, config: &ExportConfig) -> Result<SdkTracerPr
     };
     let counts = Arc::clone(SPANS.get_or_init(Arc::default));
     let outbox = outbox::Outbox::start(gathering, resource, counts, move || pipeline::spans(&target))?;
+    recorded::export_to(Arc::new(outbox.queue()));
     Ok(builder.with_span_processor(outbox).build())
 }
 

@@ -124,7 +124,7 @@ impl Machine {
                 strikes: config.quarantine_strikes,
                 probation: config.suspect_probation,
             }),
-            pacing: Pacing::new(due, brake, Rebalances::new(term), restored.paused),
+            pacing: Pacing::new(due, brake, Rebalances::new(term, restored.unfinished), restored.paused),
             out: Outgoing::default(),
             counters: Counters::default(),
             config,
@@ -210,6 +210,7 @@ impl Machine {
             self.membership.start_waits_anew(now);
         }
         self.epoch.last_step = self.epoch.last_step.max(now);
+        self.pacing.due.advance(now);
         match event {
             Event::Received(stream, envelope, message) => self.received(now, stream, envelope, message),
             Event::Read { members, leases } => self.read(now, members, &leases),

@@ -6,7 +6,7 @@ mod canon;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use common::{ApplianceId, RebalanceId, Term, WorkerId};
+use common::{ApplianceId, RebalanceId, Term, Timestamp, WorkerId};
 
 use crate::planner::Reason;
 
@@ -65,6 +65,17 @@ pub enum RebalanceEvent {
         cause: RebalanceCause,
         /// Moves planned.
         moves: u64,
+        /// When what set it off was noticed.
+        since: Timestamp,
+    },
+    /// A new leader goes on with what its predecessor began and did not end.
+    Resumed {
+        /// Identity, with the term it was opened in.
+        id: RebalanceId,
+        /// What made the new leader plan.
+        cause: RebalanceCause,
+        /// Moves that were made and that are planned now.
+        moves: u64,
     },
     /// A later plan moves more for it, or less.
     Planned {
@@ -111,6 +122,15 @@ struct OpenRebalance {
     superseded: bool,
 }
 
+/// A rebalance that a former leader began and did not end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnfinishedRebalance {
+    /// Identity.
+    pub id: RebalanceId,
+    /// What it has moved.
+    pub moved: BTreeSet<ApplianceId>,
+}
+
 /// The rebalances under way.
 #[derive(Clone, Debug)]
 pub struct Rebalances {
@@ -118,13 +138,34 @@ pub struct Rebalances {
     last: u64,
     open: BTreeMap<RebalanceId, OpenRebalance>,
     current: Option<RebalanceId>,
+    /// The current one is of a former leader, and nothing was planned for it yet.
+    inherited: bool,
 }
 
 impl Rebalances {
-    /// None yet in `term`.
+    /// None yet in `term`, but for what a former leader left unfinished.
     #[must_use]
-    pub const fn new(term: Term) -> Self {
-        Self { term, last: 0, open: BTreeMap::new(), current: None }
+    pub fn new(term: Term, unfinished: Option<UnfinishedRebalance>) -> Self {
+        let current = unfinished.as_ref().map(|unfinished| unfinished.id);
+        let open = unfinished.into_iter().map(|UnfinishedRebalance { id, moved }| {
+            let made = moved.len() as u64;
+            (id, OpenRebalance { planned: made, begun: made, under_way: 0, done: made, moved, superseded: false })
+        });
+        Self { term, last: 0, open: open.collect(), current, inherited: current.is_some() }
+    }
+
+    /// Whether the current one is of a former leader and nothing was planned for it yet.
+    #[must_use]
+    pub const fn is_inherited(&self) -> bool {
+        self.inherited
+    }
+
+    /// Goes on with the inherited one: so many moves are planned for it.
+    pub fn resume(&mut self, cause: RebalanceCause, more: u64, events: &mut Vec<RebalanceEvent>) {
+        let Some(id) = self.current.filter(|_| std::mem::take(&mut self.inherited)) else { return };
+        let Some(open) = self.open.get_mut(&id) else { return };
+        open.planned = open.begun + more;
+        events.push(RebalanceEvent::Resumed { id, cause, moves: open.planned });
     }
 
     /// The rebalance that moves planned now belong to.
@@ -139,8 +180,15 @@ impl Rebalances {
         self.open.len()
     }
 
-    /// Opens one; the former current one is superseded.
-    pub fn open(&mut self, cause: RebalanceCause, moves: u64, events: &mut Vec<RebalanceEvent>) -> RebalanceId {
+    /// Opens one for what was noticed at `since`; the former current one is superseded.
+    pub fn open(
+        &mut self,
+        cause: RebalanceCause,
+        moves: u64,
+        since: Timestamp,
+        events: &mut Vec<RebalanceEvent>,
+    ) -> RebalanceId {
+        self.inherited = false;
         if let Some(former) = self.current.take()
             && let Some(open) = self.open.get_mut(&former)
         {
@@ -159,7 +207,7 @@ impl Rebalances {
         };
         self.open.insert(id, open);
         self.current = Some(id);
-        events.push(RebalanceEvent::Opened { id, cause, moves });
+        events.push(RebalanceEvent::Opened { id, cause, moves, since });
         id
     }
 
@@ -207,6 +255,7 @@ impl Rebalances {
             && self.open.get(&id).is_none_or(|o| o.under_way == 0)
         {
             self.current = None;
+            self.inherited = false;
             self.close_if_done(id, events);
         }
     }
@@ -225,13 +274,50 @@ impl Rebalances {
 mod tests {
     use super::*;
 
+    const NOW: Timestamp = Timestamp::from_millis(1_000);
+
+    fn unfinished(moved: &[u128]) -> Option<UnfinishedRebalance> {
+        let id = RebalanceId { term: Term::new(3), number: 5 };
+        Some(UnfinishedRebalance { id, moved: moved.iter().map(|n| ApplianceId::from_u128(*n)).collect() })
+    }
+
+    #[test]
+    fn what_a_former_leader_began_goes_on_under_its_identity_and_counts() {
+        let mut r = Rebalances::new(Term::new(4), unfinished(&[1, 2]));
+        let mut events = vec![];
+        let id = r.current().expect("inherited");
+        assert!(r.is_inherited() && r.has_moved(ApplianceId::from_u128(1)));
+        r.resume(RebalanceCause::Start, 1, &mut events);
+        assert_eq!(events, [RebalanceEvent::Resumed { id, cause: RebalanceCause::Start, moves: 3 }]);
+        r.resume(RebalanceCause::Start, 1, &mut events);
+        assert_eq!(events.len(), 1, "once");
+        r.begin(id);
+        r.end(id, Some(ApplianceId::from_u128(3)), &mut events);
+        r.nothing_left(&mut events);
+        assert_eq!(events[1], RebalanceEvent::Closed { id, moves: 3, done: 3, superseded: false });
+    }
+
+    #[test]
+    fn what_a_former_leader_began_ends_with_another_cause_or_with_nothing_left() {
+        let mut r = Rebalances::new(Term::new(4), unfinished(&[1]));
+        let mut events = vec![];
+        let former = r.current().expect("inherited");
+        let next = r.open(RebalanceCause::Drift, 1, NOW, &mut events);
+        assert_eq!(events[0], RebalanceEvent::Closed { id: former, moves: 1, done: 1, superseded: true });
+        assert_eq!((next.term, r.is_inherited()), (Term::new(4), false));
+        let mut r = Rebalances::new(Term::new(4), unfinished(&[]));
+        r.nothing_left(&mut events);
+        assert_eq!(events[2], RebalanceEvent::Closed { id: former, moves: 0, done: 0, superseded: false });
+        assert_eq!((r.current(), r.is_inherited()), (None, false));
+    }
+
     #[test]
     fn a_superseded_rebalance_ends_with_its_last_move() {
-        let mut r = Rebalances::new(Term::new(1));
+        let mut r = Rebalances::new(Term::new(1), None);
         let mut events = vec![];
-        let first = r.open(RebalanceCause::Start, 2, &mut events);
+        let first = r.open(RebalanceCause::Start, 2, NOW, &mut events);
         r.begin(first);
-        let second = r.open(RebalanceCause::Drift, 1, &mut events);
+        let second = r.open(RebalanceCause::Drift, 1, NOW, &mut events);
         assert_eq!(events.len(), 2, "the first still has a move under way");
         r.end(first, Some(ApplianceId::from_u128(1)), &mut events);
         assert_eq!(events[2], RebalanceEvent::Closed { id: first, moves: 1, done: 1, superseded: true });
@@ -242,9 +328,9 @@ mod tests {
 
     #[test]
     fn moves_that_later_plans_add_are_counted_and_what_was_moved_is_known() {
-        let mut r = Rebalances::new(Term::new(1));
+        let mut r = Rebalances::new(Term::new(1), None);
         let mut events = vec![];
-        let id = r.open(RebalanceCause::Drift, 2, &mut events);
+        let id = r.open(RebalanceCause::Drift, 2, NOW, &mut events);
         r.begin(id);
         r.planned(1, &mut events);
         assert_eq!(events.len(), 1, "one begun and one to go are the two that were told");

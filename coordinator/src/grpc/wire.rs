@@ -20,7 +20,7 @@ use tonic::Status;
 use super::{Access, status};
 use crate::catalog::{Counts, Filter, PhaseCounts, Troubles};
 use crate::commands::ChangeOutcome;
-use crate::record::{MoveRecord, RebalanceOutcome, RebalanceRecord};
+use crate::record::{MoveRecord, MoveTimes, RebalanceRecord};
 use crate::views::{
     AssignmentView, Candidate, CatalogEntry, ClusterView, CoordinationState, CoordinatorView, FrozenView, MAX_MISSING,
     MAX_NOTES, MoveView, PausedView, RebalanceView, UnownedAppliance, UnownedView, WorkerView,
@@ -256,13 +256,7 @@ pub(super) fn rebalance_record(record: &RebalanceRecord) -> wire::Rebalance {
         trace_id: record.trace_id.clone(),
         start_time: Some(time_to_wire(record.started)),
         end_time: record.ended.map(time_to_wire),
-        outcome: match record.outcome {
-            RebalanceOutcome::Running => "running",
-            RebalanceOutcome::Completed => "completed",
-            RebalanceOutcome::Superseded => "superseded",
-            RebalanceOutcome::Interrupted => "interrupted",
-        }
-        .to_owned(),
+        outcome: record.outcome.name().to_owned(),
         moves: record.moves,
         moves_done: record.done,
         r#move: Vec::new(),
@@ -297,6 +291,7 @@ fn move_view(view: &MoveView, of: &RebalanceRecord) -> wire::Move {
         state: view.state.to_owned(),
         time: Some(time_to_wire(view.time)),
         rebalance: of.id.to_string(),
+        stages: Some(stages(&view.times)),
     }
 }
 
@@ -309,6 +304,17 @@ pub(super) fn move_record(record: &MoveRecord) -> wire::Move {
         state: if record.done { "done" } else { "dropped" }.to_owned(),
         time: Some(time_to_wire(record.time)),
         rebalance: record.rebalance.to_string(),
+        stages: Some(stages(&record.times)),
+    }
+}
+
+fn stages(times: &MoveTimes) -> wire::MoveStages {
+    let MoveTimes { began, released, granted, adopted } = *times;
+    wire::MoveStages {
+        began: began.map(time_to_wire),
+        released: released.map(time_to_wire),
+        granted: granted.map(time_to_wire),
+        adopted: adopted.map(time_to_wire),
     }
 }
 

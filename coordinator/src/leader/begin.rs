@@ -26,7 +26,7 @@ use super::writes::PendingWrites;
 use super::{Leader, LeaderSetup};
 use crate::admission::Admission;
 use crate::record::Record;
-use crate::store::{self, Store, StoreWrite, StoredState};
+use crate::store::{self, Store, StoredState};
 use crate::views::{AssignmentView, CatalogEntry, PausedView};
 
 /// Why a term could not be begun.
@@ -80,6 +80,7 @@ impl<'a> Leader<'a> {
             members,
             requests,
             rebalances,
+            unfinished,
             pause,
             unreadable,
             former: _,
@@ -90,14 +91,15 @@ impl<'a> Leader<'a> {
         }
         info!(%term, %cluster, appliances = records.len(), members = members.len(), "leading");
         let (appliances, entries) = restore(records, statuses, grants);
-        let (rebalances, interrupted) = RebalanceHistory::restore(rebalances);
+        let (rebalances, unfinished) =
+            RebalanceHistory::restore(setup.identity.coordinator.clone(), rebalances, &unfinished);
         setup.catalog.load(entries, rebalances.views());
         let catalog = Arc::clone(&setup.catalog);
         let mut admission = Admission::new(Arc::clone(&catalog), term, &requests, Arc::clone(&setup.settled));
         let mut config = setup.machine.clone();
         config.authority = if roster.is_some() { LeaseAuthority::External } else { LeaseAuthority::Embedded };
         let paused = pause.as_ref().map(why_paused);
-        let restored = Restored { appliances, members, raise_after, paused };
+        let restored = Restored { appliances, members, raise_after, paused, unfinished };
         let began = clock::now();
         let machine = Machine::new(config, term, began, restored);
         admission.learn_drivers(machine.offers());
@@ -106,9 +108,6 @@ impl<'a> Leader<'a> {
             admission.reserve_unreadable(one.id, key);
         }
         let writes = PendingWrites::new(store.clone());
-        for record in interrupted {
-            writes.history("rebalance", StoreWrite::PutRebalance(record));
-        }
         let mut leader = Self {
             machine,
             leadership,

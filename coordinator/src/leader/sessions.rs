@@ -6,7 +6,7 @@ use common::Timestamp;
 use common::change::ApplianceTarget;
 use common::session::{Envelope, StatusReport, ToCoordinator, ToWorker};
 use coordinator_core::machine::{self, Event, StreamId};
-use runtime::{clock, log_limited, telemetry};
+use runtime::{clock, log_limited};
 use tracing::debug;
 
 use super::{Leader, convert};
@@ -40,6 +40,7 @@ impl Leader<'_> {
             ToCoordinator::Hello(_) => return debug!(conn, "a second hello on one stream was dropped"),
             ToCoordinator::Beat(_) | ToCoordinator::Report(_) => {}
             ToCoordinator::Ack(ack) => {
+                self.rebalances.acknowledged(conn, ack.applied);
                 for declined in &ack.declined {
                     log_limited!(info, appliance = %declined.appliance, conn, "an offer was declined: {}", declined.reason);
                 }
@@ -71,6 +72,7 @@ impl Leader<'_> {
 
     /// Stores and shows statuses that come from the owners of their appliances, and answers who waited for them.
     pub(super) fn on_reports(&mut self, reports: Vec<StatusReport>) {
+        reports.iter().filter(|r| r.adopted).for_each(|r| self.rebalances.adopted(r.appliance));
         let checked: Vec<_> = reports.iter().filter(|r| r.checked > 0).map(|r| (r.appliance, r.checked)).collect();
         self.publisher.reported(reports);
         for (appliance, checked) in checked {
@@ -91,9 +93,8 @@ impl Leader<'_> {
         if let ToWorker::Delta(delta) = &message
             && let Some(id) = delta.rebalance
         {
-            self.rebalances.under_way(id, &delta.entries, self.connections.worker(stream));
-            let span = self.rebalances.delta_span(id, delta.entries.len());
-            traceparent = span.as_ref().map(telemetry::traceparent).unwrap_or_default();
+            let worker = self.connections.worker(stream);
+            traceparent = self.rebalances.sent(id, (stream, delta.target), &delta.entries, worker);
         }
         let message = message.fill(|id| {
             let entry = self.catalog.get(&ApplianceTarget::Id(id))?;

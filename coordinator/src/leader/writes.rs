@@ -11,7 +11,9 @@ use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::FuturesUnordered;
 use runtime::log_limited;
+use runtime::telemetry::RecordedSpan;
 
+use super::rebalances::StoredRebalance;
 use crate::admission::AdmittedChange;
 use crate::commands::{Changed, Reply};
 use crate::record::{AuditEvent, PauseRecord};
@@ -35,6 +37,7 @@ enum Ended {
     Change(Box<AdmittedChange>, Reply<Changed>, Result<(), store::Error>),
     Pause(Box<PauseChange>, Result<(), store::Error>),
     History(&'static str, Result<(), store::Error>),
+    Rebalance(Option<Box<RecordedSpan>>, Result<(), store::Error>),
     Eviction(Life, Result<(), coordination::Error>),
 }
 
@@ -73,6 +76,14 @@ impl Ended {
             Self::Pause(change, Ok(())) => WriteOutcome::Paused(change),
             Self::Pause(change, Err(error)) => WriteOutcome::NotPaused(change, error),
             Self::History(_, Ok(())) | Self::Eviction(_, Ok(())) => WriteOutcome::Nothing,
+            Self::Rebalance(root, Ok(())) => {
+                // Only now: whoever cannot store that it has ended does not end it.
+                if let Some(root) = root {
+                    root.export();
+                }
+                WriteOutcome::Nothing
+            }
+            Self::Rebalance(_, Err(error)) => Self::History("rebalance", Err(error)).outcome(),
             Self::History(what, Err(error)) => {
                 log_limited!(warn, "history ({what}) was not stored: {error}");
                 if error.ends_term() { WriteOutcome::TermOver(error) } else { WriteOutcome::Nothing }
@@ -155,6 +166,13 @@ impl PendingWrites {
     pub(super) fn history(&self, what: &'static str, write: StoreWrite) {
         let pending = self.store.submit(vec![write]);
         self.pending.push(Box::pin(async move { Ended::History(what, pending.await) }));
+    }
+
+    /// Writes a rebalance, and exports its root, if it has one, once that is done.
+    pub(super) fn rebalance(&self, StoredRebalance { record, root }: StoredRebalance) {
+        let pending = self.store.submit(vec![StoreWrite::PutRebalance(record)]);
+        let root = root.map(Box::new);
+        self.pending.push(Box::pin(async move { Ended::Rebalance(root, pending.await) }));
     }
 
     /// Waits for the lease node of `life` to be written over.

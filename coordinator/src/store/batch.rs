@@ -18,7 +18,7 @@ use super::entities::{
 use super::ledger::{self, LogPacker, LogPosition};
 use super::load::{self, Keep};
 use super::rows;
-use crate::record::MoveRecord;
+use crate::record::{AdoptionRecord, MoveRecord};
 
 /// Rows per statement: times the widest table's twelve columns well below the 32,766 parameters of SQLite.
 const ROWS: usize = 512;
@@ -34,6 +34,7 @@ pub(super) enum PreparedWrite {
     RemoveMember { worker: String, incarnation: String },
     PutRebalance(Box<rebalances::Model>),
     Moves(Vec<MoveRecord>),
+    Adoptions(Vec<AdoptionRecord>),
     Pause(Option<pauses::Model>),
     Event(Box<events::ActiveModel>),
     Request(requests::Model),
@@ -51,6 +52,7 @@ impl From<StoreWrite> for PreparedWrite {
             },
             StoreWrite::PutRebalance(record) => Self::PutRebalance(Box::new(rows::from_rebalance(&record))),
             StoreWrite::Moves(moves) => Self::Moves(moves),
+            StoreWrite::Adoptions(adoptions) => Self::Adoptions(adoptions),
             StoreWrite::Pause(pause) => Self::Pause(pause.as_ref().map(rows::from_pause)),
             StoreWrite::Event(event) => Self::Event(Box::new(rows::from_event(&event))),
             StoreWrite::Request(request) => Self::Request(rows::from_request(&request)),
@@ -64,6 +66,7 @@ impl PreparedWrite {
         match self {
             Self::Grants(ops) => ops.len(),
             Self::Moves(moves) => moves.len() / 8 + 1,
+            Self::Adoptions(adoptions) => adoptions.len() / 8 + 1,
             _ => 1,
         }
     }
@@ -149,7 +152,7 @@ impl Batch {
     pub(super) fn of<'a>(changes: impl IntoIterator<Item = &'a PreparedWrite>) -> Self {
         let mut batch = Self::default();
         let mut log = LogPacker::default();
-        let mut moves = Vec::new();
+        let (mut moves, mut adoptions) = (Vec::new(), Vec::new());
         for change in changes {
             match change {
                 PreparedWrite::PutAppliance(row) => drop(batch.appliances.insert(row.id, Some((**row).clone()))),
@@ -164,12 +167,13 @@ impl Batch {
                     batch.rebalances.insert((row.term, row.number), Some((**row).clone()));
                 }
                 PreparedWrite::Moves(some) => moves.extend(some),
+                PreparedWrite::Adoptions(some) => adoptions.extend(some),
                 PreparedWrite::Pause(row) => drop(batch.pauses.insert(pauses::ROW, row.clone())),
                 PreparedWrite::Event(row) => batch.events.push((**row).clone()),
                 PreparedWrite::Request(row) => drop(batch.requests.insert(row.id, Some(row.clone()))),
             }
         }
-        let moves = rows::from_moves(moves).into_iter();
+        let moves = rows::from_moves(moves, adoptions).into_iter();
         batch.moves = moves.map(|(id, d)| (id.term.get().cast_signed(), id.number.cast_signed(), d)).collect();
         batch.grants = log.finish().into_iter().map(|row| (ledger::LOG, row)).collect();
         batch

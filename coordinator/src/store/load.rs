@@ -18,7 +18,8 @@ use super::error::Error;
 use super::ledger::ReplayedLog;
 use super::rows;
 use crate::record::{
-    AuditFilter, AuditPart, MoveRecord, NumberedEvent, PauseRecord, RebalanceRecord, Record, RequestRecord,
+    AuditFilter, AuditPart, MoveRecord, NumberedEvent, PauseRecord, RebalanceOutcome, RebalanceRecord, Record,
+    RequestRecord,
 };
 
 /// Rebalances that are kept in memory by a leader.
@@ -67,6 +68,8 @@ pub struct StoredState {
     pub requests: Vec<RequestRecord>,
     /// The newest rebalances, newest first.
     pub rebalances: Vec<RebalanceRecord>,
+    /// The moves of the newest of them that has not ended.
+    pub unfinished: Vec<MoveRecord>,
     /// An operator's stop of all planning, if there is one.
     pub pause: Option<PauseRecord>,
 }
@@ -101,6 +104,11 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
     // They are forgotten in the order in which they are remembered.
     requests.reverse();
     let rebalances = rebalances_before(db, None, RECENT_REBALANCES).await?;
+    let running = rebalances.iter().find(|record| record.outcome == RebalanceOutcome::Running);
+    let unfinished = match running {
+        Some(record) => rebalance(db, record.id).await?.map(|(_, moves)| moves).unwrap_or_default(),
+        None => Vec::new(),
+    };
     let pause = pauses::Entity::find_by_id(pauses::ROW).one(db).await.map_err(|e| failure("read the pause", &e))?;
     let (mut records, mut unreadable) = (Vec::with_capacity(stored.len()), Vec::new());
     for row in stored {
@@ -128,6 +136,7 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
         members: members.iter().map(rows::to_member).collect::<Result<_, _>>()?,
         requests: requests.into_iter().map(rows::to_request).collect::<Result<_, _>>()?,
         rebalances,
+        unfinished,
         pause: pause.map(rows::to_pause),
     };
     Ok((loaded, ledger))
@@ -218,10 +227,13 @@ pub(super) async fn rebalance<C: ConnectionTrait>(
         .all(db)
         .await
         .map_err(|e| failure("read moves", &e))?;
-    let mut all = Vec::new();
+    let (mut all, mut adoptions) = (Vec::new(), Vec::new());
     for row in &packed {
-        all.extend(rows::to_moves(row)?);
+        let (moves, seen) = rows::to_moves(row)?;
+        all.extend(moves);
+        adoptions.extend(seen);
     }
+    rows::with_adoptions(&mut all, &adoptions);
     Ok(Some((rows::to_rebalance(row)?, all)))
 }
 
@@ -232,9 +244,9 @@ pub(super) async fn moves_of<C: ConnectionTrait>(
     limit: u64,
 ) -> Result<Vec<MoveRecord>, Error> {
     let limit = usize::try_from(limit.min(MAX_LIST)).unwrap_or(usize::MAX);
-    let mut found = Vec::new();
+    let (mut found, mut adoptions) = (Vec::new(), Vec::new());
     let mut before = i64::MAX;
-    for _ in 0..MOVE_ROWS / MOVE_PAGE {
+    'rows: for _ in 0..MOVE_ROWS / MOVE_PAGE {
         let page = moves::Entity::find()
             .filter(moves::Column::Id.lt(before))
             .order_by_desc(moves::Column::Id)
@@ -245,13 +257,17 @@ pub(super) async fn moves_of<C: ConnectionTrait>(
         let Some(last) = page.last() else { break };
         before = last.id;
         for row in &page {
-            found.extend(rows::to_moves(row)?.into_iter().rev().filter(|m| m.appliance == appliance));
+            // Adoptions are in later rows than their moves, and so are read before them.
+            let (moves, seen) = rows::to_moves(row)?;
+            adoptions.extend(seen.into_iter().filter(|seen| seen.appliance == appliance));
+            found.extend(moves.into_iter().rev().filter(|m| m.appliance == appliance));
             if found.len() >= limit {
                 found.truncate(limit);
-                return Ok(found);
+                break 'rows;
             }
         }
     }
+    rows::with_adoptions(&mut found, &adoptions);
     Ok(found)
 }
 

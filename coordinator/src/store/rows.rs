@@ -1,7 +1,7 @@
 //! Conversion between domain values and rows. Rows are checked as strictly as user input: one that breaks a rule is
 //! [`Error::Corrupt`] with its key, never a partially parsed value.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -19,12 +19,17 @@ use super::codec::{self, Odd, Packer, ROW_BYTES, Unpacker};
 use super::entities::{appliances, events, members, moves, pauses, progress, rebalances, requests, statuses, workers};
 use super::error::Error;
 use crate::record::{
-    AuditEvent, MoveRecord, NumberedEvent, PauseRecord, RebalanceOutcome, RebalanceRecord, Record, RequestRecord,
+    AdoptionRecord, AuditEvent, MoveRecord, MoveTimes, NumberedEvent, PauseRecord, RebalanceOutcome, RebalanceRecord,
+    Record, RequestRecord,
 };
 
 /// Format of a row of moves.
-const MOVES: u8 = 1;
+const MOVES: u8 = 2;
+/// The one of the version before, which knew no stages.
+const MOVES_ONLY: u8 = 1;
 const MOVE: u8 = 1;
+const STAGED_MOVE: u8 = 2;
+const ADOPTION: u8 = 3;
 
 /// Nanoseconds since the Unix epoch; the ends of the range (the years 1677 and 2262) stand for anything beyond.
 pub(super) fn nanos(time: SystemTime) -> i64 {
@@ -254,15 +259,7 @@ pub(super) fn from_seen(worker: &WorkerId, seen: SystemTime) -> workers::Model {
     workers::Model { worker: worker.as_str().to_owned(), seen_ns: nanos(seen) }
 }
 
-const OUTCOMES: [(RebalanceOutcome, &str); 4] = [
-    (RebalanceOutcome::Running, "running"),
-    (RebalanceOutcome::Completed, "completed"),
-    (RebalanceOutcome::Superseded, "superseded"),
-    (RebalanceOutcome::Interrupted, "interrupted"),
-];
-
 pub(super) fn from_rebalance(record: &RebalanceRecord) -> rebalances::Model {
-    let outcome = OUTCOMES.iter().find(|(o, _)| *o == record.outcome).map_or("", |(_, name)| name);
     rebalances::Model {
         term: record.id.term.get().cast_signed(),
         number: record.id.number.cast_signed(),
@@ -270,7 +267,7 @@ pub(super) fn from_rebalance(record: &RebalanceRecord) -> rebalances::Model {
         trace_id: plain(&record.trace_id),
         started_ns: nanos(record.started),
         ended_ns: record.ended.map(nanos),
-        outcome: outcome.to_owned(),
+        outcome: record.outcome.name().to_owned(),
         moves: record.moves.cast_signed(),
         done: record.done.cast_signed(),
     }
@@ -283,7 +280,7 @@ pub(super) fn rebalance_id(term: i64, number: i64) -> RebalanceId {
 
 pub(super) fn to_rebalance(row: rebalances::Model) -> Result<RebalanceRecord, Error> {
     let id = rebalance_id(row.term, row.number);
-    let outcome = OUTCOMES.iter().find(|(_, name)| *name == row.outcome).map(|(outcome, _)| *outcome);
+    let outcome = RebalanceOutcome::ALL.into_iter().find(|outcome| outcome.name() == row.outcome);
     let at = RowName { what: "rebalance", key: &id };
     Ok(RebalanceRecord {
         id,
@@ -297,54 +294,105 @@ pub(super) fn to_rebalance(row: rebalances::Model) -> Result<RebalanceRecord, Er
     })
 }
 
-/// Packs moves, one or more rows per rebalance, in order.
-pub(super) fn from_moves<'a>(all: impl IntoIterator<Item = &'a MoveRecord>) -> Vec<(RebalanceId, Vec<u8>)> {
-    let mut open: BTreeMap<RebalanceId, Packer> = BTreeMap::new();
-    let mut rows = Vec::new();
-    for it in all {
-        let packer = open.entry(it.rebalance).or_default();
-        packer
-            .entry(MOVE)
-            .bytes(it.appliance.as_bytes())
-            .optional_name(it.from.as_ref().map(|w| w.as_str().as_bytes()))
-            .name(it.to.as_str().as_bytes())
-            .name(it.reason.as_bytes())
-            .number(u64::from(it.done))
-            .number(nanos(it.time).cast_unsigned());
-        if packer.len() >= ROW_BYTES {
-            rows.push((it.rebalance, std::mem::take(packer).seal(MOVES, &[])));
-        }
-    }
-    let rest = open.into_iter().filter(|(_, packer)| !packer.is_empty());
-    rows.extend(rest.map(|(id, packer)| (id, packer.seal(MOVES, &[]))));
-    rows
+/// Rows of moves while they are packed, one or more per rebalance.
+#[derive(Default)]
+struct MovePacker {
+    open: BTreeMap<RebalanceId, Packer>,
+    rows: Vec<(RebalanceId, Vec<u8>)>,
 }
 
-/// Unpacks a row of moves, in order.
-pub(super) fn to_moves(row: &moves::Model) -> Result<Vec<MoveRecord>, Error> {
+impl MovePacker {
+    fn add(&mut self, rebalance: RebalanceId, entry: impl FnOnce(&mut Packer)) {
+        let packer = self.open.entry(rebalance).or_default();
+        entry(packer);
+        if packer.len() >= ROW_BYTES {
+            self.rows.push((rebalance, std::mem::take(packer).seal(MOVES, &[])));
+        }
+    }
+
+    fn finish(mut self) -> Vec<(RebalanceId, Vec<u8>)> {
+        let rest = self.open.into_iter().filter(|(_, packer)| !packer.is_empty());
+        self.rows.extend(rest.map(|(id, packer)| (id, packer.seal(MOVES, &[]))));
+        self.rows
+    }
+}
+
+/// Packs moves, and then adoptions, in order.
+pub(super) fn from_moves<'a>(
+    moves: impl IntoIterator<Item = &'a MoveRecord>,
+    adoptions: impl IntoIterator<Item = &'a AdoptionRecord>,
+) -> Vec<(RebalanceId, Vec<u8>)> {
+    let mut rows = MovePacker::default();
+    for it in moves {
+        // 0 is a stage that was not reached, or not seen.
+        let stage = |at: Option<SystemTime>| at.map_or(0, nanos).cast_unsigned();
+        let MoveTimes { began, released, granted, adopted: _ } = it.times;
+        rows.add(it.rebalance, |packer| {
+            packer
+                .entry(STAGED_MOVE)
+                .bytes(it.appliance.as_bytes())
+                .optional_name(it.from.as_ref().map(|w| w.as_str().as_bytes()))
+                .name(it.to.as_str().as_bytes())
+                .name(it.reason.as_bytes())
+                .number(u64::from(it.done))
+                .number(nanos(it.time).cast_unsigned())
+                .number(stage(began))
+                .number(stage(released))
+                .number(stage(granted));
+        });
+    }
+    for it in adoptions {
+        let at = nanos(it.time).cast_unsigned();
+        rows.add(it.rebalance, |packer| {
+            packer.entry(ADOPTION).bytes(it.appliance.as_bytes()).number(at);
+        });
+    }
+    rows.finish()
+}
+
+/// Unpacks a row of moves, in order, and the adoptions in it.
+pub(super) fn to_moves(row: &moves::Model) -> Result<(Vec<MoveRecord>, Vec<AdoptionRecord>), Error> {
     let rebalance = rebalance_id(row.term, row.number);
-    let read = || -> Result<Vec<MoveRecord>, Odd> {
-        let (_, [], mut it) = Unpacker::open(&row.data, &[MOVES])?;
-        let mut found = Vec::new();
+    let read = || -> Result<(Vec<MoveRecord>, Vec<AdoptionRecord>), Odd> {
+        let (_, [], mut it) = Unpacker::open(&row.data, &[MOVES_ONLY, MOVES])?;
+        let (mut found, mut adoptions) = (Vec::new(), Vec::new());
         let worker =
             |it: &Unpacker<'_>, at: usize| WorkerId::new(codec::text(it.names()[at])?).map_err(|e| Odd(e.to_string()));
         while let Some(tag) = it.next_entry()? {
-            if tag != MOVE {
+            if ![MOVE, STAGED_MOVE, ADOPTION].contains(&tag) {
                 return Err(Odd(format!("entry of unknown kind {tag}")));
             }
             let appliance = ApplianceId::from_bytes(it.array()?);
+            if tag == ADOPTION {
+                adoptions.push(AdoptionRecord { rebalance, appliance, time: time(it.number()?.cast_signed()) });
+                continue;
+            }
             let from = it.optional_name_index()?.map(|at| worker(&it, at)).transpose()?;
             let to = it.name_index()?;
             let to = worker(&it, to)?;
             let reason = it.name_index()?;
             let reason = codec::text(it.names()[reason])?.to_owned();
             let done = it.number()? != 0;
-            let time = time(it.number()?.cast_signed());
-            found.push(MoveRecord { rebalance, appliance, from, to, reason, done, time });
+            let ended = time(it.number()?.cast_signed());
+            let mut times = MoveTimes::default();
+            if tag == STAGED_MOVE {
+                for stage in [&mut times.began, &mut times.released, &mut times.granted] {
+                    *stage = Some(it.number()?.cast_signed()).filter(|nanos| *nanos != 0).map(time);
+                }
+            }
+            found.push(MoveRecord { rebalance, appliance, from, to, reason, done, times, time: ended });
         }
-        Ok(found)
+        Ok((found, adoptions))
     };
     read().map_err(|e| RowName { what: "moves", key: &format_args!("{} of {rebalance}", row.id) }.corrupt(e.0))
+}
+
+/// Notes in moves when their new owners had seen what came to them. An appliance moves at most once in a rebalance.
+pub(super) fn with_adoptions(moves: &mut [MoveRecord], adoptions: &[AdoptionRecord]) {
+    let at: HashMap<_, _> = adoptions.iter().map(|it| ((it.rebalance, it.appliance), it.time)).collect();
+    for it in moves {
+        it.times.adopted = at.get(&(it.rebalance, it.appliance)).copied();
+    }
 }
 
 pub(super) fn from_event(event: &AuditEvent) -> events::ActiveModel {

@@ -29,7 +29,7 @@ use self::fixtures::*;
 use self::servers::DatabaseKind;
 use super::dialect::Faults;
 use super::*;
-use crate::record::RebalanceOutcome;
+use crate::record::{MoveTimes, RebalanceOutcome};
 
 /// Runs each of these tests on every database.
 macro_rules! on_every_database {
@@ -207,6 +207,7 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
         StoreWrite::PutRebalance(rebalance(1)),
         StoreWrite::PutRebalance(rebalance(2)),
         StoreWrite::Moves(vec![moved(1, 1, None), moved(2, 1, Some(4)), moved(1, 2, Some(5))]),
+        StoreWrite::Adoptions(vec![AdoptionRecord { rebalance: rebalance(1).id, appliance: id(2), time: at(8) }]),
         StoreWrite::Event(event(1)),
         StoreWrite::Request(request.clone()),
         StoreWrite::Pause(Some(pause.clone())),
@@ -245,6 +246,9 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
     assert_eq!(loaded.members, [member(1)]);
     assert_eq!(loaded.requests, [request]);
     assert_eq!(loaded.rebalances, [ended.clone(), rebalance(1)]);
+    let adopted = |moved: MoveRecord| MoveRecord { times: MoveTimes { adopted: Some(at(8)), ..moved.times }, ..moved };
+    let made = vec![moved(1, 1, None), adopted(moved(1, 2, Some(5)))];
+    assert_eq!(loaded.unfinished, made, "of the newest that has not ended");
     assert_eq!(loaded.pause, Some(pause));
     store.submit(vec![StoreWrite::Pause(None)]).await.expect("stored");
     store.close().await;
@@ -254,10 +258,11 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
     assert_eq!(store.events(10).await, Ok(vec![event(1)]));
     assert_eq!(store.rebalances(Some(ended.id), 10).await, Ok(vec![rebalance(1)]));
     let one = store.rebalance(rebalance(1).id).await;
-    assert_eq!(one, Ok(Some((rebalance(1), vec![moved(1, 1, None), moved(1, 2, Some(5))]))));
+    assert_eq!(one, Ok(Some((rebalance(1), made))));
     assert_eq!(store.rebalance(rebalance(7).id).await, Ok(None));
     assert_eq!(store.moves_of(id(1), 10).await, Ok(vec![moved(2, 1, Some(4)), moved(1, 1, None)]));
     assert_eq!(store.moves_of(id(1), 1).await, Ok(vec![moved(2, 1, Some(4))]));
+    assert_eq!(store.moves_of(id(2), 1).await, Ok(vec![adopted(moved(1, 2, Some(5)))]));
     store.close().await;
 }
 

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use common::{ApplianceId, WorkerId};
 
-use crate::record::RebalanceRecord;
+use crate::record::{MoveTimes, RebalanceRecord};
 
 /// A rebalance with its moves, as the leader keeps the latest ones in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub struct MoveView {
     pub reason: String,
     /// planned, releasing, granting, done, dropped.
     pub state: &'static str,
+    /// When it reached the stages.
+    pub times: MoveTimes,
     /// When it reached that state.
     pub time: SystemTime,
 }

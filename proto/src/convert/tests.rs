@@ -299,12 +299,10 @@ fn up() -> impl Strategy<Value = ToCoordinator> {
         .prop_map(|(applied, granted, declined, released, removed, [begun, ended])| {
             ToCoordinator::Ack(Ack { applied, granted, declined, released, removed, begun, ended })
         });
-    let report = (grip(), status(), any::<u64>()).prop_map(|((appliance, token), status, checked)| StatusReport {
-        appliance,
-        token,
-        status,
-        checked,
-    });
+    let report =
+        (grip(), status(), any::<u64>(), any::<bool>()).prop_map(|((appliance, token), status, checked, adopted)| {
+            StatusReport { appliance, token, status, checked, adopted }
+        });
     let holdings = any::<(u64, u64, u128)>()
         .prop_map(|(applied, count, sum)| OwnedDigest { applied, digest: Digest { count, sum } });
     prop_oneof![

@@ -157,7 +157,9 @@ fn read_statuses(
         let at = At("appliances", i);
         let (appliance, token) = (reader.appliance(&at, &r.appliance)?, reader.token(&at, r.token)?);
         match read_status(reader, &at, r.status) {
-            Ok(status) => reports.push(StatusReport { appliance, token, status, checked: r.checked }),
+            Ok(status) => {
+                reports.push(StatusReport { appliance, token, status, checked: r.checked, adopted: r.adopted })
+            }
             Err(error) => unusable.get_or_insert(UnusableStatuses { count: 0, appliance, error }).count += 1,
         }
     }
@@ -298,5 +300,6 @@ fn status_report_to_wire(report: StatusReport) -> wire::ApplianceReport {
         token: Some(token_to_wire(report.token)),
         status: Some(status_to_wire(&report.status)),
         checked: report.checked,
+        adopted: report.adopted,
     }
 }

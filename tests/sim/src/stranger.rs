@@ -139,6 +139,7 @@ impl SimWorld {
                         token: g.token,
                         status: common::status::Status::default(),
                         checked: 0,
+                        adopted: false,
                     })
                     .collect(),
                 owned: None,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use common::driver::DriverName;
-use common::{ApplianceId, Generation, Term, Token, WorkerId};
+use common::{ApplianceId, Generation, RebalanceId, Term, Token, WorkerId};
 use coordinator_core::machine;
 use coordinator_core::membership::LeaseAuthority;
 use coordinator_core::planner::{self, Strategy};
@@ -141,6 +141,8 @@ pub(super) struct SimWorld {
     /// Changes that were acknowledged to whoever asked for them.
     pub(super) acknowledged: BTreeMap<ApplianceId, Generation>,
     pub(super) created: u128,
+    /// Rebalances that have not ended, and what they moved, as the history has it.
+    pub(super) unfinished: BTreeMap<RebalanceId, BTreeSet<ApplianceId>>,
     /// Names under which strangers asked for a life of their own.
     pub(super) liars: BTreeSet<WorkerId>,
     pub(super) checks_asked: u64,
@@ -220,6 +222,7 @@ impl SimWorld {
             offered: BTreeSet::new(),
             acknowledged: BTreeMap::new(),
             created: 0,
+            unfinished: BTreeMap::new(),
             liars: BTreeSet::new(),
             checks_asked: 0,
             decisions,

@@ -7,9 +7,8 @@
 use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{HashMap, VecDeque};
 
+use common::ApplianceId;
 use common::session::StatusReport;
-use common::status::Status;
-use common::{ApplianceId, Token};
 
 /// News that were not handed on yet.
 #[derive(Clone, Debug, Default)]
@@ -21,20 +20,22 @@ pub struct Reports {
 }
 
 impl Reports {
-    /// Adds news. Those of an older token than the one queued are dropped; a check that was answered stays answered.
-    pub fn push(&mut self, appliance: ApplianceId, token: Token, status: Status, checked: u64) {
-        match self.newest.entry(appliance) {
+    /// Adds news. Those of an older token than the one queued are dropped; a check that was answered stays answered, and
+    /// what was adopted stays so.
+    pub fn push(&mut self, report: StatusReport) {
+        match self.newest.entry(report.appliance) {
             MapEntry::Vacant(vacant) => {
-                vacant.insert(StatusReport { appliance, token, status, checked });
-                self.order.push_back(appliance);
+                self.order.push_back(report.appliance);
+                vacant.insert(report);
             }
             MapEntry::Occupied(mut queued) => {
                 let queued = queued.get_mut();
-                if token == queued.token {
-                    queued.status = status;
-                    queued.checked = queued.checked.max(checked);
-                } else if token > queued.token {
-                    *queued = StatusReport { appliance, token, status, checked };
+                if report.token == queued.token {
+                    queued.status = report.status;
+                    queued.checked = queued.checked.max(report.checked);
+                    queued.adopted |= report.adopted;
+                } else if report.token > queued.token {
+                    *queued = report;
                 }
             }
         }
@@ -62,6 +63,7 @@ impl Reports {
                     let queued = queued.get_mut();
                     if queued.token == old.token {
                         queued.checked = queued.checked.max(old.checked);
+                        queued.adopted |= old.adopted;
                     }
                 }
             }
@@ -98,8 +100,8 @@ impl Reports {
 
 #[cfg(test)]
 mod tests {
-    use common::Term;
-    use common::status::Phase;
+    use common::status::{Phase, Status};
+    use common::{Term, Token};
 
     use super::*;
 
@@ -111,16 +113,17 @@ mod tests {
         Token::new(Term::new(1), n)
     }
 
-    fn status(phase: Phase) -> Status {
-        Status { phase, ..Status::default() }
+    fn report(n: u128, number: u64, phase: Phase, checked: u64) -> StatusReport {
+        let status = Status { phase, ..Status::default() };
+        StatusReport { appliance: id(n), token: token(number), status, checked, adopted: false }
     }
 
     #[test]
     fn news_of_one_appliance_are_folded_and_keep_its_place() {
         let mut reports = Reports::default();
-        reports.push(id(1), token(1), status(Phase::Booting), 7);
-        reports.push(id(2), token(1), status(Phase::Down), 0);
-        reports.push(id(1), token(1), status(Phase::Up), 0);
+        reports.push(report(1, 1, Phase::Booting, 7));
+        reports.push(report(2, 1, Phase::Down, 0));
+        reports.push(report(1, 1, Phase::Up, 0));
         let first = reports.take(1);
         assert_eq!(first.len(), 1);
         assert_eq!((first[0].appliance, first[0].status.phase, first[0].checked), (id(1), Phase::Up, 7));
@@ -129,14 +132,29 @@ mod tests {
     }
 
     #[test]
+    fn what_was_adopted_stays_so_in_later_news_of_the_same_grant() {
+        let mut reports = Reports::default();
+        reports.push(StatusReport { adopted: true, ..report(1, 1, Phase::Up, 0) });
+        reports.push(report(1, 1, Phase::Configured, 0));
+        let taken = reports.take(1);
+        assert!(taken[0].adopted);
+        reports.push(report(1, 1, Phase::Degraded, 0));
+        reports.restore(taken);
+        assert!(reports.take(1)[0].adopted);
+        reports.push(StatusReport { adopted: true, ..report(1, 1, Phase::Up, 0) });
+        reports.push(report(1, 2, Phase::Up, 0));
+        assert!(!reports.take(1)[0].adopted, "another grant");
+    }
+
+    #[test]
     fn news_of_an_older_token_are_dropped() {
         let mut reports = Reports::default();
-        reports.push(id(1), token(2), status(Phase::Up), 0);
-        reports.push(id(1), token(1), status(Phase::Down), 3);
+        reports.push(report(1, 2, Phase::Up, 0));
+        reports.push(report(1, 1, Phase::Down, 3));
         let entry = reports.remove(id(1)).expect("it was pushed");
         assert_eq!((entry.status.phase, entry.checked), (Phase::Up, 0));
-        reports.push(id(1), token(1), status(Phase::Up), 5);
-        reports.push(id(1), token(2), status(Phase::Down), 0);
+        reports.push(report(1, 1, Phase::Up, 5));
+        reports.push(report(1, 2, Phase::Down, 0));
         assert_eq!(reports.take(1)[0].checked, 0, "a check of another grant is not answered");
     }
 
@@ -144,10 +162,10 @@ mod tests {
     fn restored_entries_come_first_and_yield_to_newer_ones() {
         let mut reports = Reports::default();
         for n in 1..=3 {
-            reports.push(id(n), token(1), status(Phase::Booting), 1);
+            reports.push(report(n, 1, Phase::Booting, 1));
         }
         let taken = reports.take(2);
-        reports.push(id(2), token(1), status(Phase::Configured), 0);
+        reports.push(report(2, 1, Phase::Configured, 0));
         reports.restore(taken);
         let order: Vec<_> = reports.take(9).into_iter().map(|e| (e.appliance, e.status.phase, e.checked)).collect();
         assert_eq!(order, [(id(1), Phase::Booting, 1), (id(3), Phase::Booting, 1), (id(2), Phase::Configured, 1)]);
@@ -156,9 +174,9 @@ mod tests {
     #[test]
     fn an_appliance_that_was_removed_and_changed_again_is_reported_once() {
         let mut reports = Reports::default();
-        reports.push(id(1), token(1), status(Phase::Up), 0);
+        reports.push(report(1, 1, Phase::Up, 0));
         assert!(reports.remove(id(1)).is_some());
-        reports.push(id(1), token(1), status(Phase::Down), 0);
+        reports.push(report(1, 1, Phase::Down, 0));
         assert_eq!(reports.len(), 1);
         assert_eq!(reports.take(9).len(), 1);
     }

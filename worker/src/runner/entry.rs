@@ -1,8 +1,10 @@
 //! One appliance as the scheduler holds it: its machine, its grant, and where its step is.
 
-use common::{Timestamp, Token};
+use common::session::StatusReport;
+use common::{ApplianceId, Timestamp, Token};
 use tokio::task::AbortHandle;
-use worker_core::lifecycle::{Lifecycle, LifecycleEvent, LifecycleStep};
+use tracing::Span;
+use worker_core::lifecycle::{Lifecycle, LifecycleEvent, LifecycleStep, StepOutcome};
 
 /// Where the step of a machine is.
 #[derive(Debug)]
@@ -32,8 +34,8 @@ pub(super) struct ApplianceEntry {
     pub(super) suspect: bool,
     /// Number of the step that was announced and is not over.
     pub(super) announced: Option<u64>,
-    /// Trace context of what brought it here; taken by the first look.
-    pub(super) traceparent: Option<Box<str>>,
+    /// Open until it was seen how the appliance is that a rebalance brought here.
+    pub(super) adopting: Option<Span>,
     /// Number of the newest step, over all appliances.
     pub(super) serial: u64,
     pub(super) stage: StepStage,
@@ -42,6 +44,26 @@ pub(super) struct ApplianceEntry {
 }
 
 impl ApplianceEntry {
+    /// Takes in how a step ended. Returns whether that tells, for the first time, how the appliance is: a probe has an outcome, or
+    /// there is nothing to probe.
+    pub(super) fn adopted(&mut self, outcome: &StepOutcome) -> bool {
+        let seen = match outcome {
+            StepOutcome::Observed(found) => found.running.is_empty(),
+            _ => self.lifecycle.running() != Some(LifecycleStep::Observe),
+        };
+        let Some(span) = self.adopting.take_if(|_| seen) else { return false };
+        span.record("outcome", outcome.name());
+        if !matches!(outcome, StepOutcome::Answered(_)) {
+            span.record("otel.status_code", "ERROR");
+        }
+        true
+    }
+
+    /// What its owner sees.
+    pub(super) fn report(&self, appliance: ApplianceId, checked: u64, adopted: bool) -> StatusReport {
+        StatusReport { appliance, token: self.token, status: self.lifecycle.status(), checked, adopted }
+    }
+
     /// Drops a step that changes nothing.
     pub(super) fn drop_step(&mut self) {
         if let StepStage::Running(task) = &self.stage {

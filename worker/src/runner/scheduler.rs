@@ -8,7 +8,6 @@ use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use common::session::StatusReport;
 use common::{ApplianceId, Timestamp, Token};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
@@ -86,7 +85,7 @@ impl UnsentEvents {
         self.outbox
             .pop_front()
             .or_else(|| self.refused.pop_first().map(refused))
-            .or_else(|| self.reports.take(1).pop().map(status_event))
+            .or_else(|| self.reports.take(1).pop().map(RunnerEvent::Status))
     }
 }
 
@@ -173,7 +172,7 @@ impl Scheduler {
     fn command(&mut self, command: RunnerCommand) {
         match command {
             RunnerCommand::Begin { gate } => self.begin(gate),
-            RunnerCommand::Take { appliance, token, desired, progress, fence_delay, suspect, traceparent } => {
+            RunnerCommand::Take { appliance, token, desired, progress, fence_delay, suspect, adopting } => {
                 let now = self.now();
                 let fence_delay_until = fence_delay_end(now, fence_delay);
                 let plugs_ports = self.drivers.offer(&desired.driver).is_some_and(|o| o.driver.plugs_ports());
@@ -189,7 +188,7 @@ impl Scheduler {
                     claimed: false,
                     suspect,
                     announced: None,
-                    traceparent: (!traceparent.is_empty()).then(|| traceparent.into()),
+                    adopting,
                     serial: 0,
                     stage: StepStage::Idle,
                     wake: None,
@@ -208,7 +207,7 @@ impl Scheduler {
     fn restate(&mut self) {
         for (appliance, entry) in &self.entries {
             if !matches!(entry.stage, StepStage::Blocked(_)) {
-                self.unsent.reports.push(*appliance, entry.token, entry.lifecycle.status(), 0);
+                self.unsent.reports.push(entry.report(*appliance, 0, false));
             }
             if let Some(number) = entry.announced {
                 self.unsent.outbox.push_back(RunnerEvent::Begins { appliance: *appliance, token: entry.token, number });
@@ -310,7 +309,11 @@ impl Scheduler {
             entry.fence_delay_until = entry.fence_delay_until.max(until);
             entry.lifecycle.unanswered(until);
         }
+        let adopted = entry.adopted(&outcome);
         self.drive(appliance, Fact::Ended(outcome));
+        if let Some(entry) = self.entries.get(&appliance).filter(|_| adopted) {
+            self.unsent.reports.push(entry.report(appliance, 0, true));
+        }
     }
 
     /// Asks to be told when the instances end that a step has started or found.
@@ -417,7 +420,7 @@ impl Scheduler {
         }
         let token = entry.token;
         if output.status_changed || output.checked.is_some() {
-            self.unsent.reports.push(appliance, token, entry.lifecycle.status(), output.checked.unwrap_or(0));
+            self.unsent.reports.push(entry.report(appliance, output.checked.unwrap_or(0), false));
         }
         let Some(end) = output.end else { return };
         let fence_delay = fence_delay_left(now, entry.fence_delay_until);
@@ -427,7 +430,7 @@ impl Scheduler {
             gate.dismiss(appliance, token);
         }
         // What was seen last goes before the word that nobody looks any more.
-        self.unsent.outbox.extend(self.unsent.reports.remove(appliance).map(status_event));
+        self.unsent.outbox.extend(self.unsent.reports.remove(appliance).map(RunnerEvent::Status));
         self.unsent.outbox.push_back(match end {
             LifecycleEnd::Released(progress) => RunnerEvent::Released { appliance, token, progress, fence_delay },
             LifecycleEnd::Gone => RunnerEvent::Gone { appliance, token },
@@ -511,7 +514,7 @@ impl Scheduler {
             driver,
             protocol,
             permit,
-            traceparent: if step == LifecycleStep::Observe { entry.traceparent.take() } else { None },
+            adopting: entry.adopting.clone(),
         };
         let set = if step.changes_the_world() { &mut self.steps.changes } else { &mut self.steps.looks };
         let run = task.run(self.config.lifecycle.clone());
@@ -527,11 +530,6 @@ impl Scheduler {
             slot.send(event);
         }
     }
-}
-
-fn status_event(report: StatusReport) -> RunnerEvent {
-    let StatusReport { appliance, token, status, checked } = report;
-    RunnerEvent::Status { appliance, token, status, checked }
 }
 
 /// Waits for a moment of the scheduler's clock; for ever when there is none.

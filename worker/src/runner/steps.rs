@@ -53,7 +53,7 @@ pub(super) struct StepTask {
     pub(super) protocol: Arc<dyn Protocol>,
     /// Always there for steps that change the world; for a first look, it lets the token be raised.
     pub(super) permit: Option<Permit>,
-    pub(super) traceparent: Option<Box<str>>,
+    pub(super) adopting: Option<Span>,
 }
 
 impl StepTask {
@@ -96,14 +96,12 @@ impl StepTask {
     /// Probes are spans of level debug: 10,000 a second are too many to record by default.
     fn span(&self) -> Span {
         let (appliance, step) = (self.appliance, self.step);
-        match step {
-            LifecycleStep::Probe { .. } => {
-                tracing::debug_span!("lifecycle", %appliance, %step, outcome = field::Empty)
+        match (step, &self.adopting) {
+            (_, Some(adopting)) => {
+                tracing::info_span!(parent: adopting, "lifecycle", %appliance, %step, outcome = field::Empty)
             }
-            LifecycleStep::Observe if self.traceparent.is_some() => {
-                let span = tracing::info_span!("adopt", %appliance, %step, outcome = field::Empty);
-                runtime::telemetry::set_parent(&span, self.traceparent.as_deref().unwrap_or_default());
-                span
+            (LifecycleStep::Probe { .. }, None) => {
+                tracing::debug_span!("lifecycle", %appliance, %step, outcome = field::Empty)
             }
             _ => tracing::info_span!("lifecycle", %appliance, %step, outcome = field::Empty),
         }

@@ -9,7 +9,7 @@ use common::appliance::{Name, Spec, Timing};
 use common::driver::DriverName;
 use common::kind::{Custom, KindSpec, Probe, StopRecipe};
 use common::network_port::NetworkPort;
-use common::status::Phase;
+use common::status::{Phase, Status};
 use common::{Edition, Generation, Term};
 use tokio::time::Instant;
 use worker_core::instance::{Instance, Observation};
@@ -355,8 +355,8 @@ impl RunnerBench {
     }
 
     fn grant(appliance: ApplianceId, token: Token, desired: Arc<Desired>, progress: Progress) -> RunnerCommand {
-        let (fence_delay, traceparent) = (Duration::ZERO, String::new());
-        RunnerCommand::Take { appliance, token, desired, progress, fence_delay, suspect: false, traceparent }
+        let fence_delay = Duration::ZERO;
+        RunnerCommand::Take { appliance, token, desired, progress, fence_delay, suspect: false, adopting: None }
     }
 
     /// Takes an appliance of whose former owner calls may still take effect. Only the runner waits for them here: the gate
@@ -419,7 +419,7 @@ impl RunnerBench {
 
     async fn status(&mut self, wanted: impl Fn(&Status) -> bool) -> Status {
         loop {
-            if let RunnerEvent::Status { status, .. } = self.event().await
+            if let RunnerEvent::Status(StatusReport { status, .. }) = self.event().await
                 && wanted(&status)
             {
                 return status;
@@ -479,7 +479,7 @@ async fn statuses_are_told_again_when_asked() {
     bench.handle.send(RunnerCommand::Restate).await.expect("it runs");
     let mut told = BTreeSet::new();
     while told.len() < 3 {
-        if let RunnerEvent::Status { appliance, token, status, checked } = bench.event().await {
+        if let RunnerEvent::Status(StatusReport { appliance, token, status, checked, .. }) = bench.event().await {
             assert_eq!((status.phase, checked), (Phase::Configured, 0));
             assert_eq!(appliance, id(token.sequence.into()));
             told.insert(appliance);
@@ -571,7 +571,7 @@ async fn a_refused_token_is_told_each_time_and_shown() {
                 assert_eq!((appliance, held, newer), (id(1), token(1), in_force));
                 told += 1;
             }
-            RunnerEvent::Status { status, .. } => shown = shown.or(status.last_error),
+            RunnerEvent::Status(StatusReport { status, .. }) => shown = shown.or(status.last_error),
             other => panic!("nothing else happened: {other:?}"),
         }
     }
@@ -717,7 +717,7 @@ async fn commands_of_an_old_token_change_nothing() {
         progress: Progress::default(),
         suspect: false,
         fence_delay: Duration::ZERO,
-        traceparent: String::new(),
+        adopting: None,
     };
     bench.handle.send(take).await.expect("it runs");
     bench.update(1, 5, desired(2, |_| {})).await;
@@ -734,7 +734,7 @@ async fn a_check_is_answered_after_a_look() {
     bench.handle.send(check).await.expect("it runs");
     let asked = Instant::now();
     loop {
-        if let RunnerEvent::Status { checked: 42, status, .. } = bench.event().await {
+        if let RunnerEvent::Status(StatusReport { checked: 42, status, .. }) = bench.event().await {
             assert_eq!(status.phase, Phase::Configured);
             break;
         }
@@ -804,7 +804,7 @@ async fn statuses_fold_while_nobody_reads_them() {
     let mut newest = BTreeMap::new();
     let mut events = 0;
     while let Some(event) = bench.events.recv().await {
-        if let RunnerEvent::Status { appliance, status, .. } = event {
+        if let RunnerEvent::Status(StatusReport { appliance, status, .. }) = event {
             newest.insert(appliance, status.phase);
             events += 1;
         }

@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 
+use common::ApplianceId;
 use common::driver::DriverOffers;
 use common::session::{AnnouncedStep, Carryover, Desired, GrantRef, Refused, RefusedReason};
 use proto::convert::down::FromCoordinator;
-use runtime::{clock, telemetry};
-use tracing::{debug, error, info, info_span, warn};
+use runtime::clock;
+use runtime::telemetry::{self, RebalanceTrace, SpanName};
+use tracing::{debug, error, field, info, info_span, warn};
 use worker_core::session::{ConversationAction, ConversationNotice, Incoming};
 
 use super::{Queued, Session};
@@ -41,9 +43,14 @@ impl Session {
                 self.failure = None;
             }
             ConversationAction::Take { grant: GrantRef { appliance, token }, desired, carryover, suspect } => {
-                let span = info_span!("adopt", %appliance, worker = %self.setup.name, %token);
-                telemetry::set_parent(&span, traceparent);
-                let _entered = span.enter();
+                let adopting = hand_off(traceparent, appliance).map(|parent| {
+                    let span = info_span!(
+                        "adopt", %appliance, worker = %self.setup.name, %token, outcome = field::Empty,
+                        otel.status_code = field::Empty
+                    );
+                    telemetry::set_parent(&span, &parent);
+                    span
+                });
                 self.gate.admit(appliance, token, carryover.fence_delay);
                 self.command(RunnerCommand::Take {
                     appliance,
@@ -52,9 +59,9 @@ impl Session {
                     progress: carryover.progress,
                     fence_delay: carryover.fence_delay,
                     suspect,
-                    traceparent: traceparent.to_owned(),
+                    adopting,
                 });
-                debug!("taken");
+                debug!(%appliance, %token, "taken");
             }
             ConversationAction::Fence(GrantRef { appliance, token }) => {
                 warn!(%appliance, %token, "held, but not kept by the leader: the gate is shut for it");
@@ -62,9 +69,11 @@ impl Session {
                 self.command(RunnerCommand::Release { appliance, token });
             }
             ConversationAction::Release(GrantRef { appliance, token }) => {
-                let span = info_span!("release", %appliance, worker = %self.setup.name, %token);
-                telemetry::set_parent(&span, traceparent);
-                self.runner.releasing.insert((appliance, token), span);
+                if let Some(parent) = hand_off(traceparent, appliance) {
+                    let span = info_span!("release", %appliance, worker = %self.setup.name, %token);
+                    telemetry::set_parent(&span, &parent);
+                    self.runner.releasing.insert((appliance, token), span);
+                }
                 self.command(RunnerCommand::Release { appliance, token });
             }
             ConversationAction::Update(GrantRef { appliance, token }, desired) => {
@@ -177,11 +186,15 @@ impl Session {
             RunnerEvent::Done { appliance, token, number } => {
                 self.conversation.step_ended(AnnouncedStep { appliance, token, number });
             }
-            RunnerEvent::Status { appliance, token, status, checked } => {
-                self.conversation.report(GrantRef::new(appliance, token), status, checked);
-            }
+            RunnerEvent::Status(report) => self.conversation.report(report),
         }
     }
+}
+
+/// The `traceparent` of the hand-off that a delta with this `traceparent` has an entry of; none when it is of no rebalance.
+fn hand_off(traceparent: &str, appliance: ApplianceId) -> Option<String> {
+    let trace = RebalanceTrace::of_traceparent(traceparent)?;
+    Some(trace.traceparent(SpanName::HandOff(appliance)))
 }
 
 /// Why an appliance cannot be taken by a worker with these drivers, if so.

@@ -56,11 +56,31 @@ pub(super) struct Gathering {
     pub(super) timeout: Duration,
 }
 
+/// Takes spans that have ended, and never waits.
+pub(super) trait SpanSink: Send + Sync {
+    /// Takes one, or counts it as lost.
+    fn take(&self, span: SpanData);
+}
+
+/// The end of the queue where spans go in.
+#[derive(Clone)]
+pub(super) struct Queue {
+    spans: mpsc::Sender<Box<SpanData>>,
+    counts: Arc<SpanCounts>,
+}
+
+impl SpanSink for Queue {
+    fn take(&self, span: SpanData) {
+        if self.spans.try_send(Box::new(span)).is_err() {
+            self.counts.full.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Takes spans that have ended.
 pub(super) struct Outbox {
-    spans: mpsc::Sender<Box<SpanData>>,
+    queue: Queue,
     orders: mpsc::Sender<Order>,
-    counts: Arc<SpanCounts>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -71,7 +91,7 @@ enum Order {
 
 impl fmt::Debug for Outbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Outbox").field("counts", &self.counts).finish_non_exhaustive()
+        f.debug_struct("Outbox").field("counts", &self.queue.counts).finish_non_exhaustive()
     }
 }
 
@@ -112,7 +132,12 @@ impl Outbox {
         });
         let thread = thread.map_err(|error| format!("start a thread: {error}"))?;
         result.recv().map_err(|_| "the thread ended at once".to_owned())??;
-        Ok(Self { spans, orders, counts, thread: Mutex::new(Some(thread)) })
+        Ok(Self { queue: Queue { spans, counts }, orders, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Where spans go in.
+    pub(super) fn queue(&self) -> Queue {
+        self.queue.clone()
     }
 
     /// Gives an order and waits, blocking, until it is carried out.
@@ -138,9 +163,7 @@ impl SpanProcessor for Outbox {
     fn on_start(&self, _: &mut Span, _: &Context) {}
 
     fn on_end(&self, span: SpanData) {
-        if self.spans.try_send(Box::new(span)).is_err() {
-            self.counts.full.fetch_add(1, Ordering::Relaxed);
-        }
+        self.queue.take(span);
     }
 
     fn force_flush(&self) -> OTelSdkResult {

@@ -11,7 +11,7 @@ use super::StreamId;
 use super::unbind::{UnbindNumber, UnbindRefused};
 use crate::grants::{GrantOp, StoredGrant, StoredMember};
 use crate::membership::{ObservedLease, ObservedMember};
-use crate::rebalance::RebalanceEvent;
+use crate::rebalance::{RebalanceEvent, UnfinishedRebalance};
 use crate::table::Seed;
 use crate::violation::ViolationCounts;
 
@@ -235,6 +235,8 @@ pub struct Restored {
     pub raise_after: Duration,
     /// Why an operator stopped all planning, in a term before this one.
     pub paused: Option<String>,
+    /// The rebalance that the former leader did not end.
+    pub unfinished: Option<UnfinishedRebalance>,
 }
 
 /// Counters for metrics and `Cluster.Status`.

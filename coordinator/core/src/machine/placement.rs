@@ -36,6 +36,12 @@ pub(super) struct Due {
     start: bool,
     /// Something changed that a plan should look at.
     dirty: bool,
+    /// The time of this step.
+    now: Timestamp,
+    /// When the oldest was noticed of what the next plan is to look at, but for joins.
+    noticed: Option<Timestamp>,
+    /// When the first of the joins was noticed that are being gathered.
+    joins_noticed: Option<Timestamp>,
     /// The store refused a grant: nothing is planned before.
     not_before: Timestamp,
     /// Appliances are being deleted one after the other.
@@ -64,16 +70,30 @@ impl Due {
             lost: Vec::new(),
             start: true,
             dirty: true,
+            now,
+            noticed: Some(now),
+            joins_noticed: None,
             not_before: now,
             deletions: None,
             gather,
         }
     }
 
+    /// It is so late now.
+    pub(super) const fn advance(&mut self, now: Timestamp) {
+        self.now = now;
+    }
+
+    /// A plan should look at something that is noticed now.
+    fn notice(&mut self) {
+        self.dirty = true;
+        self.noticed.get_or_insert(self.now);
+    }
+
     /// An appliance is being deleted from now on, and leaves its owner with less than its share.
     pub(super) fn deleting(&mut self, now: Timestamp) {
         self.deletions.get_or_insert(Deletions { since: now, last: now }).last = now;
-        self.dirty = true;
+        self.notice();
     }
 
     /// Until when deletions keep the balance from being looked at.
@@ -88,13 +108,13 @@ impl Due {
     }
 
     /// An appliance wants an owner.
-    pub(super) const fn want_owner(&mut self) {
-        self.dirty = true;
+    pub(super) fn want_owner(&mut self) {
+        self.notice();
     }
 
     /// The balance may have changed, or room was made for further moves.
-    pub(super) const fn drifted(&mut self) {
-        self.dirty = true;
+    pub(super) fn drifted(&mut self) {
+        self.notice();
     }
 
     pub(super) fn spoke(&mut self, life: &Life) {
@@ -104,14 +124,14 @@ impl Due {
     pub(super) fn lost(&mut self, life: &Life) {
         self.awaited.remove(life);
         self.lost.push(life.worker.clone());
-        self.dirty = true;
+        self.notice();
     }
 
     /// External: every member that is there is awaited, whether the store knew of them or not.
     pub(super) fn await_members(&mut self, now: Timestamp, lives: impl Iterator<Item = Life>) {
         self.awaited = lives.collect();
         self.grace_ends = now + self.grace;
-        self.dirty = true;
+        self.notice();
     }
 
     /// A member came into the ring; it is gathered with others until `due`.
@@ -120,19 +140,20 @@ impl Due {
             self.joined.push(name);
         }
         self.joins_due.get_or_insert(due);
+        self.joins_noticed.get_or_insert(self.now);
     }
 
     /// A name that was missed is back: it is not gathered with newcomers.
     pub(super) fn came_back(&mut self, name: &WorkerId) {
         self.joined.retain(|joined| joined != name);
         self.back.push(name.clone());
-        self.dirty = true;
+        self.notice();
     }
 
     /// A member that held no lease left the ring.
     pub(super) fn left_ring(&mut self, name: WorkerId) {
         self.lost.push(name);
-        self.dirty = true;
+        self.notice();
     }
 
     fn waiting(&self, now: Timestamp) -> bool {
@@ -151,6 +172,13 @@ impl Due {
     /// Names of the members a new leader still waits for.
     pub(super) fn awaited(&self, now: Timestamp) -> Vec<WorkerId> {
         if self.waiting(now) { self.awaited.iter().map(|life| life.worker.clone()).collect() } else { Vec::new() }
+    }
+
+    /// When the oldest was noticed of what the plan looks at that is made now.
+    fn take_noticed(&mut self) -> Timestamp {
+        // Joins that are still being gathered are noticed by a later plan.
+        let joins = if self.joins_due.is_none() { self.joins_noticed.take() } else { None };
+        self.noticed.take().into_iter().chain(joins).min().unwrap_or(self.now)
     }
 
     fn take_cause(&mut self) -> Option<RebalanceCause> {
@@ -304,7 +332,7 @@ impl Machine {
             }
             None => {
                 self.refresh_members();
-                self.pacing.due.dirty = true;
+                self.pacing.due.notice();
             }
         }
     }
@@ -358,9 +386,10 @@ impl Machine {
             self.pacing.due.deletions = None;
         }
         self.counters.plans += 1;
-        self.return_home(now);
+        let since = self.pacing.due.take_noticed();
+        self.return_home(now, since);
         let plan = self.propose(&Assumptions::default());
-        self.apply(now, &plan, cause).expect("the table has not changed since the plan was made");
+        self.apply(now, &plan, cause, since).expect("the table has not changed since the plan was made");
     }
 
     /// What should change, now or if members were as assumed. What holds moves back (the brake, the limits on what is under
@@ -371,12 +400,13 @@ impl Machine {
     }
 
     /// Carries out a plan as far as the limits allow; the next one has the rest. A plan that does not fit the table as it
-    /// is changes nothing.
+    /// is changes nothing. What it is made for was noticed at `since`.
     pub(super) fn apply(
         &mut self,
         now: Timestamp,
         plan: &Plan,
         cause: Option<RebalanceCause>,
+        since: Timestamp,
     ) -> Result<(), PlanRefused> {
         self.planner.adopt(plan)?;
         for unplaced in &plan.unplaced {
@@ -390,7 +420,7 @@ impl Machine {
             && self.pacing.due.deletions_end().is_some_and(|at| now < at);
         let waits = |m: &PlannedMove<'_>| gathers && matches!(m.reason, Reason::OverCeiling | Reason::UnderFloor);
         let moves: Vec<PlannedMove<'_>> = plan.moves().filter(|m| !waits(m) && self.allows(now, m)).collect();
-        self.name_rebalance(cause, &moves);
+        self.name_rebalance(cause, &moves, since);
         let movers = moves.iter().filter_map(|m| m.from.cloned()).collect();
         let mut begun = 0;
         for m in &moves {
@@ -398,7 +428,9 @@ impl Machine {
         }
         self.tell_leavers(&movers);
         self.note_stuck(&movers);
-        if begun == 0 && self.pacing.in_flight.len() == 0 {
+        // What a former leader began has not ended while moves are held back that it would have made.
+        let held_back = self.pacing.rebalances.is_inherited() && plan.moves().next().is_some();
+        if begun == 0 && self.pacing.in_flight.len() == 0 && !held_back {
             let mut events = Vec::new();
             self.pacing.rebalances.nothing_left(&mut events);
             self.out.rebalance(events);
@@ -445,7 +477,7 @@ impl Machine {
     }
 
     /// Gives back to names that were missed what they held, if they still can take it.
-    fn return_home(&mut self, now: Timestamp) {
+    fn return_home(&mut self, now: Timestamp, since: Timestamp) {
         if !self.members.anybody_comes_home() {
             return;
         }
@@ -468,31 +500,44 @@ impl Machine {
         let returning =
             returning.iter().map(|&(appliance, slot, ref to)| PlannedMove { appliance, slot, from: None, to, reason });
         let moves: Vec<PlannedMove<'_>> = returning.collect();
-        self.name_rebalance(None, &moves);
+        self.name_rebalance(None, &moves, since);
         for m in &moves {
             self.begin(now, m);
         }
     }
 
     /// Opens a rebalance for what a cause moves. Giving new appliances their first owner is none.
-    fn name_rebalance(&mut self, cause: Option<RebalanceCause>, moves: &[PlannedMove<'_>]) {
+    fn name_rebalance(&mut self, cause: Option<RebalanceCause>, moves: &[PlannedMove<'_>], mut since: Timestamp) {
         let (mut counted, mut moved_before) = (0, false);
         for m in moves.iter().filter(|m| self.belongs_to_rebalance(m)) {
             counted += 1;
             moved_before |= self.pacing.rebalances.has_moved(m.appliance);
+            since = since.min(self.waited_since(m.slot).unwrap_or(since));
         }
         if counted == 0 {
             return;
         }
         let mut events = Vec::new();
-        if cause.is_none() && self.pacing.rebalances.current().is_some() && !moved_before {
+        // What another worker does is a cause of its own, also for a new leader.
+        let own_cause = cause.as_ref().is_some_and(|cause| *cause != RebalanceCause::Start);
+        if self.pacing.rebalances.is_inherited() && !own_cause && !moved_before {
+            let cause = cause.unwrap_or_else(|| self.cause_of(moves));
+            self.pacing.rebalances.resume(cause, counted, &mut events);
+        } else if cause.is_none() && self.pacing.rebalances.current().is_some() && !moved_before {
             self.pacing.rebalances.planned(counted, &mut events);
         } else {
             // What one rebalance has moved it does not move again: whatever asks for that is another cause.
             let cause = cause.unwrap_or_else(|| self.cause_of(moves));
-            self.pacing.rebalances.open(cause, counted, &mut events);
+            self.pacing.rebalances.open(cause, counted, since, &mut events);
         }
         self.out.rebalance(events);
+    }
+
+    /// Since when an appliance waits for a name that is gone, if it does: what sets its move off was noticed then.
+    fn waited_since(&self, slot: Slot) -> Option<Timestamp> {
+        let unplaced = self.table.get(slot)?.placement.unplaced.as_ref()?;
+        let waits = matches!(unplaced, Unplaced::WaitsFor(_) | Unplaced::Frozen(_));
+        if waits { self.tallies.unowned.since(slot) } else { None }
     }
 
     /// The cause that moves show themselves. Those that waited for a name, in its grace or while the brake held, are made

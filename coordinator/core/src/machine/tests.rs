@@ -18,7 +18,7 @@ mod terms;
 
 use crate::grants::GrantOp;
 use crate::membership::ObservedLease;
-use crate::rebalance::RebalanceEvent;
+use crate::rebalance::{RebalanceCause, RebalanceEvent, UnfinishedRebalance};
 use common::driver::{DriverCapabilities, DriverName, DriverOffers};
 use common::kind::KindName;
 use common::secret::LifeSecret;
@@ -27,7 +27,7 @@ use common::session::{
     Report, StatusReport, ToCoordinator,
 };
 use common::status::Progress;
-use common::{ApplianceId, Edition, Generation, Incarnation, StreamNumber};
+use common::{ApplianceId, Edition, Generation, Incarnation, RebalanceId, StreamNumber};
 use std::collections::BTreeMap;
 
 use super::*;

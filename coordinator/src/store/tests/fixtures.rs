@@ -85,6 +85,7 @@ pub(super) fn rebalance(number: u64) -> RebalanceRecord {
 
 pub(super) fn moved(number: u64, n: u128, from: Option<u32>) -> MoveRecord {
     MoveRecord {
+        times: MoveTimes { began: Some(at(3)), released: None, granted: Some(at(5)), adopted: None },
         rebalance: rebalance(number).id,
         appliance: id(n),
         from: from.map(worker),

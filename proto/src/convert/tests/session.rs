@@ -163,6 +163,7 @@ fn a_status_that_cannot_be_read_is_left_out_of_its_report() {
         token: Token::new(Term::new(1), 1),
         status: status.clone(),
         checked: 0,
+        adopted: false,
     };
     let spoiled = |spoil: fn(&mut Vec<worker_wire::ApplianceReport>)| {
         let mut message = up_to_wire(&first_envelope(), reports(vec![report(1), report(2), report(3)]));

@@ -211,8 +211,13 @@ pub(super) fn up_seeds() -> Vec<Vec<u8>> {
         begun: steps(),
         ended: steps(),
     };
-    let report =
-        wire::ApplianceReport { appliance: ID.to_vec(), token: token(), status: Some(wire_status()), checked: 1 };
+    let report = wire::ApplianceReport {
+        appliance: ID.to_vec(),
+        token: token(),
+        status: Some(wire_status()),
+        checked: 1,
+        adopted: true,
+    };
     let holdings = Some(wire::Holdings { applied: 5, count: 2, digest: ID.to_vec() });
     let bodies = [
         Body::Hello(hello),

@@ -20,10 +20,9 @@ use std::time::Duration;
 
 use common::secret::LifeSecret;
 use common::session::{
-    AnnouncedStep, Carryover, Delta, Envelope, GrantRef, Hello, Refused, RefusedReason, Release, ToCoordinator,
-    ToWorker, Welcome,
+    AnnouncedStep, Carryover, Delta, Envelope, GrantRef, Hello, Refused, RefusedReason, Release, StatusReport,
+    ToCoordinator, ToWorker, Welcome,
 };
-use common::status::Status;
 use common::{Incarnation, Profile, Timestamp, Token, WorkerId};
 
 use super::control::{ControlEvent, StreamEnd};
@@ -421,10 +420,10 @@ impl Conversation {
         }
     }
 
-    /// The status of an appliance has changed, or answers the check of this number.
-    pub fn report(&mut self, grant: GrantRef, status: Status, checked: u64) {
-        if self.assignments.is_held(grant.appliance, grant.token) {
-            self.pending.report(grant.appliance, grant.token, status, checked);
+    /// The status of an appliance has changed, answers a check, or is the first one that its owner has seen.
+    pub fn report(&mut self, report: StatusReport) {
+        if self.assignments.is_held(report.appliance, report.token) {
+            self.pending.report(report);
         }
     }
 

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use common::session::{
-    Ack, AnnouncedStep, Declined, GrantRef, MAX_ENTRIES_PER_MESSAGE, OwnedDigest, Release, Report, ToCoordinator,
+    Ack, AnnouncedStep, Declined, GrantRef, MAX_ENTRIES_PER_MESSAGE, OwnedDigest, Release, Report, StatusReport,
+    ToCoordinator,
 };
-use common::status::Status;
-use common::{ApplianceId, Timestamp, Token};
+use common::{ApplianceId, Timestamp};
 
 use crate::report::Reports;
 
@@ -109,8 +109,8 @@ impl PendingMessages {
         }
     }
 
-    pub(super) fn report(&mut self, appliance: ApplianceId, token: Token, status: Status, checked: u64) {
-        self.reports.push(appliance, token, status, checked);
+    pub(super) fn report(&mut self, report: StatusReport) {
+        self.reports.push(report);
     }
 
     /// Drops the status and the steps of an appliance that is not owned any more.
@@ -169,6 +169,8 @@ fn take(steps: &mut BTreeMap<ApplianceId, AnnouncedStep>, most: usize) -> Vec<An
 #[cfg(test)]
 mod tests {
     use common::Term;
+
+    use common::Token;
 
     use super::*;
 

@@ -69,10 +69,10 @@ fn a_plan_of_another_table_or_of_assumed_members_is_not_carried_out() {
     let current = w.machine.planner().version();
     let before = format!("{:?}", w.machine);
     let refused = PlanRefused::Stale { planned: stale.version, current };
-    assert_eq!(w.machine.apply(w.now, &stale, None), Err(refused));
+    assert_eq!(w.machine.apply(w.now, &stale, None, w.now), Err(refused));
     let drained = w.machine.propose(&assumed);
     let id = drained.id;
-    assert_eq!(w.machine.apply(w.now, &drained, None), Err(PlanRefused::Assumed(id)));
+    assert_eq!(w.machine.apply(w.now, &drained, None, w.now), Err(PlanRefused::Assumed(id)));
     assert_eq!(format!("{:?}", w.machine), before);
 }
 
@@ -147,4 +147,53 @@ fn deletions_without_end_do_not_keep_the_balance_from_being_restored() {
         w.pass(Duration::from_millis(100));
     }
     assert!(w.moved() > 0, "12 s of deletions, and the balance is looked at after 10 s");
+}
+
+/// The next leader of `w`, which was told what its predecessor did not end; its workers say hello to it.
+fn successor(w: &World, moved: &[u128]) -> (World, RebalanceId) {
+    let id_of_rebalance = RebalanceId { term: Term::new(1), number: 7 };
+    let moved = moved.iter().map(|n| id(*n)).collect();
+    let unfinished = Some(UnfinishedRebalance { id: id_of_rebalance, moved });
+    let config = Config { moves_at_once: 128, ..Config::default() };
+    let mut next = World::with(config, Term::new(2), Restored { unfinished, ..w.stored() });
+    next.puppets = w.puppets.clone();
+    for name in w.puppets.keys() {
+        next.connect(name.as_str());
+    }
+    (next, id_of_rebalance)
+}
+
+#[test]
+fn a_new_leader_goes_on_with_the_rebalance_it_finds_and_ends_it() {
+    let mut w = two();
+    w.connect("w3");
+    let (mut next, rebalance) = successor(&w, &[100]);
+    next.pass(Duration::from_secs(2));
+    assert_eq!(next.causes(), Vec::<String>::new(), "no other one is opened");
+    let resumed = RebalanceEvent::Resumed { id: rebalance, cause: RebalanceCause::Start, moves: 4 };
+    assert_eq!(next.events.first(), Some(&resumed));
+    let closed = RebalanceEvent::Closed { id: rebalance, moves: 4, done: 4, superseded: false };
+    assert_eq!(next.events.last(), Some(&closed));
+    assert_eq!(next.loads().iter().max(), Some(&4));
+}
+
+#[test]
+fn a_new_leader_ends_a_rebalance_that_has_nothing_left() {
+    let (mut next, rebalance) = successor(&two(), &[1, 2]);
+    next.pass(Duration::from_secs(1));
+    let closed = RebalanceEvent::Closed { id: rebalance, moves: 2, done: 2, superseded: false };
+    assert_eq!(next.events, [closed]);
+}
+
+#[test]
+fn the_time_a_rebalance_begins_is_that_of_what_set_it_off() {
+    let mut w = two();
+    w.connect("w3");
+    let joined = w.now;
+    w.pass(Duration::from_secs(1));
+    let opened = w.events.iter().find_map(|event| match event {
+        RebalanceEvent::Opened { since, .. } => Some(*since),
+        _ => None,
+    });
+    assert_eq!(opened, Some(joined), "not when the joins were gathered");
 }

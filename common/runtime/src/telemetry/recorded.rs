@@ -1,0 +1,243 @@
+//! Spans that are made once they are over, from what is known of them.
+//!
+//! A span of the SDK lives and dies with its process. The root of a rebalance does not: a leader may end what another one began. Its
+//! trace id and its start are stored, and the ids of spans follow from what they are about ([`SpanName`]), so that every process
+//! knows them without being told, and whichever leader ends a rebalance exports its root.
+
+use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use common::ApplianceId;
+use opentelemetry::trace::{Event, Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceState};
+use opentelemetry::{InstrumentationScope, KeyValue, TraceId};
+use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
+
+use super::outbox::SpanSink;
+
+/// Most events of one span; later ones are counted as dropped.
+const MAX_EVENTS: usize = 64;
+/// Most links of one span; later ones are counted as dropped.
+const MAX_LINKS: usize = 32;
+
+static SINK: OnceLock<Arc<dyn SpanSink>> = OnceLock::new();
+
+/// Where recorded spans go from now on. The first one counts.
+pub(super) fn export_to(sink: Arc<dyn SpanSink>) {
+    let _ = SINK.set(sink);
+}
+
+/// The trace of one rebalance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RebalanceTrace(TraceId);
+
+/// Which span of a rebalance is meant. The id of a span follows from the trace and this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpanName {
+    /// The root.
+    Rebalance,
+    /// The hand-off of this appliance.
+    HandOff(ApplianceId),
+    /// What its new owner had to be stored for.
+    Commit(ApplianceId),
+    /// What was planned at this time, in nanoseconds since the Unix epoch.
+    Plan(u64),
+    /// A delta to a worker: the number of its stream, and the version it leads to.
+    Delta(u64, u64),
+}
+
+impl RebalanceTrace {
+    /// A new one, at random.
+    #[must_use]
+    pub fn random() -> Self {
+        // 0 is no trace id.
+        Self(TraceId::from(rand::random::<u128>().max(1)))
+    }
+
+    /// The one with this id of 32 hex digits, as [`fmt::Display`](std::fmt::Display) writes it.
+    #[must_use]
+    pub fn parse(id: &str) -> Option<Self> {
+        let wellformed = id.len() == 32 && id.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let id = if wellformed { TraceId::from_hex(id).ok()? } else { TraceId::INVALID };
+        (id != TraceId::INVALID).then_some(Self(id))
+    }
+
+    /// The one a W3C `traceparent` belongs to.
+    #[must_use]
+    pub fn of_traceparent(traceparent: &str) -> Option<Self> {
+        Self::parse(traceparent.split('-').nth(1)?)
+    }
+
+    /// The W3C `traceparent` of a span.
+    #[must_use]
+    pub fn traceparent(self, of: SpanName) -> String {
+        format!("00-{}-{}-01", self.0, self.id(of))
+    }
+
+    /// The id of a span: FNV-1a (64 bit) over the trace id and what it is about, finished with the mixer of
+    /// `MurmurHash3` so that all bits count for whoever samples by it.
+    fn id(self, of: SpanName) -> SpanId {
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let mut add = |bytes: &[u8]| {
+            for byte in bytes {
+                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+            }
+        };
+        add(&self.0.to_bytes());
+        match of {
+            SpanName::Rebalance => add(b"rebalance"),
+            SpanName::HandOff(appliance) => {
+                add(b"hand-off");
+                add(appliance.as_bytes());
+            }
+            SpanName::Commit(appliance) => {
+                add(b"commit");
+                add(appliance.as_bytes());
+            }
+            SpanName::Plan(time) => {
+                add(b"plan");
+                add(&time.to_le_bytes());
+            }
+            SpanName::Delta(stream, version) => {
+                add(b"delta");
+                add(&stream.to_le_bytes());
+                add(&version.to_le_bytes());
+            }
+        }
+        hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        SpanId::from((hash ^ (hash >> 33)).max(1))
+    }
+
+    fn context(self, of: SpanName) -> SpanContext {
+        SpanContext::new(self.0, self.id(of), TraceFlags::SAMPLED, false, TraceState::NONE)
+    }
+}
+
+impl std::fmt::Display for RebalanceTrace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl SpanName {
+    /// The name that is exported.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Rebalance => "rebalance",
+            Self::HandOff(_) => "hand-off",
+            Self::Commit(_) => "commit",
+            Self::Plan(_) => "plan",
+            Self::Delta(..) => "delta",
+        }
+    }
+
+    const fn parent(self) -> Option<Self> {
+        match self {
+            Self::Rebalance => None,
+            Self::HandOff(_) | Self::Plan(_) | Self::Delta(..) => Some(Self::Rebalance),
+            Self::Commit(appliance) => Some(Self::HandOff(appliance)),
+        }
+    }
+}
+
+/// A span that is over.
+#[derive(Clone, Debug)]
+pub struct RecordedSpan(SpanData);
+
+impl RecordedSpan {
+    /// The span `of` a rebalance, from `start` to `end`; it ends no earlier than it begins.
+    #[must_use]
+    pub fn new(trace: RebalanceTrace, of: SpanName, start: SystemTime, end: SystemTime) -> Self {
+        Self(SpanData {
+            span_context: trace.context(of),
+            parent_span_id: of.parent().map_or(SpanId::INVALID, |parent| trace.id(parent)),
+            parent_span_is_remote: false,
+            span_kind: SpanKind::Internal,
+            name: Cow::Borrowed(of.name()),
+            start_time: start,
+            end_time: end.max(start),
+            attributes: Vec::new(),
+            dropped_attributes_count: 0,
+            events: SpanEvents::default(),
+            links: SpanLinks::default(),
+            status: Status::Unset,
+            instrumentation_scope: InstrumentationScope::builder("rug").build(),
+        })
+    }
+
+    /// With this attribute.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl Into<opentelemetry::Value>) -> Self {
+        self.0.attributes.push(KeyValue::new(name, value));
+        self
+    }
+
+    /// With an event, at most 64.
+    #[must_use]
+    pub fn event(mut self, name: &'static str, time: SystemTime, attributes: Vec<KeyValue>) -> Self {
+        if self.0.events.events.len() < MAX_EVENTS {
+            self.0.events.events.push(Event::new(name, time, attributes, 0));
+        } else {
+            self.0.events.dropped_count += 1;
+        }
+        self
+    }
+
+    /// With a link to a span of a rebalance, at most 32.
+    #[must_use]
+    pub fn link(mut self, trace: RebalanceTrace, of: SpanName) -> Self {
+        if self.0.links.links.len() < MAX_LINKS {
+            self.0.links.links.push(Link::with_context(trace.context(of)));
+        } else {
+            self.0.links.dropped_count += 1;
+        }
+        self
+    }
+
+    /// Ended without success, for this reason.
+    #[must_use]
+    pub fn failed(mut self, why: impl Into<Cow<'static, str>>) -> Self {
+        self.0.status = Status::error(why);
+        self
+    }
+
+    /// Exports it where spans are exported.
+    pub fn export(self) {
+        if let Some(sink) = SINK.get() {
+            sink.take(self.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_follow_from_what_a_span_is_about() {
+        let trace = RebalanceTrace::parse("0af7651916cd43dd8448eb211c80319c").expect("an id");
+        assert_eq!(trace.to_string(), "0af7651916cd43dd8448eb211c80319c");
+        let of = SpanName::HandOff(ApplianceId::from_u128(7));
+        let parent = trace.traceparent(of);
+        assert_eq!(RebalanceTrace::of_traceparent(&parent), Some(trace));
+        // What is stored and what other versions say must go on to match.
+        assert_eq!(parent, "00-0af7651916cd43dd8448eb211c80319c-509feb533a901cee-01");
+        for odd in ["", "0af7", "00000000000000000000000000000000", "0af7651916cd43dd8448eb211c80319x"] {
+            assert_eq!(RebalanceTrace::parse(odd), None, "{odd}");
+        }
+        assert_ne!(RebalanceTrace::random(), RebalanceTrace::random());
+    }
+
+    #[test]
+    fn events_of_a_span_are_bounded_and_it_ends_no_earlier_than_it_begins() {
+        let (trace, now) = (RebalanceTrace::random(), SystemTime::now());
+        let mut span = RecordedSpan::new(trace, SpanName::Rebalance, now, SystemTime::UNIX_EPOCH);
+        for _ in 0..MAX_EVENTS + 3 {
+            span = span.event("planned", now, Vec::new());
+        }
+        assert_eq!((span.0.events.events.len(), span.0.events.dropped_count), (MAX_EVENTS, 3));
+        assert_eq!((span.0.start_time, span.0.end_time), (now, now));
+        assert_eq!(span.0.parent_span_id, SpanId::INVALID);
+    }
+}
