@@ -214,7 +214,8 @@ impl Server {
         let metrics = Metrics::new(&config.name, &config.telemetry, Arc::clone(&catalog), leading.clone())
             .map_err(Failure::other)?;
         let history: Arc<dyn History> = Arc::new(StoreHistory(parts.store.clone()));
-        let services = AdminServices::new(Arc::clone(&catalog), commands_in, history);
+        let services =
+            AdminServices::new(Arc::clone(&catalog), commands_in, history).linking_traces(&config.telemetry.trace_url);
         let health = services.health();
         // Registers the services, too: whoever asks before they serve is told so, and not that they do not exist.
         health.set_serving(false).await;

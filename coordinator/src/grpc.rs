@@ -156,7 +156,14 @@ impl AdminServices {
     #[must_use]
     pub fn new(catalog: Arc<Catalog>, commands: Commands, history: Arc<dyn History>) -> Self {
         let health = HealthService { reporter: HealthReporter::new() };
-        Self { caller: Caller { catalog, commands, history }, health }
+        Self { caller: Caller { catalog, commands, history, trace_url: "".into() }, health }
+    }
+
+    /// With addresses of traces made so (see [`ExportConfig::trace_url`](runtime::telemetry::ExportConfig::trace_url)).
+    #[must_use]
+    pub fn linking_traces(mut self, trace_url: &str) -> Self {
+        self.caller.trace_url = trace_url.into();
+        self
     }
 
     /// The health of these services.

@@ -377,9 +377,22 @@ impl AdminClient {
         }
     }
 
-    /// One rebalance with its moves.
+    /// One rebalance with all its moves.
+    pub(crate) async fn whole_rebalance(&self, id: &str) -> Result<v1::Rebalance, Failure> {
+        let mut whole = self.rebalance(id).await?;
+        while !whole.next_page_token.is_empty() {
+            let page_token = std::mem::take(&mut whole.next_page_token);
+            let request = v1::GetRebalanceRequest { id: id.to_owned(), page_size: 0, page_token };
+            let page = self.call(request, false, |c, r| async move { RebalancesClient::new(c).get(r).await }).await?;
+            whole.r#move.extend(page.r#move);
+            whole.next_page_token = page.next_page_token;
+        }
+        Ok(whole)
+    }
+
+    /// One rebalance with its moves, of many the first.
     pub(crate) async fn rebalance(&self, id: &str) -> Result<v1::Rebalance, Failure> {
-        let request = v1::GetRebalanceRequest { id: id.to_owned() };
+        let request = v1::GetRebalanceRequest { id: id.to_owned(), ..v1::GetRebalanceRequest::default() };
         self.call(request, false, |c, r| async move { RebalancesClient::new(c).get(r).await }).await
     }
 

@@ -44,6 +44,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("placement unbind", &["rugctl placement unbind web-1 --reason host-lost --yes"]),
     ("rebalance list", &["rugctl rebalance list --limit 10", "rugctl history"]),
     ("rebalance get", &["rugctl rebalance get r3-17"]),
+    ("rebalance trace", &["rugctl rebalance trace r3-17", "rugctl rebalance trace r3-17 -o otlp"]),
     ("rebalance watch", &["rugctl rebalance watch"]),
     ("audit", &["rugctl audit --since 2h", "rugctl audit web-1 -o json", "rugctl audit --action delete --follow"]),
     ("doctor", &["rugctl doctor", "rugctl doctor --server https://rug-1:7470,https://rug-2:7470"]),

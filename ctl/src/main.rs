@@ -17,7 +17,7 @@ use crate::commands::{
 use crate::contexts::Contexts;
 use crate::error::{Exit, Failure};
 use crate::global::{Connection, Global};
-use crate::output::Ui;
+use crate::output::{OutputFormat, Ui};
 
 mod client;
 mod commands;
@@ -118,6 +118,13 @@ fn command() -> clap::Command {
     help::with_examples(Cli::command())
 }
 
+impl RugctlCommand {
+    /// Whether it can write spans.
+    fn draws_trace(&self) -> bool {
+        matches!(self, Self::Rebalance(args) if args.draws_trace())
+    }
+}
+
 /// Stack of each thread: that of a main thread.
 const STACK: usize = 8 << 20;
 
@@ -142,6 +149,9 @@ fn main() {
 
 async fn run(cli: Cli) -> Exit {
     let ui = Ui::new(cli.global.output, cli.global.no_color);
+    if cli.global.output == OutputFormat::Otlp && !cli.command.draws_trace() {
+        return report(&Failure::usage("-o otlp is for `rebalance trace` alone"));
+    }
     let result = match &cli.command {
         // `up` handles signals itself.
         RugctlCommand::Up(args) => up::run(&ui, args, cli.global.timeout).await,
@@ -224,7 +234,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::output::OutputFormat;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -36,12 +36,14 @@ pub(crate) enum OutputFormat {
     Json,
     /// One YAML document
     Yaml,
+    /// Spans as OTLP JSON, for import into a backend for traces; of `rebalance trace` alone
+    Otlp,
 }
 
 impl OutputFormat {
     /// Whether the format is read by programs.
     pub(crate) fn is_structured(self) -> bool {
-        matches!(self, Self::Json | Self::Yaml)
+        matches!(self, Self::Json | Self::Yaml | Self::Otlp)
     }
 }
 
@@ -136,7 +138,7 @@ impl Ui {
     pub(crate) fn print(&self, text: &str) -> Result<(), Failure> {
         let mut out = std::io::stdout().lock();
         let text = &match self.format {
-            OutputFormat::Json => json_escaped(text),
+            OutputFormat::Json | OutputFormat::Otlp => json_escaped(text),
             // Programs read it as it is.
             OutputFormat::Yaml if !std::io::stdout().is_terminal() => text.to_owned(),
             _ => lines_escaped(text),
@@ -386,12 +388,12 @@ impl TextTable {
 }
 
 /// How many columns of a terminal a text takes: characters of East Asian scripts take two, combining marks none.
-fn columns_of(text: &str) -> usize {
+pub(crate) fn columns_of(text: &str) -> usize {
     text.chars().filter_map(UnicodeWidthChar::width).sum()
 }
 
 /// The start of a text that takes at most this many columns; where something is missing it ends with `…`.
-fn clipped(text: &str, width: usize) -> String {
+pub(crate) fn clipped(text: &str, width: usize) -> String {
     if columns_of(text) <= width {
         return text.to_owned();
     }

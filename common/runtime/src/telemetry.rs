@@ -30,7 +30,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-pub use export::{Compression, ExportConfig, Exports, Headers, OtlpProtocol, SignalTarget, VariableProblem};
+pub use export::{Compression, ExportConfig, Exports, Headers, OtlpProtocol, SignalTarget, TRACE_ID, VariableProblem};
 pub use outbox::{SpanCounts, SpanTally};
 pub use recorded::{RebalanceTrace, RecordedSpan, SpanName};
 

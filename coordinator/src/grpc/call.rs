@@ -32,6 +32,8 @@ pub(super) struct Caller {
     pub(super) catalog: Arc<Catalog>,
     pub(super) commands: Commands,
     pub(super) history: Arc<dyn History>,
+    /// How addresses of traces are made; empty when nobody said.
+    pub(super) trace_url: Arc<str>,
 }
 
 impl Caller {

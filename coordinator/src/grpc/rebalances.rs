@@ -7,6 +7,7 @@ use common::RebalanceId;
 use common::appliance::FieldViolation;
 use futures::stream::{self, BoxStream, StreamExt};
 use proto::admin::v1 as wire;
+use runtime::telemetry::TRACE_ID;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tonic::{Request, Response, Status};
@@ -24,6 +25,18 @@ impl RebalancesService {
     pub(super) const fn new(caller: Caller) -> Self {
         Self { caller }
     }
+
+    fn linked(&self, rebalance: wire::Rebalance) -> wire::Rebalance {
+        linked(&self.caller, rebalance)
+    }
+}
+
+/// With the address of its trace, if it is known how such addresses are made.
+fn linked(caller: &Caller, mut rebalance: wire::Rebalance) -> wire::Rebalance {
+    if !rebalance.trace_id.is_empty() {
+        rebalance.trace_url = caller.trace_url.replace(TRACE_ID, &rebalance.trace_id);
+    }
+    rebalance
 }
 
 #[tonic::async_trait]
@@ -50,7 +63,7 @@ impl wire::rebalances_server::Rebalances for RebalancesService {
         let mut last = None;
         let more = found.len() > size;
         for (id, rebalance) in found.into_iter().rev().take(size) {
-            rebalances.push(rebalance);
+            rebalances.push(self.linked(rebalance));
             last = Some(id);
         }
         let next_page_token = last.filter(|_| more).map(|id| page::seal(&id.to_string())).unwrap_or_default();
@@ -58,18 +71,32 @@ impl wire::rebalances_server::Rebalances for RebalancesService {
     }
 
     async fn get(&self, request: Request<wire::GetRebalanceRequest>) -> Result<Response<wire::Rebalance>, Status> {
-        let text = request.into_inner().id;
+        let wire::GetRebalanceRequest { id: text, page_size, page_token } = request.into_inner();
+        let size = if page_size == 0 { to_wire::MAX_MOVES } else { page::size(page_size)? };
+        let first: usize = match page_token.as_str() {
+            "" => 0,
+            token => page::open(token).and_then(|t| t.parse().ok()).ok_or_else(page::odd)?,
+        };
         let id: RebalanceId = text.parse().map_err(|e: common::id::InvalidRebalanceId| {
             status::invalid(&[FieldViolation::new("id", e.to_string())])
         })?;
         let in_memory = self.caller.catalog.rebalance(id);
-        if let Some(view) = in_memory.as_ref().filter(|v| v.record.ended.is_none() || !v.moves.is_empty()) {
-            return Ok(Response::new(to_wire::rebalance(view)));
+        if let Some(view) = in_memory.as_ref().filter(|view| view.record.ended.is_none()) {
+            return Ok(Response::new(self.linked(to_wire::rebalance(view))));
         }
+        // The history knows every move, and what came after its end.
         let stored = self.caller.history.rebalance(id).await.map_err(|e| status::from_history(&e))?;
+        let stored = stored.filter(|(record, _)| record.ended.is_some() || in_memory.is_none());
         match (stored, in_memory) {
-            (Some((record, moves)), _) => Ok(Response::new(to_wire::stored_rebalance(&record, &moves))),
-            (None, Some(view)) => Ok(Response::new(to_wire::rebalance(&view))),
+            (Some((record, moves)), _) => {
+                let mut rebalance = to_wire::stored_rebalance(&record, &moves, first, size);
+                let next = first.saturating_add(size);
+                if next < moves.len() {
+                    rebalance.next_page_token = page::seal(&next.to_string());
+                }
+                Ok(Response::new(self.linked(rebalance)))
+            }
+            (None, Some(view)) => Ok(Response::new(self.linked(to_wire::rebalance(&view)))),
             (None, None) => Err(status::not_found("rebalance", &id.to_string())),
         }
     }
@@ -82,7 +109,8 @@ impl wire::rebalances_server::Rebalances for RebalancesService {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let (running, changes) = self.caller.catalog.watch_rebalances();
         let running = stream::iter(running).map(|view| Ok(to_wire::rebalance(&view)));
-        Ok(Response::new(running.chain(live(changes)).boxed()))
+        let links = self.caller.clone();
+        Ok(Response::new(running.chain(live(changes)).map(move |next| next.map(|it| linked(&links, it))).boxed()))
     }
 }
 

@@ -39,6 +39,10 @@ fn open() -> CallLayer<Authorize> {
 /// A history of ten rebalances.
 struct Ten;
 
+fn rebalance_request(id: &str) -> wire::GetRebalanceRequest {
+    wire::GetRebalanceRequest { id: id.into(), ..wire::GetRebalanceRequest::default() }
+}
+
 fn rebalance(number: u64) -> RebalanceRecord {
     RebalanceRecord {
         id: RebalanceId { term: Term::new(1), number },
@@ -335,9 +339,9 @@ async fn history_comes_in_pages_newest_first() {
         request.page_token = page.next_page_token;
     }
     assert_eq!(seen, (1..=10).rev().map(|n| format!("r1-{n}")).collect::<Vec<_>>());
-    let missing = client.get(wire::GetRebalanceRequest { id: "r1-11".into() }).await.expect_err("there are ten");
+    let missing = client.get(rebalance_request("r1-11")).await.expect_err("there are ten");
     assert_eq!(missing.code(), Code::NotFound);
-    let odd = client.get(wire::GetRebalanceRequest { id: "x".into() }).await.expect_err("not an id");
+    let odd = client.get(rebalance_request("x")).await.expect_err("not an id");
     assert_eq!(odd.code(), Code::InvalidArgument);
 }
 

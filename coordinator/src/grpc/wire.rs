@@ -259,20 +259,26 @@ pub(super) fn rebalance_record(record: &RebalanceRecord) -> wire::Rebalance {
         outcome: record.outcome.name().to_owned(),
         moves: record.moves,
         moves_done: record.done,
-        r#move: Vec::new(),
+        ..wire::Rebalance::default()
     }
 }
 
 /// Most moves of one rebalance that are shown.
-const MAX_MOVES: usize = 1000;
+pub(super) const MAX_MOVES: usize = 1000;
 
 pub(super) fn rebalance(view: &RebalanceView) -> wire::Rebalance {
     let moves = view.moves.iter().take(MAX_MOVES).map(|m| move_view(m, &view.record));
     wire::Rebalance { r#move: moves.collect(), ..rebalance_record(&view.record) }
 }
 
-pub(super) fn stored_rebalance(record: &RebalanceRecord, moves: &[MoveRecord]) -> wire::Rebalance {
-    let moves = moves.iter().take(MAX_MOVES).map(move_record);
+/// With `size` moves from number `first` on.
+pub(super) fn stored_rebalance(
+    record: &RebalanceRecord,
+    moves: &[MoveRecord],
+    first: usize,
+    size: usize,
+) -> wire::Rebalance {
+    let moves = moves.iter().skip(first).take(size).map(move_record);
     wire::Rebalance { r#move: moves.collect(), ..rebalance_record(record) }
 }
 

@@ -1,5 +1,7 @@
 //! `rugctl rebalance`: the history of moves and their causes.
 
+mod trace;
+
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +11,7 @@ use proto::admin::v1;
 use crate::commands::{CommandContext, appliance, watch};
 use crate::complete;
 use crate::error::Failure;
-use crate::output::{TextTable, Tone, age, moment, view as shown};
+use crate::output::{OutputFormat, TextTable, Tone, age, moment, view as shown};
 use crate::text::one_line;
 
 /// Arguments; without a command the history is listed.
@@ -17,6 +19,13 @@ use crate::text::one_line;
 pub(crate) struct RebalanceArgs {
     #[command(subcommand)]
     command: Option<RebalanceCommand>,
+}
+
+impl RebalanceArgs {
+    /// Whether it can write spans.
+    pub(crate) const fn draws_trace(&self) -> bool {
+        matches!(self.command, Some(RebalanceCommand::Trace { .. }))
+    }
 }
 
 /// Commands.
@@ -34,6 +43,15 @@ enum RebalanceCommand {
         #[arg(add = complete::rebalances())]
         id: String,
     },
+    /// Draw what happened in a rebalance, appliance by appliance, from the history
+    Trace {
+        /// Id, such as r3-17
+        #[arg(add = complete::rebalances())]
+        id: String,
+        /// Most appliances to draw; the slowest ones
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+    },
     /// Watch rebalances begin, progress and end
     Watch,
 }
@@ -44,6 +62,7 @@ pub(crate) async fn run(context: &CommandContext, args: &RebalanceArgs) -> Resul
         None => list(context, 50).await,
         Some(RebalanceCommand::List { limit }) => list(context, *limit as usize).await,
         Some(RebalanceCommand::Get { id }) => get(context, id).await,
+        Some(RebalanceCommand::Trace { id, limit }) => trace::run(context, id, *limit as usize).await,
         Some(RebalanceCommand::Watch) => watch::rebalances(context).await,
     }
 }
@@ -57,7 +76,8 @@ async fn list(context: &CommandContext, limit: usize) -> Result<(), Failure> {
         context.ui.note("no rebalances");
         return Ok(());
     }
-    context.ui.print_table(&table(&rebalances, SystemTime::now()))
+    let wide = context.ui.format == OutputFormat::Wide && rebalances.iter().any(|it| !it.trace_url.is_empty());
+    context.ui.print_table(&table(&rebalances, wide, SystemTime::now()))
 }
 
 /// How long it took, or has been running.
@@ -70,12 +90,15 @@ fn duration(rebalance: &v1::Rebalance, now: SystemTime) -> String {
     humantime::format_duration(took).to_string()
 }
 
-fn table(rebalances: &[v1::Rebalance], now: SystemTime) -> TextTable {
-    let mut table =
-        TextTable::new(&["ID", "CAUSE", "MOVES", "AGE", "DURATION", "OUTCOME", "TRACE"]).with_prose(&["CAUSE"]);
+fn table(rebalances: &[v1::Rebalance], links: bool, now: SystemTime) -> TextTable {
+    let mut header = vec!["ID", "CAUSE", "MOVES", "AGE", "DURATION", "OUTCOME", "TRACE"];
+    if links {
+        header.push("LINK");
+    }
+    let mut table = TextTable::new(&header).with_prose(&["CAUSE"]);
     for r in rebalances {
         let plain = |text: &str| (text.to_owned(), Tone::Plain);
-        table.row([
+        let mut row = vec![
             plain(&r.id),
             plain(&r.cause),
             plain(&format!("{}/{}", r.moves_done, r.moves)),
@@ -83,7 +106,11 @@ fn table(rebalances: &[v1::Rebalance], now: SystemTime) -> TextTable {
             plain(&duration(r, now)),
             (r.outcome.clone(), Tone::of(&r.outcome)),
             plain(&r.trace_id),
-        ]);
+        ];
+        if links {
+            row.push(plain(&r.trace_url));
+        }
+        table.row(row);
     }
     table
 }
@@ -106,6 +133,7 @@ async fn get(context: &CommandContext, id: &str) -> Result<(), Failure> {
     line("Started", &moment(rebalance.start_time));
     line("Duration", &duration(&rebalance, SystemTime::now()));
     line("Trace", &rebalance.trace_id);
+    line("Link", &one_line(&rebalance.trace_url));
     if !rebalance.r#move.is_empty() {
         let _ = write!(text, "\n{}", context.ui.table_text(&appliance::moves(&rebalance.r#move, true), 0));
         let hidden = rebalance.moves.saturating_sub(rebalance.r#move.len() as u64);
@@ -145,7 +173,7 @@ mod tests {
         };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(41);
         assert_eq!(
-            table(&[running, ended], now).render(false),
+            table(&[running, ended], false, now).render(false),
             "ID    CAUSE                   MOVES  AGE  DURATION  OUTCOME    TRACE\n\
              r1-3  worker-joined worker-2  3/9    1s   1s        running    -\n\
              r1-2  worker-gone worker-2    10/10  31s  412ms     completed  0af7651916cd43dd8448eb211c80319c"

@@ -122,6 +122,8 @@ pub(crate) struct Rebalance {
     id: String,
     cause: String,
     trace_id: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    trace_url: String,
     start_time: Option<String>,
     end_time: Option<String>,
     outcome: String,
@@ -138,6 +140,7 @@ impl From<&v1::Rebalance> for Rebalance {
             id: r.id,
             cause: r.cause,
             trace_id: r.trace_id,
+            trace_url: r.trace_url,
             start_time: time(r.start_time),
             end_time: time(r.end_time),
             outcome: r.outcome,
@@ -174,11 +177,29 @@ pub(crate) struct Move {
     state: String,
     time: Option<String>,
     rebalance: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stages: Option<MoveStages>,
+}
+
+#[derive(Debug, Serialize)]
+struct MoveStages {
+    began: Option<String>,
+    released: Option<String>,
+    granted: Option<String>,
+    adopted: Option<String>,
+}
+
+impl From<v1::MoveStages> for MoveStages {
+    fn from(stages: v1::MoveStages) -> Self {
+        let v1::MoveStages { began, released, granted, adopted } = stages;
+        Self { began: time(began), released: time(released), granted: time(granted), adopted: time(adopted) }
+    }
 }
 
 impl From<v1::Move> for Move {
     fn from(m: v1::Move) -> Self {
         Self {
+            stages: m.stages.map(MoveStages::from),
             appliance: m.appliance,
             from: m.from,
             to: m.to,

@@ -139,7 +139,7 @@ impl Api {
     /// # Errors
     /// The server's answer.
     pub async fn rebalance(&self, id: &str) -> Result<v1::Rebalance, Status> {
-        let request = v1::GetRebalanceRequest { id: id.to_owned() };
+        let request = v1::GetRebalanceRequest { id: id.to_owned(), ..v1::GetRebalanceRequest::default() };
         Ok(RebalancesClient::new(self.channel()).get(request).await?.into_inner())
     }
 

@@ -77,7 +77,12 @@ pub struct ExportConfig {
     pub metrics_interval: Duration,
     /// Spans that wait to be exported; more are dropped and counted.
     pub max_spans: usize,
+    /// Where people look at traces: an address with [`TRACE_ID`] in it, such as `https://tempo.example/trace/{trace_id}`.
+    pub trace_url: String,
 }
+
+/// What stands in [`ExportConfig::trace_url`] for the id of a trace.
+pub const TRACE_ID: &str = "{trace_id}";
 
 impl Default for ExportConfig {
     fn default() -> Self {
@@ -94,6 +99,7 @@ impl Default for ExportConfig {
             metrics: true,
             metrics_interval: Duration::from_secs(60),
             max_spans: 16_384,
+            trace_url: String::new(),
         }
     }
 }
@@ -114,6 +120,13 @@ impl ExportConfig {
         }
         if !(1..=1_000_000).contains(&self.max_spans) {
             found.push(FieldViolation::new("max_spans", "must be 1 to 1000000"));
+        }
+        let url = self.trace_url.strip_prefix("https://").or_else(|| self.trace_url.strip_prefix("http://"));
+        let plain = |rest: &str| rest.bytes().all(|byte| byte.is_ascii_graphic());
+        if !self.trace_url.is_empty() && !url.is_some_and(|rest| rest.contains(TRACE_ID) && plain(rest)) {
+            let description =
+                format!("must be an address with {TRACE_ID} in it, such as https://tempo.example/trace/{TRACE_ID}");
+            found.push(FieldViolation::new("trace_url", description));
         }
         if self.cert.as_os_str().is_empty() != self.key.as_os_str().is_empty() {
             found.push(FieldViolation::new("cert", "cert and key belong together: set both or none"));

@@ -38,8 +38,12 @@ pub enum SpanName {
     Rebalance,
     /// The hand-off of this appliance.
     HandOff(ApplianceId),
-    /// What its new owner had to be stored for.
+    /// Its new owner was stored.
     Commit(ApplianceId),
+    /// Its old owner gave it up. Workers name this span by chance; this is for spans made from the history.
+    Release(ApplianceId),
+    /// Its new owner has seen how it is; named by chance by workers, too.
+    Adopt(ApplianceId),
     /// What was planned at this time, in nanoseconds since the Unix epoch.
     Plan(u64),
     /// A delta to a worker: the number of its stream, and the version it leads to.
@@ -84,22 +88,15 @@ impl RebalanceTrace {
             }
         };
         add(&self.0.to_bytes());
+        add(of.name().as_bytes());
         match of {
-            SpanName::Rebalance => add(b"rebalance"),
-            SpanName::HandOff(appliance) => {
-                add(b"hand-off");
-                add(appliance.as_bytes());
-            }
-            SpanName::Commit(appliance) => {
-                add(b"commit");
-                add(appliance.as_bytes());
-            }
-            SpanName::Plan(time) => {
-                add(b"plan");
-                add(&time.to_le_bytes());
-            }
+            SpanName::Rebalance => {}
+            SpanName::HandOff(appliance)
+            | SpanName::Commit(appliance)
+            | SpanName::Release(appliance)
+            | SpanName::Adopt(appliance) => add(appliance.as_bytes()),
+            SpanName::Plan(time) => add(&time.to_le_bytes()),
             SpanName::Delta(stream, version) => {
-                add(b"delta");
                 add(&stream.to_le_bytes());
                 add(&version.to_le_bytes());
             }
@@ -107,6 +104,12 @@ impl RebalanceTrace {
         hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
         hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
         SpanId::from((hash ^ (hash >> 33)).max(1))
+    }
+
+    /// The id of a span, as 16 hexadecimal digits.
+    #[must_use]
+    pub fn span_id(self, of: SpanName) -> String {
+        self.id(of).to_string()
     }
 
     fn context(self, of: SpanName) -> SpanContext {
@@ -122,21 +125,28 @@ impl std::fmt::Display for RebalanceTrace {
 
 impl SpanName {
     /// The name that is exported.
-    const fn name(self) -> &'static str {
+    #[must_use]
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Rebalance => "rebalance",
             Self::HandOff(_) => "hand-off",
             Self::Commit(_) => "commit",
+            Self::Release(_) => "release",
+            Self::Adopt(_) => "adopt",
             Self::Plan(_) => "plan",
             Self::Delta(..) => "delta",
         }
     }
 
-    const fn parent(self) -> Option<Self> {
+    /// The span it is a part of.
+    #[must_use]
+    pub const fn parent(self) -> Option<Self> {
         match self {
             Self::Rebalance => None,
             Self::HandOff(_) | Self::Plan(_) | Self::Delta(..) => Some(Self::Rebalance),
-            Self::Commit(appliance) => Some(Self::HandOff(appliance)),
+            Self::Commit(appliance) | Self::Release(appliance) | Self::Adopt(appliance) => {
+                Some(Self::HandOff(appliance))
+            }
         }
     }
 }

@@ -35,6 +35,10 @@ impl Canonical for Due {
             not_before,
             deletions,
             gather: _,
+            // When things were noticed is for people.
+            now: _,
+            noticed: _,
+            joins_noticed: _,
         } = self;
         debug_assert!(deletions.is_none(), "nothing is deleted where machines are compared");
         to.put(awaited);
