@@ -29,6 +29,7 @@ mod global;
 mod help;
 mod names;
 mod output;
+mod processes;
 mod status;
 mod text;
 mod up;

@@ -9,7 +9,7 @@
 //! removes them through the admin API.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -25,11 +25,12 @@ use crate::commands::{CommandContext, Extent, confirm, delete};
 use crate::document::view;
 use crate::error::{Exit, Failure};
 use crate::output::{Ui, count};
+use crate::processes;
 use crate::status::{self, StatusLine};
 
 use runtime::folder::FileLock;
 
-use self::folder::{LastStart, StateFolder};
+use self::folder::{LastStart, Parts, STORE, StateFolder, Whereabouts};
 use self::supervisor::{ChildEvent, ChildProgram, Policy, Supervisor};
 
 mod folder;
@@ -92,6 +93,11 @@ pub(crate) async fn run(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Re
         return Err(Failure::usage(format!("--listen {listen}: an embedded cluster listens on loopback only")));
     }
     inherited::refuse(std::env::vars_os().map(|(name, _)| name))?;
+    let folder: Vec<_> = processes::real_path(&args.state_dir).into_iter().collect();
+    if let Some(lost) = processes::lost_cluster(&folder) {
+        // A second cluster beside it would start the same appliances again.
+        return Err(lost.failure(Exit::Conflict));
+    }
     if args.down { down(ui, args, timeout).await } else { stay_up(ui, args).await }
 }
 
@@ -124,22 +130,68 @@ async fn stay_up(ui: &Ui, args: &UpArgs) -> Result<(), Failure> {
     ui.note("ready; Ctrl-C stops Rug and leaves the appliances running");
     let ended = cluster.watch(ui, &mut signals).await;
     let running = cluster.client.once(LOOK_LIMIT).status().await.ok().map(|s| status::running(&s));
+    let (loss, workers) = (cluster.loss(), cluster.folder.path("workers"));
     ui.note("stopping Rug; Ctrl-C again kills it");
     cluster.stop(signals.next()).await;
-    ui.note(&match running {
-        Some(0) => "stopped; no appliance is running".to_owned(),
-        Some(n) => {
-            let verb = if n == 1 { "keeps" } else { "keep" };
-            format!(
-                "stopped; {} {verb} running: `rugctl up` takes over again, `rugctl up --down` removes them",
-                count(n, "appliance")
-            )
-        }
-        None => {
-            "stopped; appliances keep running: `rugctl up` takes over again, `rugctl up --down` removes them".to_owned()
-        }
-    });
+    ui.note(&last_words(running, &loss, &workers));
     ended
+}
+
+/// What was deleted or moved under a running cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Loss {
+    Nothing,
+    /// These parts of the state folder.
+    Parts(Vec<&'static str>),
+    Deleted,
+    Moved(PathBuf),
+}
+
+impl Loss {
+    /// Whether what is stored ends with the cluster.
+    fn of_store(&self) -> bool {
+        match self {
+            Self::Nothing | Self::Moved(_) => false,
+            Self::Parts(parts) => parts.contains(&STORE),
+            Self::Deleted => true,
+        }
+    }
+
+    /// Whether the next owner cannot find what runs.
+    fn of_instances(&self) -> bool {
+        match self {
+            Self::Nothing | Self::Moved(_) => false,
+            Self::Parts(parts) => parts.contains(&"workers"),
+            Self::Deleted => true,
+        }
+    }
+}
+
+/// What remains of a cluster that was stopped. `running`: how many appliances run, as far as is known; `workers`: the state directory of
+/// the workers.
+fn last_words(running: Option<u64>, loss: &Loss, workers: &Path) -> String {
+    let who = match running {
+        Some(0) => return "stopped; no appliance is running".to_owned(),
+        Some(1) => "1 appliance keeps running".to_owned(),
+        Some(n) => format!("{} keep running", count(n, "appliance")),
+        None => "appliances keep running".to_owned(),
+    };
+    let by_hand = format!("end what `rug-worker instances --state-dir {}` lists by hand", workers.display());
+    match loss {
+        Loss::Moved(to) => format!(
+            "stopped; {who}. The state folder is at {} now: move it back, then `rugctl up` takes over again, and \
+             `rugctl up --down` removes what runs",
+            to.display()
+        ),
+        loss if loss.of_store() => format!(
+            "stopped; {who}, and no cluster knows of that any more: its records were deleted. The next `rugctl up` begins anew; {by_hand}"
+        ),
+        loss if loss.of_instances() => format!(
+            "stopped; {who}, and the next `rugctl up` cannot take over: the folder of the workers was deleted. First {by_hand}, then \
+             use `rugctl placement unbind`"
+        ),
+        _ => format!("stopped; {who}: `rugctl up` takes over again, `rugctl up --down` removes them"),
+    }
 }
 
 async fn down(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Result<(), Failure> {
@@ -262,6 +314,8 @@ struct LocalCluster {
     listen: Option<SocketAddr>,
     coordinator: ChildProgram,
     workers: Vec<ChildProgram>,
+    /// What the state folder has to keep; known once the cluster is ready.
+    parts: Parts,
 }
 
 const COORDINATOR: &str = "coordinator-1";
@@ -310,7 +364,8 @@ impl LocalCluster {
         };
         let workers = (1..=args.workers).map(worker).collect();
         let policy = Policy::default();
-        Ok(Self { folder, supervisor: Supervisor::new(policy), policy, client, listen, coordinator, workers })
+        let parts = Parts::default();
+        Ok(Self { folder, supervisor: Supervisor::new(policy), policy, client, listen, coordinator, workers, parts })
     }
 
     /// Starts everything and waits until it is ready.
@@ -350,6 +405,7 @@ impl LocalCluster {
             Err(failure) => vec![(COORDINATOR.to_owned(), failure.to_string())],
         })
         .await?;
+        self.parts = self.folder.parts();
         let took = humantime::format_duration(Duration::from_millis(began.elapsed().as_millis() as u64)).to_string();
         tell(&format!("{} healthy, after {took}", count(names.len() as u64, "worker")));
         Ok(())
@@ -439,17 +495,19 @@ impl LocalCluster {
     async fn watch(&mut self, ui: &Ui, signals: &mut StopSignals) -> Result<(), Failure> {
         let mut line = StatusLine::new(ui);
         let mut looks = tokio::time::interval(FOLDER_LOOK);
-        let mut is_there = true;
+        let mut known = Loss::Nothing;
         let mut states = std::pin::pin!(status::states(self.client.once(LOOK_LIMIT)));
         loop {
             tokio::select! {
                 () = signals.next() => return Ok(()),
                 event = self.supervisor.event() => self.tell(&line, event)?,
                 _ = looks.tick() => {
-                    let was_there = std::mem::replace(&mut is_there, self.folder.is_there());
-                    if was_there && !is_there {
-                        line.print(&self.folder_lost());
+                    let loss = self.loss();
+                    if loss != known {
+                        line.print(&self.told(&loss));
+                        known = loss;
                     }
+                    self.publish_again();
                 }
                 Some(state) = states.next() => match state {
                     Ok(status) => line.set(status::summary(&status)),
@@ -459,12 +517,55 @@ impl LocalCluster {
         }
     }
 
-    fn folder_lost(&self) -> String {
-        format!(
-            "the state folder {} was deleted or moved under the running cluster: changes are refused from now on, and \
-             nothing of what is stored survives its end. Ctrl-C stops it; `rug-worker instances` lists what runs",
-            self.folder.root().display()
-        )
+    /// What is not where it was when the cluster became ready.
+    fn loss(&self) -> Loss {
+        match self.folder.whereabouts() {
+            Whereabouts::Deleted => Loss::Deleted,
+            Whereabouts::Moved(to) => Loss::Moved(to),
+            Whereabouts::InPlace => match self.folder.lost(&self.parts) {
+                parts if parts.is_empty() => Loss::Nothing,
+                parts => Loss::Parts(parts),
+            },
+        }
+    }
+
+    /// What is told of a loss while the cluster runs.
+    fn told(&self, loss: &Loss) -> String {
+        let folder = self.folder.root().display();
+        match loss {
+            Loss::Nothing => format!("the state folder {folder} is complete again"),
+            Loss::Deleted => format!(
+                "the state folder {folder} was deleted under the running cluster: changes are refused from now on, and \
+                 nothing of what is stored survives its end. Ctrl-C stops it"
+            ),
+            Loss::Moved(to) => format!(
+                "the state folder {folder} was moved to {} under the running cluster: changes are refused until it is back. \
+                 Move it back, or stop the cluster with Ctrl-C",
+                to.display()
+            ),
+            Loss::Parts(parts) => {
+                let mut text =
+                    format!("deleted or replaced in {folder} under the running cluster: {}", parts.join(", "));
+                if loss.of_store() {
+                    text += "; changes are refused from now on, and nothing of what is stored survives its end";
+                } else if loss.of_instances() {
+                    text += "; instances are neither started nor ended from now on";
+                } else if parts.contains(&"coordinator.sock") {
+                    text += "; no command reaches it any more, until it is started again";
+                }
+                text + ". Ctrl-C stops it"
+            }
+        }
+    }
+
+    /// Writes the endpoint file again if somebody has deleted it.
+    fn publish_again(&self) {
+        let Some(cluster) = self.client.meant() else { return };
+        if self.folder.whereabouts() == Whereabouts::InPlace && !self.folder.path("endpoint").exists() {
+            let endpoint = Endpoint { address: self.client.address().to_owned(), cluster: Some(cluster.clone()) };
+            // It is tried again at the next look.
+            let _ = self.folder.publish(&endpoint);
+        }
     }
 
     fn tell(&self, line: &StatusLine, event: ChildEvent) -> Result<(), Failure> {
