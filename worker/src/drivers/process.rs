@@ -21,6 +21,7 @@ use common::kind::StopRecipe;
 use common::site::{STATE_DIR_RULE, is_state_dir};
 use common::status::InstanceEnd;
 use common::{ApplianceId, SiteId, Term, WorkerId};
+use futures::future::join_all;
 use runtime::folder::Folder as StateFolder;
 use tokio::time::Instant;
 use worker_core::desired::Desired;
@@ -257,9 +258,23 @@ impl Driver for ProcessDriver {
     }
 
     async fn destroy(&self, permit: &Permit, instance: &Instance, stop: StopRecipe) -> Result<(), Error> {
-        let held = self.inner.lock(permit).await?;
-        let ending = Ending::new(Arc::clone(&self.inner), held, permit.appliance(), instance);
-        ending.end(launch::stop(stop, &self.inner.config)).await
+        self.destroy_first(permit, instance, &[], stop).await
+    }
+
+    async fn destroy_first(
+        &self,
+        permit: &Permit,
+        instance: &Instance,
+        others: &[Instance],
+        stop: StopRecipe,
+    ) -> Result<(), Error> {
+        let held = Arc::new(self.inner.lock(permit).await?);
+        let stop = launch::stop(stop, &self.inner.config);
+        let end = |instance: &Instance| {
+            Ending::new(Arc::clone(&self.inner), Arc::clone(&held), permit.appliance(), instance).end(stop)
+        };
+        let (told, _) = tokio::join!(end(instance), join_all(others.iter().map(end)));
+        told
     }
 
     async fn list(&self) -> Result<Vec<(ApplianceId, Instance)>, Error> {

@@ -508,6 +508,7 @@ impl Scheduler {
             desired,
             boot_digest: entry.lifecycle.boot_digest().into(),
             instance: step.ordinal().and_then(|n| entry.lifecycle.instance(n, attempt)).cloned(),
+            others_ending: entry.lifecycle.others_ending(),
             driver,
             protocol,
             permit,

@@ -49,6 +49,8 @@ pub(super) struct StepTask {
     pub(super) boot_digest: Box<str>,
     /// The instance it is about, if there is one yet.
     pub(super) instance: Option<Instance>,
+    /// Others that are to be ended as well, by steps that follow.
+    pub(super) others_ending: Vec<Instance>,
     pub(super) driver: Arc<dyn Driver>,
     pub(super) protocol: Arc<dyn Protocol>,
     /// Always there for steps that change the world; for a first look, it lets the token be raised.
@@ -139,7 +141,8 @@ impl StepTask {
             }
             (LifecycleStep::Replug { .. }, Some(permit), Some(instance)) => self.replug(permit, instance).await,
             (LifecycleStep::Destroy { .. }, Some(permit), Some(instance)) => {
-                self.driver.destroy(permit, instance, self.desired.spec.kind.stop()).await?;
+                let stop = self.desired.spec.kind.stop();
+                self.driver.destroy_first(permit, instance, &self.others_ending, stop).await?;
                 Ok(StepOutcome::Destroyed)
             }
             (LifecycleStep::Forget, Some(permit), _) => {
