@@ -52,6 +52,7 @@ async fn what_get_prints_can_be_applied_and_secrets_are_shown_nowhere_else() -> 
     }
     let hidden = cluster.rugctl(&["list", "-o", "yaml"], "").await?.success()?.stdout;
     cluster.rugctl(&["apply", "-f", "-"], &hidden).await?.refused(2, &["spec.env", "hidden"])?;
+    cluster.rugctl(&["list", "--show-secrets"], "").await?.refused(2, &["-o yaml"])?;
     let shown = cluster.rugctl(&["list", "-o", "yaml", "--show-secrets"], "").await?.success()?;
     ensure!(shown.stdout.contains("hush"), "{}", shown.stdout);
     for daemon in cluster.workers.iter().chain([&cluster.coordinator]) {
