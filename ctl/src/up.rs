@@ -533,14 +533,16 @@ impl LocalCluster {
     fn told(&self, loss: &Loss) -> String {
         let folder = self.folder.root().display();
         match loss {
-            Loss::Nothing => format!("the state folder {folder} is complete again"),
+            Loss::Nothing => format!(
+                "the state folder {folder} is as it was again. Changes may still be refused: Ctrl-C, then `rugctl up` ends that"
+            ),
             Loss::Deleted => format!(
                 "the state folder {folder} was deleted under the running cluster: changes are refused from now on, and \
                  nothing of what is stored survives its end. Ctrl-C stops it"
             ),
             Loss::Moved(to) => format!(
-                "the state folder {folder} was moved to {} under the running cluster: changes are refused until it is back. \
-                 Move it back, or stop the cluster with Ctrl-C",
+                "the state folder {folder} was moved to {} under the running cluster: changes are refused from now on. Stop \
+                 the cluster with Ctrl-C, move the folder back, and start it again",
                 to.display()
             ),
             Loss::Parts(parts) => {
