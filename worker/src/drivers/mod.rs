@@ -161,7 +161,8 @@ pub trait Driver: Send + Sync + 'static {
     async fn destroy(&self, permit: &Permit, instance: &Instance, stop: StopRecipe) -> Result<(), Error>;
 
     /// The same, where `others` of the appliance are to be ended as well, each by a call of its own that follows. A driver that may
-    /// have to wait long for each ends them with this one, at the same time; only what becomes of `instance` is told.
+    /// have to wait long for each ends them with this one, at the same time; only what becomes of `instance` is told. Dropped
+    /// and called again, with another `stop`, it ends them by that.
     async fn destroy_first(
         &self,
         permit: &Permit,

@@ -1,6 +1,8 @@
 //! One appliance as the scheduler holds it: its machine, its grant, and where its step is.
 
+use common::kind::StopRecipe;
 use common::{Timestamp, Token};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use worker_core::lifecycle::{Lifecycle, LifecycleEvent, LifecycleStep};
 
@@ -37,11 +39,20 @@ pub(super) struct ApplianceEntry {
     /// Number of the newest step, over all appliances.
     pub(super) serial: u64,
     pub(super) stage: StepStage,
+    /// How the step that runs has to end instances, if that is what it does.
+    pub(super) stop: Option<watch::Sender<StopRecipe>>,
     /// The wake-up that counts.
     pub(super) wake: Option<Timestamp>,
 }
 
 impl ApplianceEntry {
+    /// Tells a step that ends instances when they have to end in another way by now.
+    pub(super) fn tell_stop(&self) {
+        let Some(told) = &self.stop else { return };
+        let wanted = self.lifecycle.desired().spec.kind.stop();
+        told.send_if_modified(|known| std::mem::replace(known, wanted) != wanted);
+    }
+
     /// Drops a step that changes nothing.
     pub(super) fn drop_step(&mut self) {
         if let StepStage::Running(task) = &self.stage {

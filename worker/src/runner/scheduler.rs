@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use common::session::StatusReport;
 use common::{ApplianceId, Timestamp, Token};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use worker_core::gate::{fence_delay_end, fence_delay_left};
 use worker_core::lifecycle::{
@@ -192,6 +192,7 @@ impl Scheduler {
                     traceparent: (!traceparent.is_empty()).then(|| traceparent.into()),
                     serial: 0,
                     stage: StepStage::Idle,
+                    stop: None,
                     wake: None,
                 };
                 self.take(appliance, entry);
@@ -295,6 +296,7 @@ impl Scheduler {
         }
         let Some(entry) = self.entries.get_mut(&appliance).filter(|entry| runs(entry)) else { return };
         entry.stage = StepStage::Idle;
+        entry.stop = None;
         entry.claimed |= claimed;
         if let StepOutcome::Superseded(newer) = outcome {
             self.unsent.refused.insert(appliance, (entry.token, newer));
@@ -373,6 +375,7 @@ impl Scheduler {
             if output.cancel {
                 entry.drop_step();
             }
+            entry.tell_stop();
             if let Some(step) = output.action {
                 self.serial += 1;
                 entry.serial = self.serial;
@@ -500,6 +503,8 @@ impl Scheduler {
                 return self.drive(appliance, Fact::Ended(outcome));
             }
         };
+        let (stop, stop_changes) = watch::channel(desired.spec.kind.stop());
+        entry.stop = matches!(step, LifecycleStep::Destroy { .. }).then_some(stop);
         let attempt = if let LifecycleStep::Destroy { attempt, .. } = step { Some(attempt) } else { None };
         let task = StepTask {
             appliance,
@@ -509,6 +514,7 @@ impl Scheduler {
             boot_digest: entry.lifecycle.boot_digest().into(),
             instance: step.ordinal().and_then(|n| entry.lifecycle.instance(n, attempt)).cloned(),
             others_ending: entry.lifecycle.others_ending(),
+            stop: stop_changes,
             driver,
             protocol,
             permit,
