@@ -2,14 +2,14 @@
 //!
 //! One coordinator and some workers, the same binaries as in production, with their state under one folder. This module
 //! defines the order: lock the folder, stop leftovers of a crash, check binaries and port, start coordinator and
-//! workers, watch, stop. [`supervisor`] keeps the processes running, [`folder`] owns the files, [`status`](crate::status) the status
+//! workers, watch, stop. [`supervisor`] keeps the processes running, [`folder`] owns the files, [`loss`] says what was deleted of them, [`status`](crate::status) the status
 //! line; [`inherited`] refuses settings of another cluster.
 //!
 //! Stopping Rug never stops appliances: their instances are detached processes, which the next `up` adopts. `up --down`
 //! removes them through the admin API.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -30,11 +30,13 @@ use crate::status::{self, StatusLine};
 
 use runtime::folder::FileLock;
 
-use self::folder::{LastStart, Parts, STORE, StateFolder, Whereabouts};
+use self::folder::{LastStart, Parts, StateFolder, Whereabouts};
+use self::loss::{Loss, last_words};
 use self::supervisor::{ChildEvent, ChildProgram, Policy, Supervisor};
 
 mod folder;
 mod inherited;
+mod loss;
 mod supervisor;
 #[cfg(test)]
 mod tests;
@@ -135,63 +137,6 @@ async fn stay_up(ui: &Ui, args: &UpArgs) -> Result<(), Failure> {
     cluster.stop(signals.next()).await;
     ui.note(&last_words(running, &loss, &workers));
     ended
-}
-
-/// What was deleted or moved under a running cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Loss {
-    Nothing,
-    /// These parts of the state folder.
-    Parts(Vec<&'static str>),
-    Deleted,
-    Moved(PathBuf),
-}
-
-impl Loss {
-    /// Whether what is stored ends with the cluster.
-    fn of_store(&self) -> bool {
-        match self {
-            Self::Nothing | Self::Moved(_) => false,
-            Self::Parts(parts) => parts.contains(&STORE),
-            Self::Deleted => true,
-        }
-    }
-
-    /// Whether the next owner cannot find what runs.
-    fn of_instances(&self) -> bool {
-        match self {
-            Self::Nothing | Self::Moved(_) => false,
-            Self::Parts(parts) => parts.contains(&"workers"),
-            Self::Deleted => true,
-        }
-    }
-}
-
-/// What remains of a cluster that was stopped. `running`: how many appliances run, as far as is known; `workers`: the state directory of
-/// the workers.
-fn last_words(running: Option<u64>, loss: &Loss, workers: &Path) -> String {
-    let who = match running {
-        Some(0) => return "stopped; no appliance is running".to_owned(),
-        Some(1) => "1 appliance keeps running".to_owned(),
-        Some(n) => format!("{} keep running", count(n, "appliance")),
-        None => "appliances keep running".to_owned(),
-    };
-    let by_hand = format!("end what `rug-worker instances --state-dir {}` lists by hand", workers.display());
-    match loss {
-        Loss::Moved(to) => format!(
-            "stopped; {who}. The state folder is at {} now: move it back, then `rugctl up` takes over again, and \
-             `rugctl up --down` removes what runs",
-            to.display()
-        ),
-        loss if loss.of_store() => format!(
-            "stopped; {who}, and no cluster knows of that any more: its records were deleted. The next `rugctl up` begins anew; {by_hand}"
-        ),
-        loss if loss.of_instances() => format!(
-            "stopped; {who}, and the next `rugctl up` cannot take over: the folder of the workers was deleted. First {by_hand}, then \
-             use `rugctl placement unbind`"
-        ),
-        _ => format!("stopped; {who}: `rugctl up` takes over again, `rugctl up --down` removes them"),
-    }
 }
 
 async fn down(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Result<(), Failure> {
@@ -504,7 +449,7 @@ impl LocalCluster {
                 _ = looks.tick() => {
                     let loss = self.loss();
                     if loss != known {
-                        line.print(&self.told(&loss));
+                        line.print(&loss.told(self.folder.root()));
                         known = loss;
                     }
                     self.publish_again();
@@ -526,37 +471,6 @@ impl LocalCluster {
                 parts if parts.is_empty() => Loss::Nothing,
                 parts => Loss::Parts(parts),
             },
-        }
-    }
-
-    /// What is told of a loss while the cluster runs.
-    fn told(&self, loss: &Loss) -> String {
-        let folder = self.folder.root().display();
-        match loss {
-            Loss::Nothing => format!(
-                "the state folder {folder} is as it was again. Changes may still be refused: Ctrl-C, then `rugctl up` ends that"
-            ),
-            Loss::Deleted => format!(
-                "the state folder {folder} was deleted under the running cluster: changes are refused from now on, and \
-                 nothing of what is stored survives its end. Ctrl-C stops it"
-            ),
-            Loss::Moved(to) => format!(
-                "the state folder {folder} was moved to {} under the running cluster: changes are refused from now on. Stop \
-                 the cluster with Ctrl-C, move the folder back, and start it again",
-                to.display()
-            ),
-            Loss::Parts(parts) => {
-                let mut text =
-                    format!("deleted or replaced in {folder} under the running cluster: {}", parts.join(", "));
-                if loss.of_store() {
-                    text += "; changes are refused from now on, and nothing of what is stored survives its end";
-                } else if loss.of_instances() {
-                    text += "; instances are neither started nor ended from now on";
-                } else if parts.contains(&"coordinator.sock") {
-                    text += "; no command reaches it any more, until it is started again";
-                }
-                text + ". Ctrl-C stops it"
-            }
         }
     }
 
