@@ -29,6 +29,7 @@ mod global;
 mod help;
 mod names;
 mod output;
+mod processes;
 mod status;
 mod text;
 mod up;
@@ -101,7 +102,7 @@ enum RugctlCommand {
     },
     /// Write the pages of the manual, one for each command
     Man {
-        /// Folder for them, such as /usr/local/share/man/man1
+        /// Folder for them, such as /usr/local/share/man/man1; made if it is not there
         #[arg(value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
         folder: PathBuf,
     },
@@ -257,6 +258,7 @@ mod tests {
             "rugctl list --cluster No/Name",
             "rugctl list --tenant=",
             "rugctl list --kind vm",
+            "rugctl list --watch --show-secrets",
             "rugctl list --name-prefix=",
             "rugctl watch --tenant No",
             "rugctl delete --all --tenant=",

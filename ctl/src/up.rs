@@ -2,7 +2,7 @@
 //!
 //! One coordinator and some workers, the same binaries as in production, with their state under one folder. This module
 //! defines the order: lock the folder, stop leftovers of a crash, check binaries and port, start coordinator and
-//! workers, watch, stop. [`supervisor`] keeps the processes running, [`folder`] owns the files, [`status`](crate::status) the status
+//! workers, watch, stop. [`supervisor`] keeps the processes running, [`folder`] owns the files, [`loss`] says what was deleted of them, [`status`](crate::status) the status
 //! line; [`inherited`] refuses settings of another cluster.
 //!
 //! Stopping Rug never stops appliances: their instances are detached processes, which the next `up` adopts. `up --down`
@@ -25,15 +25,18 @@ use crate::commands::{CommandContext, Extent, confirm, delete};
 use crate::document::view;
 use crate::error::{Exit, Failure};
 use crate::output::{Ui, count};
+use crate::processes;
 use crate::status::{self, StatusLine};
 
 use runtime::folder::FileLock;
 
-use self::folder::{LastStart, StateFolder};
+use self::folder::{LastStart, Parts, StateFolder, Whereabouts};
+use self::loss::{Loss, last_words};
 use self::supervisor::{ChildEvent, ChildProgram, Policy, Supervisor};
 
 mod folder;
 mod inherited;
+mod loss;
 mod supervisor;
 #[cfg(test)]
 mod tests;
@@ -92,6 +95,11 @@ pub(crate) async fn run(ui: &Ui, args: &UpArgs, timeout: Option<Duration>) -> Re
         return Err(Failure::usage(format!("--listen {listen}: an embedded cluster listens on loopback only")));
     }
     inherited::refuse(std::env::vars_os().map(|(name, _)| name))?;
+    let folder: Vec<_> = processes::real_path(&args.state_dir).into_iter().collect();
+    if let Some(lost) = processes::lost_cluster(&folder) {
+        // A second cluster beside it would start the same appliances again.
+        return Err(lost.failure(Exit::Conflict));
+    }
     if args.down { down(ui, args, timeout).await } else { stay_up(ui, args).await }
 }
 
@@ -124,21 +132,10 @@ async fn stay_up(ui: &Ui, args: &UpArgs) -> Result<(), Failure> {
     ui.note("ready; Ctrl-C stops Rug and leaves the appliances running");
     let ended = cluster.watch(ui, &mut signals).await;
     let running = cluster.client.once(LOOK_LIMIT).status().await.ok().map(|s| status::running(&s));
+    let (loss, workers) = (cluster.loss(), cluster.folder.path("workers"));
     ui.note("stopping Rug; Ctrl-C again kills it");
     cluster.stop(signals.next()).await;
-    ui.note(&match running {
-        Some(0) => "stopped; no appliance is running".to_owned(),
-        Some(n) => {
-            let verb = if n == 1 { "keeps" } else { "keep" };
-            format!(
-                "stopped; {} {verb} running: `rugctl up` takes over again, `rugctl up --down` removes them",
-                count(n, "appliance")
-            )
-        }
-        None => {
-            "stopped; appliances keep running: `rugctl up` takes over again, `rugctl up --down` removes them".to_owned()
-        }
-    });
+    ui.note(&last_words(running, &loss, &workers));
     ended
 }
 
@@ -262,6 +259,8 @@ struct LocalCluster {
     listen: Option<SocketAddr>,
     coordinator: ChildProgram,
     workers: Vec<ChildProgram>,
+    /// What the state folder has to keep; known once the cluster is ready.
+    parts: Parts,
 }
 
 const COORDINATOR: &str = "coordinator-1";
@@ -310,7 +309,8 @@ impl LocalCluster {
         };
         let workers = (1..=args.workers).map(worker).collect();
         let policy = Policy::default();
-        Ok(Self { folder, supervisor: Supervisor::new(policy), policy, client, listen, coordinator, workers })
+        let parts = Parts::default();
+        Ok(Self { folder, supervisor: Supervisor::new(policy), policy, client, listen, coordinator, workers, parts })
     }
 
     /// Starts everything and waits until it is ready.
@@ -350,6 +350,7 @@ impl LocalCluster {
             Err(failure) => vec![(COORDINATOR.to_owned(), failure.to_string())],
         })
         .await?;
+        self.parts = self.folder.parts();
         let took = humantime::format_duration(Duration::from_millis(began.elapsed().as_millis() as u64)).to_string();
         tell(&format!("{} healthy, after {took}", count(names.len() as u64, "worker")));
         Ok(())
@@ -439,17 +440,19 @@ impl LocalCluster {
     async fn watch(&mut self, ui: &Ui, signals: &mut StopSignals) -> Result<(), Failure> {
         let mut line = StatusLine::new(ui);
         let mut looks = tokio::time::interval(FOLDER_LOOK);
-        let mut is_there = true;
+        let mut known = Loss::Nothing;
         let mut states = std::pin::pin!(status::states(self.client.once(LOOK_LIMIT)));
         loop {
             tokio::select! {
                 () = signals.next() => return Ok(()),
                 event = self.supervisor.event() => self.tell(&line, event)?,
                 _ = looks.tick() => {
-                    let was_there = std::mem::replace(&mut is_there, self.folder.is_there());
-                    if was_there && !is_there {
-                        line.print(&self.folder_lost());
+                    let loss = self.loss();
+                    if loss != known {
+                        line.print(&loss.told(self.folder.root()));
+                        known = loss;
                     }
+                    self.publish_again();
                 }
                 Some(state) = states.next() => match state {
                     Ok(status) => line.set(status::summary(&status)),
@@ -459,12 +462,26 @@ impl LocalCluster {
         }
     }
 
-    fn folder_lost(&self) -> String {
-        format!(
-            "the state folder {} was deleted or moved under the running cluster: changes are refused from now on, and \
-             nothing of what is stored survives its end. Ctrl-C stops it; `rug-worker instances` lists what runs",
-            self.folder.root().display()
-        )
+    /// What is not where it was when the cluster became ready.
+    fn loss(&self) -> Loss {
+        match self.folder.whereabouts() {
+            Whereabouts::Deleted => Loss::Deleted,
+            Whereabouts::Moved(to) => Loss::Moved(to),
+            Whereabouts::InPlace => match self.folder.lost(&self.parts) {
+                parts if parts.is_empty() => Loss::Nothing,
+                parts => Loss::Parts(parts),
+            },
+        }
+    }
+
+    /// Writes the endpoint file again if somebody has deleted it.
+    fn publish_again(&self) {
+        let Some(cluster) = self.client.meant() else { return };
+        if self.folder.whereabouts() == Whereabouts::InPlace && !self.folder.path("endpoint").exists() {
+            let endpoint = Endpoint { address: self.client.address().to_owned(), cluster: Some(cluster.clone()) };
+            // It is tried again at the next look.
+            let _ = self.folder.publish(&endpoint);
+        }
     }
 
     fn tell(&self, line: &StatusLine, event: ChildEvent) -> Result<(), Failure> {

@@ -15,7 +15,7 @@ use tonic::Code;
 use crate::client::{AdminClient, Backoff};
 use crate::document::view;
 use crate::error::Failure;
-use crate::output::{Ui, placement};
+use crate::output::Ui;
 use crate::text::one_line;
 
 /// Without a progress bar, progress is printed for at most this many appliances.
@@ -165,7 +165,9 @@ impl Tracker {
 fn problem(appliance: &v1::Appliance, status: &v1::Status) -> String {
     let assignment = appliance.assignment.as_ref().filter(|assignment| assignment.worker.is_empty());
     match assignment {
-        Some(assignment) if !assignment.reason.is_empty() => one_line(&placement(assignment)),
+        Some(assignment) if !assignment.reason.is_empty() => {
+            format!("waits for a worker: {}", one_line(&assignment.reason))
+        }
         _ => one_line(&status.last_error),
     }
 }
@@ -317,8 +319,8 @@ mod tests {
         };
         waiting.assignment = Some(assignment("", "paused: night work"));
         let line = tracker.observe(&event(Type::Changed, waiting.clone()));
-        assert_eq!(line.as_deref(), Some("custom/n1: Down: unowned (paused: night work)"));
-        assert_eq!(tracker.missing(), ["custom/n1: Down: unowned (paused: night work)"]);
+        assert_eq!(line.as_deref(), Some("custom/n1: Down: waits for a worker: paused: night work"));
+        assert_eq!(tracker.missing(), ["custom/n1: Down: waits for a worker: paused: night work"]);
         waiting.assignment = Some(assignment("w1", "ring preference"));
         tracker.observe(&event(Type::Changed, waiting));
         assert_eq!(tracker.missing(), ["custom/n1: Down"], "a worker has it");

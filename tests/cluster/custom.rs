@@ -52,6 +52,7 @@ async fn what_get_prints_can_be_applied_and_secrets_are_shown_nowhere_else() -> 
     }
     let hidden = cluster.rugctl(&["list", "-o", "yaml"], "").await?.success()?.stdout;
     cluster.rugctl(&["apply", "-f", "-"], &hidden).await?.refused(2, &["spec.env", "hidden"])?;
+    cluster.rugctl(&["list", "--show-secrets"], "").await?.refused(2, &["-o yaml"])?;
     let shown = cluster.rugctl(&["list", "-o", "yaml", "--show-secrets"], "").await?.success()?;
     ensure!(shown.stdout.contains("hush"), "{}", shown.stdout);
     for daemon in cluster.workers.iter().chain([&cluster.coordinator]) {
@@ -161,5 +162,28 @@ async fn a_command_decides_whether_an_instance_is_well() -> Result<()> {
         Ok(())
     })
     .await?;
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn a_deletion_that_waits_can_be_hurried() -> Result<()> {
+    let cluster = Cluster::start(Options { workers: 1, ..Options::default() }).await?;
+    // It hears the signal and stays.
+    let script = "trap : TERM; while :; do sleep 0.1; done";
+    let text = format!(
+        "name: stubborn\nkind: custom\nreplicas: 2\nspec: {{command: sh, args: [-c, '{script}'], probe: none, stop_timeout: 30m}}\n"
+    );
+    cluster.rugctl(&["apply", "-f", "-"], &text).await?.success()?;
+    cluster.rugctl(&["delete", "stubborn", "--no-wait"], "").await?.success()?;
+    until(PATIENCE, "it is being ended", async || {
+        let log = cluster.workers.first().context("there is one")?.log_text();
+        ensure!(log.contains("to=Deleting"), "{log}");
+        Ok(())
+    })
+    .await?;
+    cluster.rugctl(&["delete", "stubborn", "--timeout", "1s"], "").await?.refused(1, &["Deleting"])?;
+    ensure!(cluster.instances().len() == 2, "it was not waited for");
+    cluster.rugctl(&["delete", "stubborn", "--now", "--timeout", "20s"], "").await?.success()?;
+    ensure!(cluster.instances().is_empty(), "{:?}", cluster.instances());
     cluster.finish().await
 }

@@ -14,6 +14,21 @@ async fn run(sandbox: &Sandbox, args: &[&str], input: &str) -> Result<rugctl::Co
     rugctl::run(sandbox.root(), args, input).await
 }
 
+/// Runs `rug-worker` in the sandbox.
+async fn instances(sandbox: &Sandbox, args: &[&str]) -> Result<rugctl::CommandOutput> {
+    let output = tokio::process::Command::new(binaries::path("rug-worker")?)
+        .args(args)
+        .current_dir(sandbox.root())
+        .output()
+        .await
+        .context("start rug-worker")?;
+    Ok(rugctl::CommandOutput {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
 /// Waits until `up` has said this `times` times.
 async fn said(up: &mut Daemon, text: &str, times: usize) -> Result<()> {
     until(PATIENCE, &format!("`rugctl up` has said {text:?}"), async || {
@@ -52,6 +67,8 @@ async fn up_leaves_appliances_running_takes_them_over_again_and_removes_them_whe
     ensure!(tests::cluster::http::get(front).await? == "web");
     let running = processes::instances(sandbox.root());
     ensure!(running.len() == 2, "{running:?}");
+    let found = instances(&sandbox, &["instances"]).await?.success()?;
+    ensure!(found.stdout.lines().count() == 2, "{found:?}");
     // A second one in the same folder is refused and touches nothing.
     let folder = state.to_string_lossy().into_owned();
     let second = run(&sandbox, &["up", "--state-dir", &folder], "").await?;
@@ -136,4 +153,94 @@ async fn up_opens_a_port_to_everybody_only_when_it_is_told_to() -> Result<()> {
     up.signal(Signal::INT)?;
     up.ended(Duration::from_secs(20)).await?;
     sandbox.finish(&[])
+}
+
+#[tokio::test]
+async fn a_cluster_whose_folder_was_deleted_says_so_and_keeps_others_out() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let state = sandbox.path(".rug");
+    let folder = state.to_string_lossy().into_owned();
+    let args = ["up", "--workers", "1", "--state-dir", &folder].map(Into::into).to_vec();
+    let mut up = Daemon::new("up", binaries::path("rugctl")?, args, &sandbox);
+    up.start()?;
+    said(&mut up, "ready; Ctrl-C stops Rug", 1).await?;
+    let spec = "name: web\nkind: custom\nspec: {command: sleep, args: ['77777'], probe: none}\n";
+    run(&sandbox, &["apply", "-f", "-"], spec).await?.success()?;
+
+    // The endpoint file is made again; nothing else of it can be.
+    std::fs::remove_file(state.join("endpoint"))?;
+    until(PATIENCE, "there is an endpoint file again", async || {
+        ensure!(state.join("endpoint").exists());
+        Ok(())
+    })
+    .await?;
+    run(&sandbox, &["list"], "").await?.success()?;
+
+    std::fs::remove_dir_all(&state)?;
+    said(&mut up, "was deleted under the running cluster", 1).await?;
+    let pid = up.pid().context("it runs")?.to_string();
+    let below = sandbox.path("below");
+    std::fs::create_dir(&below)?;
+    for root in [sandbox.root(), &below] {
+        for words in [&["doctor"][..], &["list"], &["apply", "-f", "-"], &["delete", "web"]] {
+            let refused = rugctl::run(root, words, spec).await?;
+            refused.refused(1, &[&format!("`rugctl up` (pid {pid})"), &format!("`kill {pid}`"), &folder])?;
+        }
+    }
+    for words in [&["up", "--state-dir", &folder][..], &["up", "--down", "--state-dir", &folder]] {
+        run(&sandbox, words, "").await?.refused(5, &[&format!("`kill {pid}`"), "only then"])?;
+        ensure!(!state.exists(), "a second cluster was begun");
+    }
+
+    up.signal(Signal::INT)?;
+    up.ended(Duration::from_secs(20)).await?;
+    said(&mut up, "stopped; 1 appliance keeps running, and no cluster knows of that any more", 1).await?;
+    // As it has said, what runs can be found without the folder, also by itself.
+    let workers = state.join("workers").to_string_lossy().into_owned();
+    for words in [&["instances", "--state-dir", &workers][..], &["instances"]] {
+        let found = instances(&sandbox, words).await?.success()?;
+        ensure!(found.stdout.lines().count() == 1 && !state.exists(), "{found:?}");
+    }
+    // Nothing keeps a new cluster out any more.
+    run(&sandbox, &["doctor"], "").await?.refused(2, &["no cluster runs in"])?;
+    up.start()?;
+    said(&mut up, "ready; Ctrl-C stops Rug", 2).await?;
+    up.signal(Signal::INT)?;
+    up.ended(Duration::from_secs(20)).await?;
+    sandbox.finish(&[])
+}
+
+#[tokio::test]
+async fn parts_of_the_folder_that_are_deleted_are_named() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let state = sandbox.path(".rug");
+    let args = ["up", "--workers", "1", "--state-dir"].map(Into::into).into_iter();
+    let args = args.chain([state.clone().into_os_string()]).collect();
+    let mut up = Daemon::new("up", binaries::path("rugctl")?, args, &sandbox);
+    up.start()?;
+    said(&mut up, "ready; Ctrl-C stops Rug", 1).await?;
+    let spec =
+        |name: &str| format!("name: {name}\nkind: custom\nspec: {{command: sleep, args: ['77777'], probe: none}}\n");
+    run(&sandbox, &["apply", "-f", "-"], &spec("web")).await?.success()?;
+
+    std::fs::remove_dir_all(state.join("workers"))?;
+    said(&mut up, "under the running cluster: workers; instances are neither started nor ended", 1).await?;
+    let reason = "the state directory was deleted, moved or replaced under the worker";
+    run(&sandbox, &["apply", "-f", "-", "--timeout", "10s"], &spec("late")).await?.refused(1, &[reason])?;
+
+    std::fs::remove_file(state.join("coordinator/rug.db"))?;
+    said(&mut up, "coordinator/rug.db, workers; changes are refused", 1).await?;
+    let doctor = run(&sandbox, &["doctor"], "").await?;
+    ensure!(doctor.code == 1 && doctor.stdout.contains("was deleted or replaced"), "{doctor:?}");
+    run(&sandbox, &["apply", "-f", "-"], &spec("later")).await?.refused(3, &["was deleted or replaced"])?;
+
+    // Without its lock, too, a second one is refused.
+    std::fs::remove_file(state.join("lock"))?;
+    let folder = state.to_string_lossy().into_owned();
+    let pid = up.pid().context("it runs")?;
+    run(&sandbox, &["up", "--state-dir", &folder], "").await?.refused(5, &[&format!("`kill {pid}`")])?;
+    up.signal(Signal::INT)?;
+    up.ended(Duration::from_secs(20)).await?;
+    said(&mut up, "no cluster knows of that any more", 1).await?;
+    sandbox.finish(&["the store accepts no changes".to_owned()])
 }

@@ -270,3 +270,16 @@ async fn a_worker_without_a_coordinator_says_so_keeps_trying_and_stops_when_aske
     ensure!(began.elapsed() <= Duration::from_secs(2), "stopping took {:?}", began.elapsed());
     sandbox.finish(&[])
 }
+
+#[tokio::test]
+async fn a_lost_worker_is_forgotten_once_its_lease_is_over_and_one_that_runs_is_not() -> Result<()> {
+    let mut cluster = Cluster::start(Options::default()).await?;
+    let forget = ["worker", "forget", "worker-2", "--yes"];
+    let refused = cluster.rugctl(&forget, "").await?;
+    ensure!(refused.code != 0 && refused.stderr.contains("it can be forgotten once that is over"), "{refused:?}");
+    cluster.worker("worker-2")?.kill()?;
+    cluster.rugctl(&forget, "").await?.success()?;
+    let listed = cluster.rugctl(&["worker", "list"], "").await?.success()?;
+    ensure!(!listed.stdout.contains("worker-2") && listed.stdout.contains("worker-1"), "{}", listed.stdout);
+    cluster.finish().await
+}

@@ -180,6 +180,15 @@ async fn instances_of_the_previous_version_are_adopted_as_they_run() -> Result<(
     let before = revive(&sandbox).await?;
     let (mut stage, recorded) = restored(StageProcessKind::Sqlite, sandbox).await?;
     stage.start_workers(&["w1", "w2"])?;
+    // One of them is recorded as failing: it is tried again and again, and each try runs for a moment.
+    let failing = recorded.appliances.iter().find(|appliance| appliance["name"] == "failing");
+    let failing = failing.and_then(|appliance| appliance["id"].as_str()).context("none fails")?;
+    let as_before = |stage: &UpgradeStage| {
+        let mut now = stage.instances();
+        now.retain(|instance, _| !instance.starts_with(failing));
+        ensure!(now == before, "{now:?} run, it were {before:?}");
+        Ok(())
+    };
     let owner = |appliance: &Value| appliance["status"]["assignment"]["worker"].as_str().map(str::to_owned);
     let bound = |appliance: &&Value| appliance["driver"] == "process";
     until(PATIENCE, "every worker has back what it owned", async || {
@@ -194,7 +203,7 @@ async fn instances_of_the_previous_version_are_adopted_as_they_run() -> Result<(
         Ok(())
     })
     .await?;
-    ensure!(stage.instances() == before, "{:?} run, it were {before:?}", stage.instances());
+    as_before(&stage)?;
     // What was bound to a host and a path is bound to the id that the directory has got.
     until(PATIENCE, "everything is bound to the id of the directory", async || {
         let site = fs::read_to_string(stage.workers_dir().join("site"))?;
@@ -206,7 +215,7 @@ async fn instances_of_the_previous_version_are_adopted_as_they_run() -> Result<(
         Ok(())
     })
     .await?;
-    ensure!(stage.instances() == before, "{:?} run, it were {before:?}", stage.instances());
+    as_before(&stage)?;
     // What waited for a worker of its driver goes on as well: placed, taken over, or deleted to the end.
     stage.start_workers(&["w3"])?;
     until(PATIENCE, "everything has an owner, and what was deleted is gone", async || {
@@ -222,6 +231,6 @@ async fn instances_of_the_previous_version_are_adopted_as_they_run() -> Result<(
     let kept = recorded.appliances.iter().filter(|a| a["status"]["deleting"] == false);
     let kept: BTreeSet<String> = kept.filter_map(|a| Some(a["name"].as_str()?.to_owned())).collect();
     ensure!(now == kept, "{now:?} are left, it were {kept:?}");
-    ensure!(stage.instances() == before, "{:?} run, it were {before:?}", stage.instances());
+    as_before(&stage)?;
     stage.finish().await
 }

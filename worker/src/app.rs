@@ -5,7 +5,7 @@
 //! process ends. Instances go on running.
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::driver::DriverName as Name;
@@ -84,6 +84,27 @@ pub fn run_blocking(config: Config) -> Result<(), Failure> {
     result
 }
 
+/// Where the process driver's state directory may be, for commands that only look at it: as configured, or else where `rugctl up` makes
+/// it, in the working directory or above.
+fn state_dirs(config: &Config) -> Vec<PathBuf> {
+    let configured = std::path::absolute(&config.process.state_dir).into_iter();
+    let is_default = config.process.state_dir == Config::default().state_dir;
+    let here = std::env::current_dir().ok().filter(|_| is_default);
+    let embedded = here.iter().flat_map(|here| here.ancestors().map(|folder| folder.join(".rug/workers")));
+    configured.chain(embedded).collect()
+}
+
+/// The first of them that is there. None is made.
+fn existing_state_dir(config: &Config) -> Option<PathBuf> {
+    state_dirs(config).into_iter().find(|folder| folder.is_dir())
+}
+
+fn no_state_dir(config: &Config) -> Failure {
+    let text =
+        format!("{} is no state directory of workers: name one with --state-dir", config.process.state_dir.display());
+    Failure::new(exit_code::DRIVER, text)
+}
+
 /// Prints every instance of the process driver that runs on this host, known to a coordinator or not.
 ///
 /// # Errors
@@ -91,8 +112,17 @@ pub fn run_blocking(config: Config) -> Result<(), Failure> {
 pub fn print_instances(config: Config) -> Result<(), Failure> {
     let failed = |e| driver_failure(&Name::process(), &e);
     let name = WorkerId::new(&config.name).map_err(Failure::other)?;
-    let driver = ProcessDriver::new(config.process, name).map_err(failed)?;
-    let found = program::runtime()?.block_on(driver.list()).map_err(failed)?;
+    let found = match existing_state_dir(&config) {
+        Some(state_dir) => {
+            let driver = ProcessDriver::new(process::Config { state_dir, ..config.process }, name).map_err(failed)?;
+            program::runtime()?.block_on(driver.list()).map_err(failed)?
+        }
+        // It was deleted perhaps, and what was started from it runs on.
+        None => match state_dirs(&config).iter().flat_map(|lost| process::running_from(lost)).collect::<Vec<_>>() {
+            found if found.is_empty() => return Err(no_state_dir(&config)),
+            found => found,
+        },
+    };
     let mut out = std::io::stdout().lock();
     for (appliance, instance) in found {
         let name = Instance::name(appliance, instance.ordinal, instance.attempt);
@@ -109,7 +139,8 @@ pub fn print_instances(config: Config) -> Result<(), Failure> {
 /// When the directory cannot be used or has no id yet, or nobody reads what is printed.
 pub fn print_site(config: Config, correction: Option<Correction>) -> Result<(), Failure> {
     let failed = |e| driver_failure(&Name::process(), &e);
-    let folder = process::open_state_dir(&config.process.state_dir).map_err(|e| failed(e.into()))?;
+    let state_dir = existing_state_dir(&config).ok_or_else(|| no_state_dir(&config))?;
+    let folder = process::open_state_dir(&state_dir).map_err(|e| failed(e.into()))?;
     let here = site::Whereabouts::of(&folder);
     let known = match correction {
         Some(correction) => site::correct(&folder, here, correction).map(Some),

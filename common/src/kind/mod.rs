@@ -316,6 +316,18 @@ impl KindSpec {
         }
         serde_json::from_value(merged)
     }
+
+    /// Gives instances no time to end by themselves. Answers whether that is new: a kind that does not say how its instances end
+    /// leaves that to the driver.
+    pub fn end_at_once(&mut self) -> bool {
+        match self {
+            Self::Custom(custom) => {
+                let options = custom.process.get_or_insert_default();
+                options.stop_timeout.replace(Duration::ZERO) != Some(Duration::ZERO)
+            }
+            Self::Loadbalancer(_) => false,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ impl Reason {
 impl fmt::Display for Unplaced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoMembers => f.write_str("there are no workers"),
+            Self::NoMembers => f.write_str("no worker is in the ring yet"),
             Self::NoDriver(driver) => write!(f, "no worker offers driver `{driver}`"),
             Self::NoKind(driver, kind) => write!(f, "no worker's driver `{driver}` runs kind `{kind}`"),
             Self::SiteGone(site) if site.state_dir().is_empty() => {

@@ -56,14 +56,15 @@ impl Admission {
                     None => Err(CommandError::NotFound(update.target.clone())),
                 },
             },
-            Change::Delete { target, expected, allow_missing } => match self.current(target)? {
+            Change::Delete { target, expected, allow_missing, at_once } => match self.current(target)? {
                 None if *allow_missing => Ok(Checked::Missing),
                 None => Err(CommandError::NotFound(target.clone())),
                 Some(entry) => {
                     expect(&entry, *expected)?;
                     let mut checked = CheckedChange::unchanged(&entry);
+                    let hurried = *at_once && checked.record.spec.kind.end_at_once();
                     // The next generation of a quarantined one is tried once more.
-                    if !entry.record.deleting || entry.assignment.quarantined {
+                    if !entry.record.deleting || entry.assignment.quarantined || hurried {
                         checked.record.deleting = true;
                         checked.raise(now, self.term);
                     }

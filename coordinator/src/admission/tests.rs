@@ -69,7 +69,7 @@ fn patch(target: ApplianceTarget, patch: AppliancePatch) -> Mutation {
 }
 
 fn delete(target: ApplianceTarget) -> Mutation {
-    mutation(Change::Delete { target, expected: None, allow_missing: false })
+    mutation(Change::Delete { target, expected: None, allow_missing: false, at_once: false })
 }
 
 fn rebuild(target: ApplianceTarget) -> Mutation {
@@ -364,7 +364,7 @@ fn a_stale_generation_is_refused_and_the_current_one_named() {
     };
     let update = Change::Update { fresh: id(9), update: Box::new(update) };
     assert_eq!(refused(&mut admission, &mutation(update)), stale);
-    let delete = Change::Delete { target: web, expected: Some(expected), allow_missing: true };
+    let delete = Change::Delete { target: web, expected: Some(expected), allow_missing: true, at_once: false };
     assert_eq!(refused(&mut admission, &mutation(delete)), stale);
 }
 
@@ -409,9 +409,27 @@ fn a_deleted_appliance_refuses_changes_and_keeps_its_name_until_it_is_gone() {
     assert!(matches!(taken, CommandError::NameTaken { deleting: true, .. }), "{taken:?}");
     remove(&mut admission, 1);
     assert!(matches!(refused(&mut admission, &delete(web.clone())), CommandError::NotFound(_)));
-    let lenient = mutation(Change::Delete { target: web, expected: None, allow_missing: true });
+    let lenient = mutation(Change::Delete { target: web, expected: None, allow_missing: true, at_once: false });
     assert!(run(&mut admission, &lenient).expect("no error").entry.is_none());
     made(&mut admission, 2, "web", Some(80));
+}
+
+#[test]
+fn a_deletion_is_hurried_once_also_while_it_is_under_way() {
+    let mut admission = admission();
+    let web = ApplianceTarget::Id(id(1));
+    made(&mut admission, 1, "web", None);
+    let deletion =
+        |at_once| mutation(Change::Delete { target: web.clone(), expected: None, allow_missing: false, at_once });
+    run(&mut admission, &deletion(false)).expect("in order");
+    let before = record(&admission, &web);
+    assert_eq!(before.spec.kind.stop().timeout, None);
+    for outcome in [ChangeOutcome::Changed, ChangeOutcome::Unchanged] {
+        assert_eq!(run(&mut admission, &deletion(true)).expect("in order").outcome, outcome);
+        let after = record(&admission, &web);
+        assert!(after.deleting && after.generation > before.generation);
+        assert_eq!(after.spec.kind.stop().timeout, Some(std::time::Duration::ZERO));
+    }
 }
 
 #[test]
@@ -419,7 +437,7 @@ fn a_delete_that_found_nothing_is_remembered() {
     let mut admission = admission();
     let target = ApplianceTarget::Name(name("default"), name("web"));
     let key = RequestKey::new(Uuid::from_u128(5), &Scope::All, b"delete web");
-    let change = Change::Delete { target: target.clone(), expected: None, allow_missing: true };
+    let change = Change::Delete { target: target.clone(), expected: None, allow_missing: true, at_once: false };
     let lenient = Mutation { request: Some(key), ..mutation(change) };
     let written = admit(&mut admission, &lenient);
     assert!(written.record().is_none() && written.audit().is_none());

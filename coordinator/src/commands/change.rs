@@ -121,6 +121,8 @@ pub enum Change {
         expected: Option<Generation>,
         /// One that does not exist is no error.
         allow_missing: bool,
+        /// Its instances get no time to end.
+        at_once: bool,
     },
     /// Every instance is to be replaced.
     Rebuild {

@@ -122,7 +122,10 @@ pub enum CommandError {
     #[error("worker {0} has no lease: its life is over")]
     NoLease(WorkerId),
     /// The worker may act: it is alive, or its lease is not over.
-    #[error("worker {0} has a lease, so it is not gone: evict it first if it does not come back")]
+    #[error(
+        "worker {0} has a lease, so it is not gone: it can be forgotten once that is over, at most 1.15 times the lease after it was lost or \
+         evicted; stop one that runs, and evict one that cannot be reached"
+    )]
     HasLease(WorkerId),
     /// This coordinator does not lead.
     #[error("this coordinator does not lead{}", .0.as_ref().map(|l| format!("; {l} does")).unwrap_or_default())]

@@ -15,7 +15,12 @@ fn within(time: Duration) -> CommandContext {
 
 fn delete() -> Change {
     let name = |text| Name::new(text).expect("a valid name");
-    Change::Delete { target: ApplianceTarget::Name(name("default"), name("web")), expected: None, allow_missing: true }
+    Change::Delete {
+        target: ApplianceTarget::Name(name("default"), name("web")),
+        expected: None,
+        allow_missing: true,
+        at_once: false,
+    }
 }
 
 async fn next_change(queue: &mut CommandQueue) -> (Arc<Mutation>, Reply<Changed>) {

@@ -128,6 +128,7 @@ impl wire::appliances_server::Appliances for AppliancesService {
             target: target.clone(),
             expected: (expected > 0).then(|| common::Generation::new(expected)),
             allow_missing: message.allow_missing,
+            at_once: message.at_once,
         };
         let done = self.change(&context, client(&access, message.force), change, message.validate_only, key).await?;
         let shown = |entry| to_wire::appliance(entry, &access);

@@ -18,6 +18,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::DEFAULT_SOCKET;
 use super::endpoint::{judge_folder, judge_owner, read_endpoint};
 use crate::error::{Exit, Failure};
+use crate::processes;
 
 /// Timeout of a connection attempt.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -61,10 +62,34 @@ pub(crate) fn named_servers(named: &str, secure: bool, place: &str) -> Result<Se
 /// cluster. Clusters on this machine use no TLS.
 ///
 /// # Errors
-/// The nearest one belongs to another user, who is not to be given what was meant for an own one.
+/// The nearest one belongs to another user, who is not to be given what was meant for an own one; or one that is nearer runs
+/// without its folder, and is not to be mistaken for it.
 pub(crate) fn local_servers(start: &Path) -> Result<Option<ServerAddresses>, Failure> {
-    let local = |address, cluster| Ok(Some(ServerAddresses { addresses: vec![address], local: true, cluster }));
+    let Some((folder, found)) = nearest_servers(start)? else { return Ok(None) };
+    let nearer: Vec<_> = start.ancestors().take_while(|nearer| *nearer != folder).collect();
+    match lost_here(&nearer) {
+        Some(lost) => Err(lost),
+        None => Ok(Some(found)),
+    }
+}
+
+/// The failure of a command in one of these folders when its cluster runs without its state folder.
+fn lost_here(folders: &[&Path]) -> Option<Failure> {
+    let states = |folder: &&Path| {
+        let alone = folder.join(DEFAULT_SOCKET).parent().map(Path::to_owned);
+        [Some(folder.join(".rug")), alone].into_iter().flatten().filter_map(|path| processes::real_path(&path))
+    };
+    let states: Vec<_> = folders.iter().flat_map(states).collect();
+    if states.is_empty() {
+        return None;
+    }
+    processes::lost_cluster(&states).map(|lost| lost.failure(Exit::Failed))
+}
+
+fn nearest_servers(start: &Path) -> Result<Option<(&Path, ServerAddresses)>, Failure> {
     for folder in start.ancestors() {
+        let local =
+            |address, cluster| Ok(Some((folder, ServerAddresses { addresses: vec![address], local: true, cluster })));
         if let Some(endpoint) = read_endpoint(&folder.join(".rug"))? {
             return local(endpoint.address, endpoint.cluster);
         }
@@ -82,6 +107,9 @@ pub(crate) fn local_servers(start: &Path) -> Result<Option<ServerAddresses>, Fai
 
 /// The failure when no cluster is found from this folder on, and none was named.
 pub(crate) fn no_local_server(start: &Path) -> Failure {
+    if let Some(lost) = lost_here(&start.ancestors().collect::<Vec<_>>()) {
+        return lost;
+    }
     Failure::usage(format!(
         "no cluster runs in {} or a folder above it: start one with `rugctl up`, go to the folder of one, or name one with \
          --server, --context or `rugctl context use`",

@@ -90,8 +90,8 @@ pub(crate) struct ListArgs {
     /// Go on and print each change, as `watch` does
     #[arg(short, long, conflicts_with = "sort")]
     watch: bool,
-    /// Show the values of environment variables in documents
-    #[arg(long)]
+    /// Show the values of environment variables in documents, with `-o yaml` or `-o json`
+    #[arg(long, conflicts_with = "watch")]
     show_secrets: bool,
     /// Sort order
     #[arg(long, value_enum, default_value_t)]
@@ -125,6 +125,9 @@ pub(crate) async fn get(context: &CommandContext, args: &GetArgs) -> Result<(), 
 
 /// Runs `list`.
 pub(crate) async fn list(context: &CommandContext, args: &ListArgs) -> Result<(), Failure> {
+    if args.show_secrets && !context.ui.format.is_structured() {
+        return Err(Failure::usage("--show-secrets is about documents, and a table has none: add -o yaml or -o json"));
+    }
     if args.watch {
         return watch::matching(context, &args.filter).await;
     }
@@ -293,7 +296,9 @@ fn description(
     line("Last error", &context.ui.paint(Tone::Bad, &one_line(&status.last_error)));
     line("Failed boots", &if status.failed_boots > 0 { status.failed_boots.to_string() } else { String::new() });
     last_end(status.last_end.as_ref(), now).iter().for_each(|(name, value)| line(name, value));
-    line("Reported", &ago(status.report_time.as_ref(), now));
+    // Not of every probe: without saying so, the age of a healthy one looks like that of a lost one.
+    let reported = ago(status.report_time.as_ref(), now);
+    line("Reported", &if reported.is_empty() { reported } else { format!("{reported}, the last change") });
     line("Worker", &assignment.worker);
     line("Assignment", [placement(&assignment), assignment.token.clone()].join(" ").trim());
     line("Host", &assignment.host);

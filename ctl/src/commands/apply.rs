@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use clap::Args;
-use common::driver::{DriverCapabilities, DriverOffers, HostBoundDrivers};
+use common::driver::{DriverCapabilities, DriverName, DriverOffers, HostBoundDrivers};
 use futures::{StreamExt, TryStreamExt, stream};
 use proto::admin::v1;
 
@@ -80,7 +80,7 @@ pub(crate) async fn run(context: &CommandContext, args: &ApplyArgs) -> Result<()
         warnings.push(format!("{} in none of the files: to be deleted", delete::described(&context.ui, &pruned)));
         warnings.extend(pruned.iter().take(MAX_SHOWN).map(|a| format!("  {}", context.ui.label(a))));
     }
-    warnings.iter().for_each(|warning| context.ui.note(warning));
+    warnings.iter().chain(&without_effect(&documents)).for_each(|warning| context.ui.note(warning));
     if args.dry_run {
         return show(context, &documents, &checked, true);
     }
@@ -155,6 +155,17 @@ async fn surprising(
     });
     let found: Vec<_> = stream::iter(calls).buffered(IN_FLIGHT).try_collect().await?;
     Ok(found.into_iter().flatten().collect())
+}
+
+/// What documents say and no driver acts on. `simulated` takes images for what it simulates.
+fn without_effect(documents: &[Document]) -> Vec<String> {
+    let has_image = |document: &&Document| document.appliance.spec.as_ref().is_some_and(|spec| !spec.image.is_empty());
+    let ignored = documents.iter().filter(has_image).filter(|document| document.driver() == DriverName::process());
+    let text = |document: &Document| {
+        let at = document.locate("spec.image");
+        format!("{at}: the driver process has no images; all that a change of it does is replace the instances")
+    };
+    ignored.map(text).collect()
 }
 
 /// What has the labels and is in none of the documents, within their tenants.
@@ -336,6 +347,17 @@ mod tests {
         let clashes: Vec<_> = clashes.iter().map(ToString::to_string).collect();
         assert_eq!(clashes, ["f.yaml:11: spec.listeners[1].port: port 8081 is also claimed by custom/a at f.yaml:1"]);
         assert!(port_clashes(&documents, &vec![on("h2"), on("h1"), None], &known).is_empty());
+    }
+
+    #[test]
+    fn an_image_that_no_driver_uses_is_told() {
+        let text = "name: a\nkind: custom\nspec: {command: x}\nimage: debian\n---\nname: b\nkind: custom\ndriver: simulated\n\
+                    image: debian\nspec: {command: x}\n---\nname: c\nkind: custom\nspec: {command: x}\n";
+        let told = without_effect(&document::parse("f.yaml", text, None).expect("valid"));
+        assert!(
+            told.len() == 1 && told[0].starts_with("f.yaml:4: image: the driver process has no images"),
+            "{told:?}"
+        );
     }
 
     #[test]

@@ -44,6 +44,9 @@ pub(crate) struct DeleteArgs {
     /// Also delete appliances that a source manages, which may create them again
     #[arg(long)]
     force: bool,
+    /// Give instances no time to end, also where a deletion waits for that
+    #[arg(long)]
+    now: bool,
     /// Ignore names that do not exist
     #[arg(long)]
     ignore_missing: bool,
@@ -69,7 +72,7 @@ pub(crate) async fn run(context: &CommandContext, args: &DeleteArgs) -> Result<(
     } else {
         confirm(&format!("delete {} in {cluster}?", described(&context.ui, &appliances)), extent, args.yes).await?;
     }
-    let deleted = delete(client, appliances, args.force).await?;
+    let deleted = delete(client, appliances, args.force, args.now).await?;
     if !args.wait.no_wait {
         settle(client, &context.ui, gone(&context.ui, &deleted), context.wait()).await?;
     }
@@ -133,6 +136,7 @@ async fn delete(
     client: &AdminClient,
     appliances: Vec<v1::Appliance>,
     force: bool,
+    at_once: bool,
 ) -> Result<Vec<v1::Appliance>, Failure> {
     let calls = appliances.into_iter().map(|appliance| async move {
         let request = v1::DeleteApplianceRequest {
@@ -140,6 +144,7 @@ async fn delete(
             allow_missing: true,
             request_id: request_id(),
             force,
+            at_once,
             ..v1::DeleteApplianceRequest::default()
         };
         match client.delete(request).await {
@@ -164,7 +169,7 @@ pub(crate) async fn prune(
     if appliances.is_empty() {
         return Ok(());
     }
-    let deleted = delete(&context.client, appliances, force).await?;
+    let deleted = delete(&context.client, appliances, force, false).await?;
     if let Some(limit) = limit {
         settle(&context.client, &context.ui, gone(&context.ui, &deleted), limit).await?;
     }
@@ -180,7 +185,7 @@ pub(crate) async fn delete_and_wait(
     appliances: Vec<v1::Appliance>,
     limit: Duration,
 ) -> Result<u64, Failure> {
-    let deleted = delete(client, appliances, true).await?;
+    let deleted = delete(client, appliances, true, false).await?;
     settle(client, ui, gone(ui, &deleted), limit).await?;
     Ok(deleted.len() as u64)
 }

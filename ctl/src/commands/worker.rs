@@ -1,10 +1,12 @@
 //! `rugctl worker`: list, show, watch and evict workers.
 
 use std::fmt::Write as _;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use clap::Subcommand;
 use proto::admin::v1;
+use tokio::time::{Instant, sleep};
+use tonic::Code;
 
 use crate::commands::{CommandContext, Extent, confirm, watch};
 use crate::complete;
@@ -12,6 +14,12 @@ use crate::document::view;
 use crate::error::Failure;
 use crate::output::{OutputFormat, TextTable, Tone, age, count, moment, view as shown};
 use crate::text::one_line;
+
+/// How long `forget` waits for the end of a lease (`--timeout`), and how often it looks.
+const LEASE_WAIT: Duration = Duration::from_secs(10);
+const LEASE_LOOK: Duration = Duration::from_millis(200);
+/// How long a worker that has just ended may still look as if it ran.
+const NOTICED: Duration = Duration::from_secs(1);
 
 /// Commands.
 #[derive(Debug, Subcommand)]
@@ -85,7 +93,23 @@ async fn evict(context: &CommandContext, name: &str, reason: &str, yes: bool) ->
 async fn forget(context: &CommandContext, name: &str, reason: &str, yes: bool) -> Result<(), Failure> {
     let (cluster, context) = &context.identified().await?;
     confirm(&format!("forget {name} of {cluster}, which does not come back?"), Extent::Named, yes).await?;
-    context.client.forget(name, reason).await?;
+    let began = Instant::now();
+    let deadline = began + context.timeout.unwrap_or(LEASE_WAIT);
+    let mut told = false;
+    while let Err(refused) = context.client.forget(name, reason).await {
+        // The lease of one that was lost or evicted ends by itself; that of one that runs does not.
+        if refused.code != Some(Code::FailedPrecondition) || Instant::now() >= deadline {
+            return Err(refused);
+        }
+        let runs = context.client.worker(name).await?.health() == v1::Health::Healthy;
+        if runs && began.elapsed() >= NOTICED {
+            return Err(refused);
+        }
+        if !runs && !std::mem::replace(&mut told, true) {
+            context.ui.note(&format!("{name} has a lease still: waiting for its end"));
+        }
+        sleep(LEASE_LOOK).await;
+    }
     context.ui.print(&format!("{name} is forgotten"))
 }
 
@@ -207,8 +231,6 @@ fn capabilities(offer: &v1::DriverOffer) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -264,10 +264,10 @@ pub(super) fn parse_percent(text: &str) -> Result<u32, &'static str> {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Probe {
-    Tcp {},
+    Tcp,
     Http { path: String },
-    Process {},
-    None {},
+    Process,
+    None,
     Exec { command: Vec<String> },
 }
 
@@ -459,9 +459,9 @@ fn listener(listener: v1::Listener) -> Listener {
 fn custom(custom: v1::Custom, secrets: Secrets) -> Custom {
     let hidden = |(name, value)| (name, if secrets == Secrets::Hidden { HIDDEN.to_owned() } else { value });
     let probe = |probe: v1::Probe| match probe.probe? {
-        v1::probe::Probe::Tcp(_) => Some(Probe::Tcp {}),
-        v1::probe::Probe::Process(_) => Some(Probe::Process {}),
-        v1::probe::Probe::None(_) => Some(Probe::None {}),
+        v1::probe::Probe::Tcp(_) => Some(Probe::Tcp),
+        v1::probe::Probe::Process(_) => Some(Probe::Process),
+        v1::probe::Probe::None(_) => Some(Probe::None),
         v1::probe::Probe::Exec(exec) => Some(Probe::Exec { command: exec.command }),
         v1::probe::Probe::Http(http) => Some(Probe::Http { path: http.path }),
     };

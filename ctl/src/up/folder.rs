@@ -45,6 +45,32 @@ pub(crate) struct StateFolder {
     opened: Option<(u64, u64)>,
 }
 
+/// What becomes of a state folder while its cluster runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Whereabouts {
+    /// It is where it was.
+    InPlace,
+    /// It is somewhere else now.
+    Moved(PathBuf),
+    /// It has no name any more.
+    Deleted,
+}
+
+/// What of a state folder no process can do without, and which file or folder that was.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Parts(Vec<(&'static str, (u64, u64))>);
+
+/// The parts; what is in another one comes after that.
+const PARTS: [&str; 5] = ["lock", "coordinator.sock", "coordinator", STORE, "workers"];
+
+/// The file of the store.
+pub(crate) const STORE: &str = "coordinator/rug.db";
+
+/// Device and inode of what is at a path.
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
+
 /// Arguments of the last start, as far as a later `--down` needs them.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LastStart {
@@ -63,7 +89,7 @@ impl StateFolder {
         let create = || {
             let folder = Folder::private(root, &OWN)?;
             let (logs, run) = (folder.subfolder("logs")?, folder.subfolder("run")?);
-            let opened = fs::symlink_metadata(folder.path()).ok().map(|found| (found.dev(), found.ino()));
+            let opened = inode(folder.path());
             Ok(Self { folder, logs, run, opened })
         };
         create().map_err(|e: folder::Error| Failure::failed(format!("state directory {}: {e}", root.display())))
@@ -79,10 +105,27 @@ impl StateFolder {
         self.folder.path()
     }
 
-    /// Whether the folder is still at its path.
-    pub(crate) fn is_there(&self) -> bool {
-        let inode = |path: &Path| fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()));
-        inode(self.root()).is_some_and(|now| Some(now) == self.opened)
+    /// Whether the folder is still at its path, and where it is otherwise.
+    pub(crate) fn whereabouts(&self) -> Whereabouts {
+        if inode(self.root()).is_some_and(|now| Some(now) == self.opened) {
+            return Whereabouts::InPlace;
+        }
+        let handle = rustix::fd::AsRawFd::as_raw_fd(&self.folder.handle());
+        match fs::read_link(format!("/proc/self/fd/{handle}")) {
+            Ok(path) if inode(&path).is_some_and(|now| Some(now) == self.opened) => Whereabouts::Moved(path),
+            _ => Whereabouts::Deleted,
+        }
+    }
+
+    /// What is in the folder and has to stay there while the cluster runs.
+    pub(crate) fn parts(&self) -> Parts {
+        Parts(PARTS.iter().filter_map(|name| Some((*name, inode(&self.path(name))?))).collect())
+    }
+
+    /// Those of them that were deleted, moved or replaced.
+    pub(crate) fn lost(&self, parts: &Parts) -> Vec<&'static str> {
+        let kept = |name: &str, was| inode(&self.path(name)) == Some(was);
+        parts.0.iter().filter(|(name, was)| !kept(name, *was)).map(|(name, _)| *name).collect()
     }
 
     /// What to tell when other users could read the folder until now.
@@ -216,11 +259,29 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("state");
         let folder = StateFolder::open(&path).expect("writable");
-        assert!(folder.is_there());
-        fs::rename(&path, dir.path().join("moved")).expect("moved");
-        assert!(!folder.is_there());
+        assert_eq!(folder.whereabouts(), Whereabouts::InPlace);
+        let moved = dir.path().canonicalize().expect("it is there").join("moved");
+        fs::rename(&path, &moved).expect("moved");
+        assert_eq!(folder.whereabouts(), Whereabouts::Moved(moved.clone()));
         fs::create_dir(&path).expect("made anew");
-        assert!(!folder.is_there());
+        assert_eq!(folder.whereabouts(), Whereabouts::Moved(moved.clone()));
+        fs::remove_dir_all(&moved).expect("ours");
+        assert_eq!(folder.whereabouts(), Whereabouts::Deleted);
+    }
+
+    #[test]
+    fn parts_of_a_folder_that_are_deleted_or_replaced_are_noticed() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let folder = StateFolder::open(dir.path()).expect("writable");
+        fs::create_dir(folder.path("coordinator")).expect("a folder");
+        fs::create_dir(folder.path("workers")).expect("a folder");
+        fs::write(folder.path(STORE), "").expect("a file");
+        let parts = folder.parts();
+        assert!(folder.lost(&parts).is_empty());
+        fs::rename(folder.path("workers"), folder.path("aside")).expect("moved");
+        fs::create_dir(folder.path("workers")).expect("made anew");
+        fs::remove_file(folder.path(STORE)).expect("ours");
+        assert_eq!(folder.lost(&parts), [STORE, "workers"]);
     }
 
     #[test]

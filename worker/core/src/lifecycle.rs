@@ -332,6 +332,14 @@ impl Lifecycle {
         kept.chain(&self.fleet.doomed).find(|i| i.ordinal == ordinal && attempt.is_none_or(|n| n == i.attempt))
     }
 
+    /// The instances that are to be ended after the one that the running step ends.
+    #[must_use]
+    pub fn others_ending(&self) -> Vec<Instance> {
+        let Some(LifecycleStep::Destroy { ordinal, attempt }) = self.running() else { return Vec::new() };
+        let is_other = |instance: &&Instance| (instance.ordinal, instance.attempt) != (ordinal, attempt);
+        self.fleet.doomed.iter().filter(is_other).cloned().collect()
+    }
+
     /// Takes in one fact. `jitter`, from 0 to 1, spreads whatever wait follows.
     pub fn step(&mut self, now: Timestamp, event: LifecycleEvent, jitter: f64, config: &Config) -> LifecycleOutput {
         use {LifecycleEvent as E, LifecycleState as S};

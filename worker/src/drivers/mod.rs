@@ -160,6 +160,20 @@ pub trait Driver: Send + Sync + 'static {
     /// Ends one instance, in the way that `stop` says where it runs a process, and removes what it left. Ending one that is not there succeeds.
     async fn destroy(&self, permit: &Permit, instance: &Instance, stop: StopRecipe) -> Result<(), Error>;
 
+    /// The same, where `others` of the appliance are to be ended as well, each by a call of its own that follows. A driver that may
+    /// have to wait long for each ends them with this one, at the same time; only what becomes of `instance` is told. Dropped
+    /// and called again, with another `stop`, it ends them by that.
+    async fn destroy_first(
+        &self,
+        permit: &Permit,
+        instance: &Instance,
+        others: &[Instance],
+        stop: StopRecipe,
+    ) -> Result<(), Error> {
+        let _ = others;
+        self.destroy(permit, instance, stop).await
+    }
+
     /// Every instance this driver can see on its host, for adoption and orphan search. Changes nothing.
     async fn list(&self) -> Result<Vec<(ApplianceId, Instance)>, Error>;
 

@@ -11,6 +11,7 @@
 //! either takes effect under the lock or meets a shut gate.
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -20,6 +21,7 @@ use common::kind::StopRecipe;
 use common::site::{STATE_DIR_RULE, is_state_dir};
 use common::status::InstanceEnd;
 use common::{ApplianceId, SiteId, Term, WorkerId};
+use futures::future::join_all;
 use runtime::folder::Folder as StateFolder;
 use tokio::time::Instant;
 use worker_core::desired::Desired;
@@ -30,7 +32,8 @@ pub use self::cgroups::Setting as CgroupSetting;
 pub use self::config::Config;
 use self::ending::Ending;
 use self::ends::EndWatch;
-use self::fence::Fences;
+use self::fence::{Fences, HeldLock};
+pub(crate) use self::finding::running_from;
 use self::launch::{Launch, Order};
 use self::record::{Folder, FolderKey, InstanceRecord, Management, RecordedInstance};
 use self::starting::Started;
@@ -183,6 +186,7 @@ impl Driver for ProcessDriver {
     }
 
     async fn claim(&self, permit: &Permit) -> Result<(), Error> {
+        self.inner.check_in_place()?;
         self.inner.fences.claim(permit).await
     }
 
@@ -224,7 +228,7 @@ impl Driver for ProcessDriver {
 
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error> {
         let order = Order::new(permit.appliance(), &wanted)?;
-        let held = self.inner.fences.acquire(permit).await?;
+        let held = self.inner.lock(permit).await?;
         let (inner, task) = (Arc::clone(&self.inner), order.clone());
         match off_thread(move || inner.start(&held, &task)).await? {
             Started::Found(instance) => Ok(instance),
@@ -254,9 +258,23 @@ impl Driver for ProcessDriver {
     }
 
     async fn destroy(&self, permit: &Permit, instance: &Instance, stop: StopRecipe) -> Result<(), Error> {
-        let held = self.inner.fences.acquire(permit).await?;
-        let ending = Ending::new(Arc::clone(&self.inner), held, permit.appliance(), instance);
-        ending.end(launch::stop(stop, &self.inner.config)).await
+        self.destroy_first(permit, instance, &[], stop).await
+    }
+
+    async fn destroy_first(
+        &self,
+        permit: &Permit,
+        instance: &Instance,
+        others: &[Instance],
+        stop: StopRecipe,
+    ) -> Result<(), Error> {
+        let held = Arc::new(self.inner.lock(permit).await?);
+        let stop = launch::stop(stop, &self.inner.config);
+        let end = |instance: &Instance| {
+            Ending::new(Arc::clone(&self.inner), Arc::clone(&held), permit.appliance(), instance).end(stop)
+        };
+        let (told, _) = tokio::join!(end(instance), join_all(others.iter().map(end)));
+        told
     }
 
     async fn list(&self) -> Result<Vec<(ApplianceId, Instance)>, Error> {
@@ -265,7 +283,7 @@ impl Driver for ProcessDriver {
     }
 
     async fn forget(&self, permit: &Permit) -> Result<(), Error> {
-        let held = self.inner.fences.acquire(permit).await?;
+        let held = self.inner.lock(permit).await?;
         let (inner, appliance) = (Arc::clone(&self.inner), permit.appliance());
         off_thread(move || {
             if let Some(left) = inner.observe(appliance)?.running.first() {
@@ -298,6 +316,26 @@ pub(crate) fn open_state_dir(path: &Path) -> io::Result<StateFolder> {
 impl Inner {
     fn folder(&self, appliance: ApplianceId, key: FolderKey) -> Folder {
         Folder::new(&self.instances, appliance, key)
+    }
+
+    /// Raises the token and takes the lock that spans side effects.
+    async fn lock(&self, permit: &Permit) -> Result<HeldLock, Error> {
+        self.check_in_place()?;
+        self.fences.acquire(permit).await
+    }
+
+    /// Refuses to go by a state directory that was deleted or replaced: what runs would look as if it did not.
+    fn check_in_place(&self) -> Result<(), Error> {
+        let path = self.instances.path();
+        let same = rustix::fs::fstat(self.instances.handle()).ok().zip(path.symlink_metadata().ok());
+        if same.is_some_and(|(open, named)| (open.st_dev, open.st_ino) == (named.dev(), named.ino())) {
+            return Ok(());
+        }
+        Err(Error::Failed(format!(
+            "the state directory was deleted, moved or replaced under the worker ({} is not what it was); put it back, or start \
+             the worker again",
+            path.display()
+        )))
     }
 
     /// The folder of one attempt, whether or not it was put aside for its successor.

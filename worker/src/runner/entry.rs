@@ -1,7 +1,9 @@
 //! One appliance as the scheduler holds it: its machine, its grant, and where its step is.
 
+use common::kind::StopRecipe;
 use common::session::StatusReport;
 use common::{ApplianceId, Timestamp, Token};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tracing::Span;
 use worker_core::lifecycle::{Lifecycle, LifecycleEvent, LifecycleStep, StepOutcome};
@@ -39,6 +41,8 @@ pub(super) struct ApplianceEntry {
     /// Number of the newest step, over all appliances.
     pub(super) serial: u64,
     pub(super) stage: StepStage,
+    /// How the step that runs has to end instances, if that is what it does.
+    pub(super) stop: Option<watch::Sender<StopRecipe>>,
     /// The wake-up that counts.
     pub(super) wake: Option<Timestamp>,
 }
@@ -62,6 +66,13 @@ impl ApplianceEntry {
     /// What its owner sees.
     pub(super) fn report(&self, appliance: ApplianceId, checked: u64, adopted: bool) -> StatusReport {
         StatusReport { appliance, token: self.token, status: self.lifecycle.status(), checked, adopted }
+    }
+
+    /// Tells a step that ends instances when they have to end in another way by now.
+    pub(super) fn tell_stop(&self) {
+        let Some(told) = &self.stop else { return };
+        let wanted = self.lifecycle.desired().spec.kind.stop();
+        told.send_if_modified(|known| std::mem::replace(known, wanted) != wanted);
     }
 
     /// Drops a step that changes nothing.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use common::{ApplianceId, Timestamp, Token};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use worker_core::gate::{fence_delay_end, fence_delay_left};
 use worker_core::lifecycle::{
@@ -191,6 +191,7 @@ impl Scheduler {
                     adopting,
                     serial: 0,
                     stage: StepStage::Idle,
+                    stop: None,
                     wake: None,
                 };
                 self.take(appliance, entry);
@@ -294,6 +295,7 @@ impl Scheduler {
         }
         let Some(entry) = self.entries.get_mut(&appliance).filter(|entry| runs(entry)) else { return };
         entry.stage = StepStage::Idle;
+        entry.stop = None;
         entry.claimed |= claimed;
         if let StepOutcome::Superseded(newer) = outcome {
             self.unsent.refused.insert(appliance, (entry.token, newer));
@@ -376,6 +378,7 @@ impl Scheduler {
             if output.cancel {
                 entry.drop_step();
             }
+            entry.tell_stop();
             if let Some(step) = output.action {
                 self.serial += 1;
                 entry.serial = self.serial;
@@ -503,6 +506,8 @@ impl Scheduler {
                 return self.drive(appliance, Fact::Ended(outcome));
             }
         };
+        let (stop, stop_changes) = watch::channel(desired.spec.kind.stop());
+        entry.stop = matches!(step, LifecycleStep::Destroy { .. }).then_some(stop);
         let attempt = if let LifecycleStep::Destroy { attempt, .. } = step { Some(attempt) } else { None };
         let task = StepTask {
             appliance,
@@ -511,6 +516,8 @@ impl Scheduler {
             desired,
             boot_digest: entry.lifecycle.boot_digest().into(),
             instance: step.ordinal().and_then(|n| entry.lifecycle.instance(n, attempt)).cloned(),
+            others_ending: entry.lifecycle.others_ending(),
+            stop: stop_changes,
             driver,
             protocol,
             permit,

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use common::ApplianceId;
 use common::appliance::{MAX_TEXT, Name};
+use common::kind::StopRecipe;
 use common::status::{Details, InstanceEnd};
 use common::text::escaped;
 use futures::FutureExt as _;
 use proto::convert::scalar::clip;
+use tokio::sync::watch;
 use tracing::{Instrument as _, Span, field};
 use worker_core::desired::Desired;
 use worker_core::instance::{BootState, Instance};
@@ -49,6 +51,10 @@ pub(super) struct StepTask {
     pub(super) boot_digest: Box<str>,
     /// The instance it is about, if there is one yet.
     pub(super) instance: Option<Instance>,
+    /// Others that are to be ended as well, by steps that follow.
+    pub(super) others_ending: Vec<Instance>,
+    /// How they are ended, and changes of that while they are: a deletion can be hurried.
+    pub(super) stop: watch::Receiver<StopRecipe>,
     pub(super) driver: Arc<dyn Driver>,
     pub(super) protocol: Arc<dyn Protocol>,
     /// Always there for steps that change the world; for a first look, it lets the token be raised.
@@ -137,7 +143,7 @@ impl StepTask {
             }
             (LifecycleStep::Replug { .. }, Some(permit), Some(instance)) => self.replug(permit, instance).await,
             (LifecycleStep::Destroy { .. }, Some(permit), Some(instance)) => {
-                self.driver.destroy(permit, instance, self.desired.spec.kind.stop()).await?;
+                self.destroy(permit, instance).await?;
                 Ok(StepOutcome::Destroyed)
             }
             (LifecycleStep::Forget, Some(permit), _) => {
@@ -148,6 +154,19 @@ impl StepTask {
             (_, None, _) => Ok(StepOutcome::Fenced { retry_after: None }),
             (LifecycleStep::Probe { .. } | LifecycleStep::Configure { .. } | LifecycleStep::Replug { .. }, _, None) => {
                 Ok(StepOutcome::Failed("the instance is not known any more".to_owned()))
+            }
+        }
+    }
+
+    /// Ends an instance. One that has to end in another way meanwhile is ended anew.
+    async fn destroy(&self, permit: &Permit, instance: &Instance) -> Result<(), Error> {
+        let mut stop = self.stop.clone();
+        loop {
+            let recipe = *stop.borrow_and_update();
+            let ends = self.driver.destroy_first(permit, instance, &self.others_ending, recipe);
+            tokio::select! {
+                ended = ends => return ended,
+                Ok(()) = stop.changed() => {}
             }
         }
     }

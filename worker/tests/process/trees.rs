@@ -285,3 +285,55 @@ async fn what_is_in_the_control_group_of_an_instance_ends_with_it_whoever_kills_
     assert!(with_argument(&mark).is_empty() && !instances.join(Instance::name(A, 0, 2)).exists());
     driver.forget(&permit(1)).await.expect("nothing is left");
 }
+
+#[tokio::test]
+async fn instances_of_one_appliance_are_ended_at_the_same_time() {
+    const INSTANCES: u16 = 4;
+    let world = DriverWorld::new();
+    let driver = world.driver("w1");
+    // Deaf to the signal, so that each takes its whole time.
+    let spec = shell("trap '' TERM; while :; do sleep 0.05; done");
+    let mut made = Vec::new();
+    for ordinal in 0..INSTANCES {
+        let wanted = Wanted { ordinal, ..first(&spec) };
+        made.push(driver.ensure(&permit(1), wanted).await.expect("starts"));
+    }
+    let stop = StopRecipe { timeout: Some(Duration::from_secs(2)), ..StopRecipe::default() };
+    let began = std::time::Instant::now();
+    for (n, instance) in made.iter().enumerate() {
+        driver.destroy_first(&permit(1), instance, &made[n + 1..], stop).await.expect("ends");
+    }
+    let took = began.elapsed();
+    // One after another they would take eight seconds.
+    assert!((Duration::from_secs(2)..Duration::from_secs(6)).contains(&took), "{took:?}");
+    assert!(driver.observe(A).await.expect("readable").running.is_empty());
+    let asked = journal(&driver).iter().filter(|e| e.action == "terminate" && e.outcome == "begun").count();
+    assert_eq!(asked, usize::from(INSTANCES), "each was asked once");
+    driver.forget(&permit(1)).await.expect("nothing is left");
+}
+
+#[tokio::test]
+async fn a_state_directory_that_is_gone_is_no_proof_that_nothing_runs() {
+    let world = DriverWorld::new();
+    let top = world.folder.path().join("state");
+    let driver = open("w1", Config { state_dir: top.clone(), ..world.config() });
+    let spec = shell(&format!("exec sleep {}", unique(9)));
+    let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
+    for make_anew in [false, true] {
+        let aside = world.folder.path().join("aside");
+        fs::rename(&top, &aside).expect("moved");
+        if make_anew {
+            fs::create_dir_all(top.join("instances")).expect("made anew");
+        }
+        let error = driver.observe(A).await.expect_err("it cannot know").to_string();
+        assert!(error.contains("was deleted, moved or replaced under the worker"), "{error}");
+        let wanted = Wanted { attempt: 2, ..first(&spec) };
+        driver.ensure(&permit(1), wanted).await.expect_err("there may be one already");
+        if make_anew {
+            fs::remove_dir_all(&top).expect("ours");
+        }
+        fs::rename(&aside, &top).expect("moved back");
+        assert_eq!(driver.observe(A).await.expect("back").running.len(), 1);
+    }
+    driver.destroy(&permit(1), &made, StopRecipe::default()).await.expect("ends");
+}

@@ -11,8 +11,13 @@ use super::fleet::{InstanceLife, InstanceSlot, Plugging};
 use super::{AfterEvent, Bar, Lifecycle, LifecycleStep, Occasion, StepOutcome, plan};
 use crate::instance::{BootState, Instance, Observation};
 
-/// After how long a start without an answer is told, if the probe interval is not shorter.
-const SILENT_START: Duration = Duration::from_secs(10);
+/// After how long a start without an answer is told, if the probe interval is not shorter: a usual one has answered by then.
+const SILENT_START: Duration = Duration::from_secs(2);
+/// Of so many probes of a start one may tell another reason than what is told already. They are a second apart by then at least,
+/// and what is answered may differ each time.
+const TELL_AGAIN: u32 = 10;
+/// How what is told of such a start goes on after the name of the instance.
+const SILENT: &str = "does not answer yet";
 
 impl Lifecycle {
     /// Takes in how the running step ended.
@@ -254,10 +259,11 @@ impl Lifecycle {
             InstanceLife::Rising { since, polls } => {
                 *polls = polls.saturating_add(1);
                 slot.next_probe = now + plan::poll_delay(*polls);
-                // Long enough that a usual start shows no error, short enough that a hopeless one explains itself. By time as well,
-                // because twenty probes that hang take minutes.
-                if *polls == 20 || now.since(*since) >= interval.min(SILENT_START) {
-                    self.troubles.last_error = Some(format!("instance {ordinal} does not answer yet: {text}").into());
+                // No failure of the boot, which has its own time: it only says why whoever waits is waiting.
+                let is_told = self.troubles.last_error.as_ref().is_some_and(|error| error.contains(SILENT));
+                let again = !is_told || polls.is_multiple_of(TELL_AGAIN);
+                if now.since(*since) >= interval.min(SILENT_START) && again {
+                    self.troubles.last_error = Some(format!("instance {ordinal} {SILENT}: {text}").into());
                 }
                 if has_contract && slot.instance.addresses.management.is_none() {
                     // One that was found before it said where its contract is served may have said so since.

@@ -25,14 +25,14 @@ const KILL_ROUNDS: usize = 5;
 /// One attempt at an ordinal that is to be ended, and the lock under which that happens.
 pub(super) struct Ending {
     inner: Arc<Inner>,
-    held: HeldLock,
+    held: Arc<HeldLock>,
     appliance: ApplianceId,
     ordinal: u16,
     attempt: u32,
 }
 
 impl Ending {
-    pub(super) fn new(inner: Arc<Inner>, held: HeldLock, appliance: ApplianceId, instance: &Instance) -> Self {
+    pub(super) fn new(inner: Arc<Inner>, held: Arc<HeldLock>, appliance: ApplianceId, instance: &Instance) -> Self {
         Self { inner, held, appliance, ordinal: instance.ordinal, attempt: instance.attempt }
     }
 

@@ -1,5 +1,6 @@
 //! Which instances run: by their records, by what their shims have noted, and by the processes themselves.
 
+use std::path::Path;
 use std::time::Duration;
 
 use common::ApplianceId;
@@ -9,7 +10,7 @@ use shim::state::End;
 use tracing::warn;
 use worker_core::instance::{BootState, Instance, Observation};
 
-use super::record::{Folder, FolderKey, InstanceRecord, RecordState, RecordedInstance};
+use super::record::{Folder, FolderKey, InstanceRecord, Management, RecordState, RecordedInstance};
 use super::shims::end_cause;
 use super::system::{self, Marked, ProcessStamp, Tree};
 use super::{Inner, cgroups, launch, name_of, poll_until, record};
@@ -21,6 +22,17 @@ const ADOPTED_MANAGEMENT_WAIT: Duration = Duration::from_secs(1);
 const ADOPTED_START_WAIT: Duration = Duration::from_secs(2);
 /// How long a shim may take to note how its instance ended.
 const END_WAIT: Duration = Duration::from_secs(1);
+
+/// Instances that were started from this state directory, which need not be there any more: by their environment, or by that of
+/// their shims where they run as other users.
+pub(crate) fn running_from(state_dir: &Path) -> Vec<(ApplianceId, Instance)> {
+    let marked = system::marked_or_shimmed(state_dir);
+    let instance = |marked: &Marked| {
+        let (appliance, instance) = described(marked)?;
+        Some((appliance, instance.running_as(&marked.identity, BootState::Unknown, Management::default())))
+    };
+    marked.iter().filter_map(instance).collect()
+}
 
 impl Inner {
     /// The process of a record, if it runs now. Scans only when the record does not know.
@@ -65,6 +77,7 @@ impl Inner {
     }
 
     pub(super) fn observe(&self, appliance: ApplianceId) -> Result<Observation, Error> {
+        self.check_in_place()?;
         let mut found = Observation::default();
         for key in record::folders(self.instances.path(), appliance)? {
             let folder = self.folder(appliance, key);

@@ -25,6 +25,7 @@ impl Inner {
     /// Starts an instance under the lock, or finds it. Blocks.
     pub(super) fn start(&self, held: &HeldLock, order: &Order) -> Result<Started, Error> {
         held.check()?;
+        self.check_in_place()?;
         let folder = self.folder(order.appliance, FolderKey { ordinal: order.ordinal, aside: None });
         let mut former = folder.read()?;
         if let Some(record) = &former {

@@ -139,6 +139,24 @@ pub(super) fn marked(state_dir: &Path) -> Vec<Marked> {
     found.into_values().collect()
 }
 
+/// The same, and the first process below each shim of this state directory whose instance shows no environment.
+pub(super) fn marked_or_shimmed(state_dir: &Path) -> Vec<Marked> {
+    let mut found = marked(state_dir);
+    for process in live_processes().iter() {
+        let variables = &process.variables;
+        let ours = variables.get(STATE_VARIABLE).is_some_and(|dir| Path::new(dir) == state_dir);
+        let Some(name) = variables.get(SHIM_VARIABLE).filter(|_| ours) else { continue };
+        if found.iter().any(|known| known.variables.get(INSTANCE_VARIABLE) == Some(name)) {
+            continue;
+        }
+        if let Some(main) = descendants(process.id.pid).first() {
+            let variables = [(INSTANCE_VARIABLE.to_owned(), name.clone())].into();
+            found.push(Marked { identity: ProcessStamp::of(*main), variables });
+        }
+    }
+    found
+}
+
 /// Every live process of an instance as far as they can be found without its shim: the leader, what runs in its session, and what
 /// carries the instance's name in a session of its own. Once the leader is gone its session number may have been used again, and
 /// only the name counts. Leader and session count whoever their user is; an environment only of our own user.
