@@ -206,7 +206,8 @@ fn draw(
     let mut stage = |sign: &str, name: &str, times: &mut dyn Iterator<Item = Duration>, means: &str| {
         let mut times: Vec<Duration> = times.collect();
         times.sort_unstable();
-        let of = |share| (short(percentile(&times, share)), Tone::Plain);
+        // Nothing was seen of this stage: the old owner was gone, say.
+        let of = |share| (if times.is_empty() { String::new() } else { short(percentile(&times, share)) }, Tone::Plain);
         let plain = |text: &str| (text.to_owned(), Tone::Plain);
         table.row([plain(sign), plain(name), of(0.5), of(0.99), of(1.0), plain(means)]);
     };
