@@ -76,6 +76,7 @@ bench: deps-bench build ## Run the benchmarks; each prints what it compares with
 	$(CARGO) bench --locked -p tests --bench planner
 	$(CARGO) bench --locked -p tests --bench store
 	$(CARGO) bench --locked -p tests --bench api
+	RUG_TEST_BIN_DIR=$(TARGET)/release $(CARGO) bench --locked -p tests --bench telemetry
 	RUG_TEST_BIN_DIR=$(TARGET)/release $(CARGO) bench --locked -p tests --bench balancer
 
 deps-build:
