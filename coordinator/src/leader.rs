@@ -28,7 +28,7 @@ mod waiting;
 mod writes;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::appliance::Name;
 use common::session::{Refused, RefusedReason};
@@ -52,7 +52,7 @@ use crate::admission::Admission;
 use crate::catalog::Catalog;
 use crate::commands::{CommandError, CommandQueue};
 use crate::leader_tasks::LeaderTasks;
-use crate::metrics::Metrics;
+use crate::metrics;
 use crate::sessions::Input;
 use crate::store::{self, StoreWrite};
 
@@ -83,6 +83,20 @@ pub enum TermEnd {
     TaskEnded(&'static str),
 }
 
+impl TermEnd {
+    /// The name in metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::HigherTerm(_) => "higher_term",
+            Self::StoreLost(_) => "store_lost",
+            Self::LeadershipLost => "leadership_lost",
+            Self::TaskEnded(_) => "task_ended",
+        }
+    }
+}
+
 /// How a term ended, and what the next one is told of it.
 #[derive(Debug)]
 pub struct EndedTerm {
@@ -101,8 +115,6 @@ pub struct LeaderSetup {
     pub catalog: Arc<Catalog>,
     /// Notified whenever a change under way was committed or given up.
     pub settled: Arc<Notify>,
-    /// What is measured.
-    pub metrics: Arc<Metrics>,
     /// Who this coordinator is.
     pub identity: Identity,
 }
@@ -228,8 +240,14 @@ impl Leader<'_> {
 
     /// Feeds the machine one event and carries out what follows.
     fn step(&mut self, event: Event) -> Option<Timestamp> {
+        let (plans, began) = (self.machine.counters().plans, Instant::now());
         let output = self.machine.step(clock::now(), event);
-        self.publisher.regained(&output.regained);
+        if self.machine.counters().plans > plans {
+            metrics::planned(began.elapsed());
+        }
+        for regained in &output.regained {
+            metrics::regained(regained, regained.rebalance.and_then(|id| self.rebalances.trace(id)));
+        }
         for action in output.actions {
             self.carry_out(action);
         }
@@ -267,6 +285,7 @@ impl Leader<'_> {
             }
             Action::Evict(life) => {
                 info!(worker = %life.worker, incarnation = %life.incarnation, "evicting");
+                metrics::evicting();
                 let evicted = self.leadership.evict(life.worker.clone(), life.incarnation);
                 self.writes.evict(life, evicted);
             }
@@ -276,6 +295,7 @@ impl Leader<'_> {
     }
 
     fn on_rebalance(&mut self, event: RebalanceEvent) {
+        self.publisher.count_rebalance(&event);
         if let Some(record) = self.rebalances.take_in(event) {
             self.store_ended_moves();
             self.writes.history("rebalance", StoreWrite::PutRebalance(record));

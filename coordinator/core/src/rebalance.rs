@@ -32,6 +32,24 @@ pub enum RebalanceCause {
     Drift,
 }
 
+impl RebalanceCause {
+    /// Every name, for metrics.
+    pub const NAMES: [&'static str; 6] = ["start", "joined", "gone", "changed", "draining", "drift"];
+
+    /// The name in metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Joined(_) => "joined",
+            Self::Gone(_) => "gone",
+            Self::Changed { .. } => "changed",
+            Self::Draining(_) => "draining",
+            Self::Drift => "drift",
+        }
+    }
+}
+
 fn names(list: &[WorkerId]) -> String {
     const SHOWN: usize = 5;
     let mut text = list.iter().take(SHOWN).map(WorkerId::as_str).collect::<Vec<_>>().join(", ");

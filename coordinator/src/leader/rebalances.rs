@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use common::session::DeltaEntry;
 use common::{ApplianceId, RebalanceId, WorkerId};
 use coordinator_core::rebalance::{RebalanceCause, RebalanceEvent};
+use runtime::meter::TraceRef;
 use runtime::telemetry;
 use tracing::{Span, info, info_span};
 
@@ -139,6 +140,11 @@ impl RebalanceHistory {
         info!(parent: &open.root, rebalance = %id, done, superseded, seconds, "rebalance ends");
         self.ended.push(open.view);
         Some(record)
+    }
+
+    /// The trace of a rebalance that has not ended.
+    pub(super) fn trace(&self, id: RebalanceId) -> Option<TraceRef> {
+        TraceRef::of_trace(&self.open.get(&id)?.view.record.trace_id)
     }
 
     /// Moves that ended and are to be stored.

@@ -1,5 +1,6 @@
 //! One appliance as the scheduler holds it: its machine, its grant, and where its step is.
 
+use super::boots::Boots;
 use common::{Timestamp, Token};
 use tokio::task::AbortHandle;
 use worker_core::lifecycle::{Lifecycle, LifecycleEvent, LifecycleStep};
@@ -34,6 +35,8 @@ pub(super) struct ApplianceEntry {
     pub(super) announced: Option<u64>,
     /// Trace context of what brought it here; taken by the first look.
     pub(super) traceparent: Option<Box<str>>,
+    /// Boots that have not been answered, for metrics.
+    pub(super) boots: Boots,
     /// Number of the newest step, over all appliances.
     pub(super) serial: u64,
     pub(super) stage: StepStage,
