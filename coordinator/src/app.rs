@@ -15,9 +15,10 @@ use coordination::Candidate;
 use coordinator_core::machine;
 use futures::future::BoxFuture;
 use proto::worker::v1::session_server::SessionServer;
-use runtime::meter;
+use runtime::meter::{self, Meters};
 use runtime::program::{self, Failure};
 use runtime::shutdown::Signals;
+use runtime::telemetry::Program;
 use runtime::tls::{ClientTls, ServerTls};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -31,13 +32,14 @@ use crate::catalog::Catalog;
 use crate::commands;
 use crate::config::Config;
 use crate::exit_code;
+use crate::gauges;
 use crate::grpc::connections::{CountCalls, Places};
 use crate::grpc::{self, AdminServices, Authorize, BoundWatches, ClusterPin, Forwarder, Layers, ServingRole};
 use crate::history::{History, HistoryError};
 use crate::leader::{Identity, Inputs, LeaderSetup};
 use crate::leadership::{self, Terms};
 use crate::listen::Listening;
-use crate::metrics::Metrics;
+use crate::metrics;
 use crate::opening::Opening;
 use crate::record::{AuditFilter, AuditPart, MoveRecord, NumberedEvent, RebalanceRecord};
 use crate::sessions::{MAX_MESSAGE, Sessions};
@@ -94,6 +96,9 @@ pub fn backup(config: Config, to: &Path) -> Result<(), Failure> {
 /// [`Failure`] says why it ended otherwise.
 pub async fn run(mut config: Config) -> Result<(), Failure> {
     let mut signals = Signals::catch().map_err(|e| Failure::other(format!("catch signals: {e}")))?;
+    let program = Program { name: "rug-coordinator", instance: &config.name };
+    let meters = Meters::start(program, &config.telemetry).map_err(Failure::other)?;
+    metrics::start();
     let started = SystemTime::now();
     let parts = AppParts::open(&mut config).await?;
     let identity = Identity {
@@ -106,7 +111,7 @@ pub async fn run(mut config: Config) -> Result<(), Failure> {
         coordinators: parts.candidate.coordinators(),
     };
     let (store, candidate) = (parts.store.clone(), Arc::clone(&parts.candidate));
-    let (server, mut inputs, terms) = Server::start(&config, parts, identity).await?;
+    let (server, mut inputs, terms) = Server::start(&config, parts, identity, &meters).await?;
     let stop = CancellationToken::new();
     let mut leading = Box::pin(terms.run(&mut inputs, stop.clone()));
     let ended = tokio::select! {
@@ -131,6 +136,7 @@ pub async fn run(mut config: Config) -> Result<(), Failure> {
     {
         warn!("the store did not take what was left in time");
     }
+    meters.end().await;
     ended
 }
 
@@ -201,7 +207,12 @@ struct Server {
 
 impl Server {
     /// Serves, and returns what the terms need that are to follow.
-    async fn start(config: &Config, parts: AppParts, identity: Identity) -> Result<(Self, Inputs, Terms), Failure> {
+    async fn start(
+        config: &Config,
+        parts: AppParts,
+        identity: Identity,
+        meters: &Arc<Meters>,
+    ) -> Result<(Self, Inputs, Terms), Failure> {
         let catalog = Arc::new(Catalog::new(config.catalog.clone()));
         let (commands_in, commands) = commands::channel();
         let (sessions_in, sessions) = mpsc::channel(SESSION_QUEUE);
@@ -211,8 +222,9 @@ impl Server {
         let (role_in, role) = watch::channel(ServingRole::Standby(None));
         let (closing, roles) = (CancellationToken::new(), CancellationToken::new());
 
-        let metrics = Metrics::new(&config.name, &config.telemetry, Arc::clone(&catalog), leading.clone())
-            .map_err(Failure::other)?;
+        gauges::show(Arc::clone(&catalog), leading.clone(), config.metrics.per_worker);
+        commands_in.show_queue();
+        metrics::watch_queue("sessions", &sessions_in);
         let history: Arc<dyn History> = Arc::new(StoreHistory(parts.store.clone()));
         let services =
             AdminServices::new(Arc::clone(&catalog), commands_in, history).linking_traces(&config.telemetry.trace_url);
@@ -236,7 +248,7 @@ impl Server {
         let services = layers.around(routes.add_service(sessions_service));
         let incoming = grpc::incoming_within(parts.listening.listeners, parts.tls, &places);
         let calls = tokio::spawn(grpc::serve(incoming, services, closing.clone(), config.connections.drain_timeout));
-        let served = parts.metrics_listener.map(|listener| serve_metrics(listener, &metrics, &closing));
+        let served = parts.metrics_listener.map(|listener| serve_metrics(listener, meters, &closing));
         let coordinator = parts.coordinator;
         let (candidate, own) = (Arc::clone(&parts.candidate), coordinator.clone());
         tokio::spawn(leadership::tell_role(candidate, leading, trouble, own, role_in, roles.clone()));
@@ -247,7 +259,6 @@ impl Server {
             machine: machine::Config { limits: config.workers.clone(), ..config.machine.clone() },
             catalog: Arc::clone(&catalog),
             settled: commands.settled(),
-            metrics,
             identity,
         };
         let embedded = config.coordination.is_embedded();
@@ -278,10 +289,10 @@ impl Server {
 }
 
 /// Serves metrics until `closing` is cancelled.
-fn serve_metrics(listener: TcpListener, metrics: &Arc<Metrics>, closing: &CancellationToken) -> JoinHandle<()> {
+fn serve_metrics(listener: TcpListener, meters: &Arc<Meters>, closing: &CancellationToken) -> JoinHandle<()> {
     let address = listener.local_addr().map(|a| a.to_string()).unwrap_or_default();
     info!(address, "metrics at /metrics");
-    tokio::spawn(meter::serve(listener, metrics.meters(), closing.clone()))
+    tokio::spawn(meter::serve(listener, Arc::clone(meters), closing.clone()))
 }
 
 /// Logs where calls are answered, and who may make them when nobody is asked.

@@ -20,6 +20,7 @@ use common::{ApplianceId, Incarnation, Site, WorkerId, text};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
+use crate::metrics;
 use crate::views::Explanation;
 
 pub use crate::access::Scope;
@@ -73,6 +74,13 @@ pub struct Operator {
 pub struct Commands {
     queue: mpsc::Sender<Command>,
     settled: Arc<Notify>,
+}
+
+impl Commands {
+    /// Shows in metrics how full the queue is.
+    pub(crate) fn show_queue(&self) {
+        metrics::watch_queue("commands", &self.queue);
+    }
 }
 
 /// A handle, and the queue that the leader takes its commands from.

@@ -7,12 +7,12 @@ use coordinator_core::limits::WorkerLimits;
 use coordinator_core::machine;
 use runtime::channel::Target;
 use runtime::config::{RenamedDuration, Settings};
-use runtime::{meter, telemetry, tls};
+use runtime::{telemetry, tls};
 use serde::{Deserialize, Serialize};
 
 use crate::grpc::{connections, watches};
 use crate::listen::{Listen, Listening};
-use crate::{access, catalog, store};
+use crate::{access, catalog, metrics, store};
 
 /// Everything that can be set, in `rug-coordinator.toml`, by `RUG_COORDINATOR_<SECTION>__<FIELD>`, or by flags.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,7 +56,7 @@ pub struct Config {
     /// What is exported by OTLP, and where to.
     pub telemetry: telemetry::ExportConfig,
     /// Metrics.
-    pub metrics: meter::Config,
+    pub metrics: metrics::Config,
 }
 
 /// Settings whose old names are read for this one version.
@@ -91,7 +91,7 @@ impl Default for Config {
             authorization: access::Config::default(),
             log: telemetry::Config::default(),
             telemetry: telemetry::ExportConfig::default(),
-            metrics: meter::Config::default(),
+            metrics: metrics::Config::default(),
         }
     }
 }
@@ -256,11 +256,11 @@ mod tests {
             assert_eq!(completed(Config { insecure: true, ..open }).validate(), []);
         }
         let listen = Some(SocketAddr::from(([0, 0, 0, 0], 9464)));
-        let metrics = meter::Config { listen, insecure: false };
+        let metrics = metrics::Config { listen, insecure: false, per_worker: false };
         let open = Config { insecure: true, metrics: metrics.clone(), ..Config::default() };
         let refused = only_violation(open.clone());
         assert!(refused.starts_with("metrics.listen: ") && refused.contains("metrics.insecure = true"), "{refused}");
-        let metrics = meter::Config { insecure: true, ..metrics };
+        let metrics = metrics::Config { insecure: true, ..metrics };
         assert_eq!(completed(Config { metrics, ..open }).validate(), []);
     }
 }

@@ -15,6 +15,7 @@ mod deadline;
 mod forward;
 mod incoming;
 mod layer;
+mod measure;
 mod page;
 mod pin;
 mod placement;
@@ -44,6 +45,7 @@ use crate::catalog::Catalog;
 use crate::commands::Commands;
 use crate::history::History;
 use connections::CountCalls;
+use measure::Measure;
 
 pub use arriving::Arriving;
 pub use authorize::Authorize;
@@ -96,6 +98,7 @@ impl Layers {
     /// Puts them around services.
     pub fn around(self, services: Routes) -> impl Calls {
         ServiceBuilder::new()
+            .layer(CallLayer::new(Measure))
             .layer(CallLayer::new(self.count))
             .layer(CallLayer::new(Trace))
             .layer(CallLayer::new(Undecodable))

@@ -28,13 +28,14 @@ mod waiting;
 mod writes;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::appliance::Name;
 use common::session::{Refused, RefusedReason};
 use common::{CoordinatorId, Life, Timestamp};
 use coordination::Leadership;
 use coordinator_core::machine::{self, Action, Event, Machine, TermClaim};
+use coordinator_core::rebalance::RebalanceEvent;
 use runtime::{clock, log_limited};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -51,7 +52,7 @@ use crate::admission::Admission;
 use crate::catalog::Catalog;
 use crate::commands::{CommandError, CommandQueue};
 use crate::leader_tasks::LeaderTasks;
-use crate::metrics::Metrics;
+use crate::metrics;
 use crate::sessions::Input;
 use crate::store::{self, StoreWrite};
 
@@ -82,6 +83,20 @@ pub enum TermEnd {
     TaskEnded(&'static str),
 }
 
+impl TermEnd {
+    /// The name in metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::HigherTerm(_) => "higher_term",
+            Self::StoreLost(_) => "store_lost",
+            Self::LeadershipLost => "leadership_lost",
+            Self::TaskEnded(_) => "task_ended",
+        }
+    }
+}
+
 /// How a term ended, and what the next one is told of it.
 #[derive(Debug)]
 pub struct EndedTerm {
@@ -100,8 +115,6 @@ pub struct LeaderSetup {
     pub catalog: Arc<Catalog>,
     /// Notified whenever a change under way was committed or given up.
     pub settled: Arc<Notify>,
-    /// What is measured.
-    pub metrics: Arc<Metrics>,
     /// Who this coordinator is.
     pub identity: Identity,
 }
@@ -227,9 +240,14 @@ impl Leader<'_> {
 
     /// Feeds the machine one event and carries out what follows.
     fn step(&mut self, event: Event) -> Option<Timestamp> {
-        let began = SystemTime::now();
+        let (plans, began, timer) = (self.machine.counters().plans, SystemTime::now(), Instant::now());
         let output = self.machine.step(clock::now(), event);
-        self.publisher.regained(&output.regained);
+        if self.machine.counters().plans > plans {
+            metrics::planned(timer.elapsed());
+        }
+        for regained in &output.regained {
+            metrics::regained(regained, regained.rebalance.and_then(|id| self.rebalances.trace(id)));
+        }
         for action in output.actions {
             self.carry_out(action, began);
         }
@@ -259,10 +277,7 @@ impl Leader<'_> {
                 // Beside the worker's `may_act_until_ns` of the same host it shows what the lease's margin comes to.
                 info!(%worker, %incarnation, at_ns = at.as_nanos(), "gone: its lease is over, or it left");
             }
-            Action::Rebalance(event) => {
-                self.rebalances.take_in(event, began);
-                self.store_history();
-            }
+            Action::Rebalance(event) => self.on_rebalance(event, began),
             Action::Quarantined(id, deaths) => {
                 warn!(appliance = %id, deaths, "quarantined: workers died while a step of it ran");
             }
@@ -273,12 +288,19 @@ impl Leader<'_> {
             }
             Action::Evict(life) => {
                 info!(worker = %life.worker, incarnation = %life.incarnation, "evicting");
+                metrics::evicting();
                 let evicted = self.leadership.evict(life.worker.clone(), life.incarnation);
                 self.writes.evict(life, evicted);
             }
             Action::Met(term) => self.notes.met(term),
             Action::RaiseTerm(claim) => self.end = Some(TermEnd::HigherTerm(claim)),
         }
+    }
+
+    fn on_rebalance(&mut self, event: RebalanceEvent, began: SystemTime) {
+        self.publisher.count_rebalance(&event, self.rebalances.cause(&event));
+        self.rebalances.take_in(event, began);
+        self.store_history();
     }
 
     /// Stores what there is to be known later of rebalances, in one change per turn unless one begins or ends.

@@ -26,6 +26,7 @@ use crate::exit_code;
 use crate::grpc::ServingRole;
 use crate::leader::{BeginError, EndedTerm, FormerTerms, Inputs, Leader, LeaderSetup, TermEnd, Violations};
 use crate::leader_tasks::{EarlyEnd, LeaderTasks};
+use crate::metrics;
 use crate::opening::Opening;
 use crate::sessions::Input;
 use crate::store::Store;
@@ -217,7 +218,7 @@ impl Terms {
     ) -> Result<Next, Failure> {
         // Also between two terms under one leadership: until the next one has begun nobody notices here that it is lost.
         self.leading.send_replace(false);
-        let elected = SystemTime::now();
+        let (elected, began) = (SystemTime::now(), tokio::time::Instant::now());
         let violations = across.violations.clone();
         let former = FormerTerms { claim, violations, raise_after: across.raises.wait };
         let begin = Leader::begin(&self.leader, leadership, store.clone(), former);
@@ -227,6 +228,7 @@ impl Terms {
             begun = begin => begun,
             never = self.tell_slow_begin(elected) => match never {},
         };
+        metrics::elected(begun.is_ok(), began.elapsed());
         let leader = match begun {
             Ok(leader) => {
                 self.trouble.send_replace(None);
@@ -244,7 +246,9 @@ impl Terms {
         };
         self.leading.send_replace(true);
         let mut tasks = self.start_tasks(leadership, store);
-        let EndedTerm { end, violations } = leader.run(inputs, stop.clone(), &mut tasks).await;
+        let running = leader.run(inputs, stop.clone(), &mut tasks);
+        let EndedTerm { end, violations } = metrics::busy(running).await;
+        metrics::term_ended(end.name());
         tasks.stop().await;
         across.violations = violations;
         Ok(match end {

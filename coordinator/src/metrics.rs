@@ -1,117 +1,354 @@
 //! What this coordinator measures.
 //!
-//! What the leader knows at any time is read from the [`Catalog`]; what happens is counted as it does, over all terms of
-//! this process. A coordinator that stands by shows [`rug.leader`](instruments) as 0 and nothing it does not know.
+//! What happens is counted as it does, over all terms of this process; what the leader knows at any time is looked at by
+//! [`gauges`](crate::gauges). Names, units and buckets of both are in the [`catalogue`].
+//!
+//! Instruments belong to the meters that [`Meters::start`](runtime::meter::Meters::start) sets for the process; before that, and in
+//! tests, they count nothing.
 
+pub(crate) mod catalogue;
 mod instruments;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use common::RebalanceId;
+use common::appliance::FieldViolation;
+use common::session::{DeltaEntry, ToCoordinator};
 use coordinator_core::audit::AuditCounts;
 use coordinator_core::machine::Counters;
-use runtime::meter::{BuildError, Meters};
-use runtime::telemetry::{ExportConfig, Program};
-use tokio::sync::watch;
+use coordinator_core::rebalance::RebalanceEvent;
+use coordinator_core::unowned::Regained;
+use opentelemetry::metrics::Meter;
+use opentelemetry::{KeyValue, global};
+use runtime::meter::catalogue::MetricGroup;
+use runtime::meter::{self, QueueWatch, TraceRef};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tonic::Code;
 
-use crate::catalog::Catalog;
-use instruments::{Counted, Instruments};
+use catalogue as metric;
+pub use instruments::Counted;
+pub(crate) use instruments::Instruments;
 
-/// For how long one look at the catalog serves all instruments: a scrape asks each of them in turn.
-const FRESH: Duration = Duration::from_millis(200);
+/// The value of a label for what is none of the others.
+pub(crate) const OTHER: &str = "other";
 
-/// What is measured. One for the process.
-#[derive(Debug)]
-pub struct Metrics {
-    meters: Arc<Meters>,
-    instruments: Instruments,
-    /// Counts of the present term that were taken in.
-    counted: Mutex<Counted>,
+/// Codes of calls by their number.
+pub(crate) const CODES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
+/// Settings of metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Address `/metrics` is served at, over plain HTTP; nowhere when absent. 127.0.0.1:9464 is the usual one.
+    pub listen: Option<std::net::SocketAddr>,
+    /// Serve it beyond loopback. Whoever reaches it learns how many workers and appliances there are and how they do, and
+    /// can change nothing.
+    pub insecure: bool,
+    /// Show what is known of single workers, under their names: three series for each of at most 1,000.
+    pub per_worker: bool,
 }
 
-impl Metrics {
-    /// Instruments of the coordinator `name` that read `catalog`, while `leading` says that what is in it counts. Where `export`
-    /// says so, they are pushed as well.
-    ///
-    /// # Errors
-    /// [`BuildError`].
-    pub fn new(
-        name: &str,
-        export: &ExportConfig,
-        catalog: Arc<Catalog>,
-        leading: watch::Receiver<bool>,
-    ) -> Result<Arc<Self>, BuildError> {
-        let meters = Meters::new(Program { name: "rug-coordinator", instance: name }, export)?;
-        let instruments = Instruments::new(&meters.meter(), View::new(catalog, leading));
-        Ok(Arc::new(Self { meters: Arc::new(meters), instruments, counted: Mutex::default() }))
-    }
-
-    /// Who reads what is measured.
-    pub fn meters(&self) -> Arc<Meters> {
-        Arc::clone(&self.meters)
-    }
-
-    /// A leader begins a term: its counts begin at 0.
-    pub fn begin_term(&self) {
-        *self.counted.lock().unwrap_or_else(PoisonError::into_inner) = Counted::default();
-    }
-
-    /// Takes in what the leader has counted in its term so far.
-    pub fn count(&self, counters: &Counters, audits: &AuditCounts) {
-        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Counted { counters: *counters, audits: *audits };
-        if *counted != now {
-            self.instruments.count(&counted, &now);
-            *counted = now;
-        }
-    }
-
-    /// Takes in for how long appliances had no owner that have one now.
-    pub fn regained(&self, durations: &[Duration]) {
-        durations.iter().for_each(|duration| self.instruments.regained(*duration));
+impl Config {
+    /// Every rule the settings break, with the field that breaks it.
+    #[must_use]
+    pub fn validate(&self) -> Vec<FieldViolation> {
+        meter::Config { listen: self.listen, insecure: self.insecure }.validate()
     }
 }
 
-/// What the instruments look at, at most every [`FRESH`].
-#[derive(Clone, Debug)]
-struct View(Arc<ViewSource>);
+static INSTRUMENTS: LazyLock<Instruments> = LazyLock::new(|| Instruments::new(&global::meter("rug")));
 
-#[derive(Debug)]
-struct ViewSource {
-    catalog: Arc<Catalog>,
-    leading: watch::Receiver<bool>,
-    seen: Mutex<Option<(Instant, Arc<Seen>)>>,
+static QUEUES: LazyLock<QueueWatch> = LazyLock::new(QueueWatch::default);
+
+/// For how long the task of the leader has worked, in nanoseconds.
+static LEADER_BUSY: AtomicU64 = AtomicU64::new(0);
+
+/// Streams that are open.
+static STREAMS: AtomicU64 = AtomicU64::new(0);
+
+/// What the leader has begun and not ended, in the order of [`Machine::backlog`](coordinator_core::machine::Machine::backlog).
+static BACKLOG: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+
+/// Connections that have a place, and how many may have one.
+static CONNECTIONS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+/// Every metric of this binary beside those of every process, for the page about them.
+#[must_use]
+pub fn reference() -> [&'static MetricGroup; 2] {
+    catalogue::GROUPS
 }
 
-/// One look.
-#[derive(Debug)]
-struct Seen {
-    leading: bool,
-    /// What the leader knows, while this coordinator is the leader.
-    cluster: Option<instruments::ClusterSeen>,
+/// Makes the instruments, so that those that have counted nothing are shown as well.
+pub(crate) fn start() {
+    LazyLock::force(&INSTRUMENTS);
+    start_looks(&global::meter("rug"), &QUEUES);
 }
 
-impl View {
-    fn new(catalog: Arc<Catalog>, leading: watch::Receiver<bool>) -> Self {
-        Self(Arc::new(ViewSource { catalog, leading, seen: Mutex::default() }))
+pub(crate) fn start_looks(meter: &Meter, queues: &QueueWatch) {
+    metric::LEADER_BUSY.look_f64(meter, |to| {
+        to.observe(Duration::from_nanos(LEADER_BUSY.load(Ordering::Relaxed)).as_secs_f64(), &[]);
+    });
+    metric::CONNECTIONS.look(meter, |to| to.observe(CONNECTIONS[0].load(Ordering::Relaxed), &[]));
+    metric::CONNECTIONS_LIMIT.look(meter, |to| to.observe(CONNECTIONS[1].load(Ordering::Relaxed), &[]));
+    queues.start(meter, &metric::QUEUE_DEPTH, &metric::QUEUE_CAPACITY);
+}
+
+/// Shows how full a queue is.
+pub(crate) fn watch_queue<T: Send + 'static>(name: &'static str, sender: &mpsc::Sender<T>) {
+    QUEUES.add(name, sender);
+}
+
+/// Something was refused because this queue was full.
+pub(crate) fn queue_full(name: &'static str) {
+    INSTRUMENTS.queue_refusals.add(1, &[KeyValue::new("queue", name)]);
+}
+
+/// Takes in what the leader has counted in its term so far, beyond what was taken in before.
+pub(crate) fn count(counted: &mut Counted, counters: &Counters, audits: &AuditCounts) {
+    let now = Counted { counters: *counters, audits: *audits };
+    if *counted != now {
+        INSTRUMENTS.count(counted, &now);
+        *counted = now;
     }
+}
 
-    fn look(&self) -> Arc<Seen> {
-        let mut seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*seen {
-            Some((at, fresh)) if at.elapsed() < FRESH => Arc::clone(fresh),
-            _ => {
-                let leading = *self.0.leading.borrow();
-                let cluster = if leading { self.0.catalog.cluster() } else { None };
-                let cluster =
-                    cluster.map(|(cluster, counts, workers)| instruments::ClusterSeen { cluster, counts, workers });
-                let fresh = Arc::new(Seen { leading, cluster });
-                *seen = Some((Instant::now(), Arc::clone(&fresh)));
-                fresh
+/// An appliance has an owner again, or its first one; `trace` is that of the rebalance it was moved in.
+pub(crate) fn regained(regained: &Regained, trace: Option<TraceRef>) {
+    INSTRUMENTS.regained(regained, trace);
+}
+
+/// The rebalances of a term that have not ended, as far as they are counted.
+#[derive(Debug, Default)]
+pub struct RebalanceTally(HashMap<RebalanceId, (&'static str, Instant)>);
+
+impl RebalanceTally {
+    /// Counts how a rebalance goes on; `resumed` is what had set off one that a former leader began.
+    pub(crate) fn count(&mut self, event: &RebalanceEvent, resumed: Option<&'static str>) {
+        let moved = |cause, outcome, moves| {
+            let labels = [KeyValue::new("cause", cause), KeyValue::new("outcome", outcome)];
+            INSTRUMENTS.moves.add(moves, &labels);
+        };
+        match event {
+            RebalanceEvent::Opened { id, cause, .. } => {
+                self.0.insert(*id, (cause.name(), Instant::now()));
+            }
+            RebalanceEvent::Resumed { id, .. } => {
+                self.0.insert(*id, (resumed.unwrap_or(OTHER), Instant::now()));
+            }
+            RebalanceEvent::Planned { .. } => {}
+            RebalanceEvent::Moved { id, .. } => {
+                moved(self.0.get(id).map_or(OTHER, |(cause, _)| cause), "done", 1);
+            }
+            RebalanceEvent::Closed { id, moves, done, superseded } => {
+                let Some((cause, began)) = self.0.remove(id) else { return };
+                if moves > done {
+                    moved(cause, "given_up", moves - done);
+                }
+                let outcome = if *superseded { "superseded" } else { "completed" };
+                let labels = [KeyValue::new("cause", cause), KeyValue::new("outcome", outcome)];
+                INSTRUMENTS.rebalances.record(began.elapsed().as_secs_f64(), &labels);
             }
         }
     }
 }
 
-#[cfg(test)]
-mod tests;
+/// What the leader has begun and not ended.
+pub(crate) fn backlog(backlog: [(&'static str, usize); 4]) {
+    for (shown, (_, items)) in BACKLOG.iter().zip(backlog) {
+        shown.store(items as u64, Ordering::Relaxed);
+    }
+}
+
+/// The same, as it was told last.
+pub(crate) fn present_backlog() -> [u64; 4] {
+    BACKLOG.each_ref().map(|items| items.load(Ordering::Relaxed))
+}
+
+/// A step of the machine made a plan, and took this long.
+pub(crate) fn planned(took: Duration) {
+    INSTRUMENTS.plan_duration.record(took.as_secs_f64(), &[]);
+}
+
+/// Entries of a delta, by sort.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct EntryCounts {
+    sorts: [u64; 4],
+}
+
+impl EntryCounts {
+    /// Counts those of a delta.
+    pub(crate) fn of<D>(entries: &[DeltaEntry<D>]) -> Self {
+        let mut sorts = [0; 4];
+        for entry in entries {
+            let sort = match entry {
+                DeltaEntry::Grant { .. } => 0,
+                DeltaEntry::Release(_) => 1,
+                DeltaEntry::Update { .. } => 2,
+                DeltaEntry::Check { .. } => 3,
+            };
+            sorts[sort] += 1;
+        }
+        Self { sorts }
+    }
+
+    /// They are sent, in messages of so many bytes.
+    pub(crate) fn sent(self, bytes: usize) {
+        INSTRUMENTS.delta_size.record(bytes as f64, &[]);
+        INSTRUMENTS.delta_entries.record(self.sorts.iter().sum::<u64>() as f64, &[]);
+        for (entry, entries) in ["grant", "release", "update", "check"].into_iter().zip(self.sorts) {
+            if entries > 0 {
+                INSTRUMENTS.entries_sent.add(entries, &[KeyValue::new("entry", entry)]);
+            }
+        }
+    }
+}
+
+/// A worker has acknowledged a delta that was sent so long ago.
+pub(crate) fn acknowledged(lag: Duration) {
+    INSTRUMENTS.ack_lag.record(lag.as_secs_f64(), &[]);
+}
+
+/// The leader takes in a message of a worker.
+pub(crate) fn received(message: &ToCoordinator) {
+    let name = match message {
+        // Counted as it is taken in.
+        ToCoordinator::Hello(_) => return,
+        ToCoordinator::Beat(_) => "beat",
+        ToCoordinator::Ack(_) => "ack",
+        ToCoordinator::Report(_) => "report",
+        ToCoordinator::Drain { .. } => "drain",
+        ToCoordinator::Leave => "leave",
+    };
+    INSTRUMENTS.messages.add(1, &[KeyValue::new("message", name)]);
+}
+
+/// The leader takes in the first message of a stream.
+pub(crate) fn hello() {
+    INSTRUMENTS.messages.add(1, &[KeyValue::new("message", "hello")]);
+}
+
+/// The leader takes in a message that has waited for too long.
+pub(crate) fn late() {
+    INSTRUMENTS.late.add(1, &[]);
+}
+
+/// So many streams are open.
+pub(crate) fn streams_open(streams: usize) {
+    STREAMS.store(streams as u64, Ordering::Relaxed);
+}
+
+/// Streams that are open.
+pub(crate) fn open_streams() -> u64 {
+    STREAMS.load(Ordering::Relaxed)
+}
+
+/// Streams have ended for this reason.
+pub(crate) fn streams_closed(reason: &'static str, streams: usize) {
+    INSTRUMENTS.streams_closed.add(streams as u64, &[KeyValue::new("reason", reason)]);
+}
+
+/// A lease node is to be written over.
+pub(crate) fn evicting() {
+    INSTRUMENTS.evictions.add(1, &[]);
+}
+
+/// A term has begun so long after this coordinator was elected, or could not be begun.
+pub(crate) fn elected(led: bool, took: Duration) {
+    INSTRUMENTS.elections.add(1, &[KeyValue::new("outcome", if led { "led" } else { "failed" })]);
+    if led {
+        INSTRUMENTS.term_begin.record(took.as_secs_f64(), &[]);
+    }
+}
+
+/// A term has ended for this reason.
+pub(crate) fn term_ended(reason: &'static str) {
+    INSTRUMENTS.term_ends.add(1, &[KeyValue::new("reason", reason)]);
+}
+
+/// Drives the task of the leader, and counts for how long it works.
+pub(crate) async fn busy<F: Future>(work: F) -> F::Output {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        let began = Instant::now();
+        let polled = work.as_mut().poll(context);
+        let nanos = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        LEADER_BUSY.fetch_add(nanos, Ordering::Relaxed);
+        polled
+    })
+    .await
+}
+
+/// A transaction has ended like this.
+pub(crate) fn committed(background: bool, outcome: &'static str, took: Duration) {
+    let work = if background { "background" } else { "changes" };
+    let labels = [KeyValue::new("work", work), KeyValue::new("outcome", outcome)];
+    INSTRUMENTS.store_commit.record(took.as_secs_f64(), &labels);
+}
+
+/// So many changes were committed by one transaction.
+pub(crate) fn batch_committed(changes: usize) {
+    INSTRUMENTS.store_batch.record(changes as f64, &[]);
+}
+
+/// A change that was submitted so long ago has ended like this.
+pub(crate) fn stored(outcome: &'static str, took: Duration) {
+    INSTRUMENTS.store_write.record(took.as_secs_f64(), &[KeyValue::new("outcome", outcome)]);
+}
+
+/// The store was read, or could not be.
+pub(crate) fn read(succeeded: bool, took: Duration) {
+    let outcome = if succeeded { "ok" } else { "failed" };
+    INSTRUMENTS.store_read.record(took.as_secs_f64(), &[KeyValue::new("outcome", outcome)]);
+}
+
+/// The name of the method behind a path.
+pub(crate) fn method(path: &str) -> &'static str {
+    let found = metric::METHODS.binary_search_by(|(known, _)| (*known).cmp(path));
+    found.map_or(OTHER, |at| metric::METHODS[at].1)
+}
+
+/// A call was answered.
+pub(crate) fn answered(method: &'static str, code: Code, took: Duration) {
+    let code = CODES.get(code as usize).copied().unwrap_or("UNKNOWN");
+    INSTRUMENTS.calls.record(took.as_secs_f64(), &[KeyValue::new("method", method), KeyValue::new("code", code)]);
+}
+
+/// A watch ends because its client does not read fast enough.
+pub(crate) fn watch_lagged() {
+    INSTRUMENTS.watches_lagged.add(1, &[]);
+}
+
+/// So many connections have a place, of so many.
+pub(crate) fn connections(taken: usize, most: usize) {
+    CONNECTIONS[0].store(taken as u64, Ordering::Relaxed);
+    CONNECTIONS[1].store(most as u64, Ordering::Relaxed);
+}
+
+/// A connection gets no place.
+pub(crate) fn connection_refused(reason: &'static str) {
+    INSTRUMENTS.connections_refused.add(1, &[KeyValue::new("reason", reason)]);
+}

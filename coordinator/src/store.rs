@@ -39,7 +39,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::appliance::FieldViolation;
 use common::status::Status;
@@ -60,6 +60,7 @@ use self::observations::Observations;
 use self::readers::Readers;
 pub use self::url::{check as check_url, shown_url};
 use self::writer::{Submission, Writer, WriterCommand};
+use crate::metrics;
 use crate::record::{
     AdoptionRecord, AuditEvent, AuditFilter, AuditPart, MoveRecord, NumberedEvent, PauseRecord, RebalanceRecord,
     Record, RequestRecord,
@@ -211,7 +212,8 @@ pub struct PendingWrite(PendingState);
 
 #[derive(Debug)]
 enum PendingState {
-    Waiting(oneshot::Receiver<Result<(), Error>>),
+    /// Since when it waits.
+    Waiting(oneshot::Receiver<Result<(), Error>>, Instant),
     Refused(Error),
 }
 
@@ -221,7 +223,11 @@ impl Future for PendingWrite {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
             // The writer drops the sender only while the runtime shuts down.
-            PendingState::Waiting(done) => Pin::new(done).poll(context).map(|done| done.unwrap_or(Err(Error::Closed))),
+            PendingState::Waiting(done, since) => Pin::new(done).poll(context).map(|done| {
+                let result = done.unwrap_or(Err(Error::Closed));
+                metrics::stored(error::outcome_name(&result), since.elapsed());
+                result
+            }),
             PendingState::Refused(error) => Poll::Ready(Err(error.clone())),
         }
     }
@@ -319,6 +325,7 @@ impl Store {
         }
         let readers = target.connect_readers().await.map_err(open("open the store for reading"))?;
         let (commands, receiver) = mpsc::channel(config.queue);
+        metrics::watch_queue("store", &commands);
         let shared = Arc::new(StoreShared::default());
         let readers = Readers::new(target.clone(), shared.clone(), readers);
         let is_shared = target.is_server();
@@ -387,8 +394,11 @@ impl Store {
         let change = change.into_iter().map(PreparedWrite::from).collect();
         let (done, waiting) = oneshot::channel();
         match self.commands.try_send(WriterCommand::Change(Submission { term, change, done })) {
-            Ok(()) => PendingWrite(PendingState::Waiting(waiting)),
-            Err(mpsc::error::TrySendError::Full(_)) => PendingWrite(PendingState::Refused(Error::Busy)),
+            Ok(()) => PendingWrite(PendingState::Waiting(waiting, Instant::now())),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                metrics::queue_full("store");
+                PendingWrite(PendingState::Refused(Error::Busy))
+            }
             Err(mpsc::error::TrySendError::Closed(_)) => PendingWrite(PendingState::Refused(Error::Closed)),
         }
     }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use proto::admin::v1;
-use tests::cluster::wait::until;
 use tests::cluster::daemon::Daemon;
+use tests::cluster::wait::until;
 use tests::cluster::{Cluster, Options, http, ports, specs};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};

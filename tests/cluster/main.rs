@@ -12,6 +12,7 @@ mod coordinator;
 mod custom;
 mod input;
 mod limits;
+mod metrics;
 mod quarantine;
 mod repair;
 mod restart;

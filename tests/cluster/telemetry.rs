@@ -123,8 +123,16 @@ async fn a_worker_shows_what_it_measures() -> Result<()> {
         let has = |line: &str| page.lines().any(|found| found.starts_with(line));
         for line in [
             "rug_appliances_held 2",
-            "rug_step_duration_seconds_count{outcome=\"booted\",step=\"boot\"} 2",
-            "rug_step_duration_seconds_count{outcome=\"answered\",step=\"probe\"}",
+            "rug_step_duration_seconds_count{driver=\"process\",outcome=\"booted\",step=\"boot\"} 2",
+            "rug_probe_duration_seconds_count{driver=\"process\",kind=\"custom\",outcome=\"answered\"}",
+            "rug_boot_attempts_total{driver=\"process\",kind=\"custom\"} 2",
+            "rug_boot_duration_seconds_count{driver=\"process\",kind=\"custom\",outcome=\"answered\"} 2",
+            "rug_driver_call_duration_seconds_count{call=\"ensure\",driver=\"process\",outcome=\"ok\"} 2",
+            "rug_grants_total{event=\"taken\"} 2",
+            "rug_session_connected 1",
+            "rug_steps_limit{pool=\"changes\"} 64",
+            "process_resident_memory_bytes ",
+            "rug_runtime_workers ",
             "rug_session_connects_total{outcome=\"opened\"} 1",
             "rug_lease_remaining_seconds_count",
             "rug_build_info{",

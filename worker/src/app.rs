@@ -11,7 +11,6 @@ use std::sync::Arc;
 use common::driver::DriverName as Name;
 use common::status::PID_DETAIL;
 use common::{Term, WorkerId};
-use opentelemetry::global;
 use runtime::folder::Folder;
 use runtime::meter::{self, Meters};
 use runtime::program::{self, Failure};
@@ -161,6 +160,9 @@ pub fn print_site(config: Config, correction: Option<Correction>) -> Result<(), 
 pub async fn run(config: Config) -> Result<(), Failure> {
     let mut signals = Signals::catch().map_err(|e| Failure::other(format!("catch signals: {e}")))?;
     let name = WorkerId::new(&config.name).map_err(Failure::other)?;
+    let meters = Meters::start(Program { name: "rug-worker", instance: &config.name }, &config.telemetry);
+    let meters = meters.map_err(Failure::other)?;
+    metrics::start();
     judge_sockets(Path::new("."), &config.session.coordinators)?;
     let tls = ClientTls::load(&config.tls).map_err(|e| Failure::other(format!("tls.{e}")))?;
     if let Some(tls) = &tls {
@@ -181,21 +183,19 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let profile = profile(config.weight, zone, host, drivers.capabilities(), config.session.lease);
     let coordination = config.coordination.shown();
     info!(worker = %name, host = config.host, coordination, coordinators = ?config.session.coordinators, "starting");
-    let meters = Meters::new(Program { name: "rug-worker", instance: &config.name }, &config.telemetry);
-    let meters = Arc::new(meters.map_err(Failure::other)?);
-    global::set_meter_provider(meters.provider());
-    metrics::start();
     if let Some(address) = config.metrics.listen {
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|e| Failure::other(format!("metrics.listen: {address}: {e}")))?;
         info!(%address, "metrics at /metrics");
-        tokio::spawn(meter::serve(listener, meters, beside.clone()));
+        tokio::spawn(meter::serve(listener, Arc::clone(&meters), beside.clone()));
     }
     let (runner, events) = Runner::start(config.runner.clone(), drivers);
     let session = Session::new(config.session.clone(), group, name, profile, runner, events, terms).with_tls(tls);
     let stop = StopHandle::new();
     let session = tokio::spawn(session.run(stop.clone()));
-    supervise(session, &mut signals, &stop, config.session.on_stop).await
+    let ended = supervise(session, &mut signals, &stop, config.session.on_stop).await;
+    meters.end().await;
+    ended
 }
 
 /// Waits until the session ends, and asks it to with every signal more urgently.

@@ -15,7 +15,7 @@ pub mod drivers;
 mod error;
 pub mod gate;
 pub mod kinds;
-mod metrics;
+pub mod metrics;
 mod offer;
 mod orphans;
 mod runner;

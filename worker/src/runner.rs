@@ -9,6 +9,7 @@
 //! [`Config::stop_grace`]; the receiver of events closes after that.
 
 mod announced;
+mod boots;
 mod entry;
 mod scheduler;
 mod steps;
@@ -32,6 +33,7 @@ use worker_core::desired::Desired;
 use worker_core::lifecycle;
 
 use crate::gate::SharedGate;
+use crate::metrics;
 use crate::offer::Drivers;
 
 /// Commands that may wait. A delta has up to 1,000 entries; when it is full, the session reads on once the runner has
@@ -240,6 +242,8 @@ impl Runner {
     fn start_at(config: Config, drivers: Drivers, clock: RunnerClock) -> (Handle, mpsc::Receiver<RunnerEvent>) {
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (outlet, events) = mpsc::channel(EVENTS);
+        metrics::watch_queue("commands", &commands);
+        metrics::watch_queue("events", &outlet);
         tokio::spawn(scheduler::Scheduler::new(config, drivers, clock).run(inbox, outlet));
         (Handle { commands }, events)
     }

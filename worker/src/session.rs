@@ -166,6 +166,7 @@ impl Session {
 
     fn begin_life(&mut self, life: &dyn MemberSession) {
         self.profile.lease = life.lease();
+        metrics::life_begins(self.profile.lease);
         if let Some(incarnation) = life.incarnation() {
             info!(worker = %self.setup.name, %incarnation, lease = ?self.profile.lease, "joined");
             if self.profile.drivers.iter().any(|(_, offered)| offered.fence_delay.is_some())

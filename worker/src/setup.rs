@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::Config;
+use crate::drivers::measured::Measured;
 use crate::drivers::process::{self, ProcessDriver};
 use crate::drivers::simulated::{self, Simulated};
 use crate::error::Error;
@@ -38,11 +39,13 @@ pub(crate) fn drivers(
                 let process = ProcessDriver::new(config.process.clone(), worker.clone()).map_err(failed)?;
                 tokio::spawn(sweep(process.clone(), term.clone(), stop.clone()));
                 let protocol = Standard::new().map_err(failed)?;
-                Offer { driver: Arc::new(process), protocol: Arc::new(protocol) }
+                let driver = Measured::new(process::NAME, Arc::new(process));
+                Offer { driver: Arc::new(driver), protocol: Arc::new(protocol) }
             }
             simulated::NAME => {
                 let simulated = Arc::new(Simulated::new(config.simulated.clone()).map_err(failed)?);
-                Offer { driver: Arc::clone(&simulated) as _, protocol: simulated }
+                let driver = Measured::new(simulated::NAME, Arc::clone(&simulated) as _);
+                Offer { driver: Arc::new(driver), protocol: simulated }
             }
             _ => return Err(failed(Error::Refused("this program has no such driver".to_owned()))),
         };

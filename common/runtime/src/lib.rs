@@ -10,6 +10,7 @@ pub mod log_limit;
 #[cfg(feature = "metrics")]
 pub mod meter;
 pub mod program;
+pub mod reference;
 pub mod retry;
 pub mod shutdown;
 pub mod socket;

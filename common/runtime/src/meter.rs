@@ -2,9 +2,19 @@
 //! [named](crate::telemetry::ExportConfig).
 //!
 //! Instruments belong to the OpenTelemetry SDK, under names of its conventions (`rug.unowned.appliances`); Prometheus reads them under
-//! its own (`rug_unowned_appliances`). Labels are enums, never names of appliances.
+//! its own (`rug_unowned_appliances`). Each binary has a [catalogue] of its metrics, from which instruments and the page about them are
+//! made. Labels are enums, never names of appliances.
+//!
+//! A program sets its [`Meters`] for the process ([`Meters::start`]) before anything else, and holds its instruments in statics that
+//! belong to them: what measures needs no handle for it. Before that, and in tests, they count nothing.
 
+pub mod catalogue;
+mod exemplars;
 mod listener;
+mod openmetrics;
+mod process;
+mod queues;
+pub mod reference;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,13 +22,14 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use common::appliance::FieldViolation;
-use opentelemetry::KeyValue;
+use opentelemetry::global;
 use opentelemetry::metrics::{Meter, MeterProvider};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
+use prometheus::proto::MetricFamily;
 use prometheus::{Registry, TextEncoder};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -26,11 +37,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use self::listener::ScrapeListener;
-use crate::telemetry::{self, ExportConfig, Program, SpanTally};
-use crate::{log_limit, log_limited};
+use crate::log_limited;
+use crate::telemetry::{self, ExportConfig, Program};
+
+pub use exemplars::{TraceRef, TracedHistogram};
+pub use queues::{QueueLevels, QueueWatch};
 
 /// How long a scraper that does not read may hold the end up.
 const CLOSE: Duration = Duration::from_secs(1);
+
+/// How long the last push may hold the end up. What the collector does not take by then is lost.
+const LAST_PUSH: Duration = Duration::from_secs(2);
 
 /// Settings of metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,8 +107,27 @@ impl Meters {
             provider = provider.with_reader(push);
         }
         let this = Self { registry, provider: provider.build() };
-        of_every_process(&this.meter());
+        process::start(&this.meter());
         Ok(this)
+    }
+
+    /// [`Self::new`], and the instruments of [`opentelemetry::global`] belong to them from now on. Those that were made before
+    /// count nothing for ever, so that this is the first thing that a program does.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub fn start(program: Program<'_>, export: &ExportConfig) -> Result<Arc<Self>, BuildError> {
+        let this = Self::new(program, export)?;
+        global::set_meter_provider(this.provider.clone());
+        Ok(Arc::new(this))
+    }
+
+    /// Pushes what was measured last, if anything is pushed, within a short time.
+    pub async fn end(&self) {
+        let provider = self.provider.clone();
+        // It waits for an answer of the thread that pushes.
+        let pushed = tokio::task::spawn_blocking(move || drop(provider.force_flush()));
+        let _ = tokio::time::timeout(LAST_PUSH, pushed).await;
     }
 
     /// Makes instruments.
@@ -100,10 +136,9 @@ impl Meters {
         self.provider.meter("rug")
     }
 
-    /// What instruments of [`opentelemetry::global`] belong to, once it is set there.
-    #[must_use]
-    pub fn provider(&self) -> SdkMeterProvider {
-        self.provider.clone()
+    /// Everything there is to show.
+    fn families(&self) -> Vec<MetricFamily> {
+        self.registry.gather()
     }
 
     /// Everything, as Prometheus reads it.
@@ -111,34 +146,8 @@ impl Meters {
     /// # Errors
     /// [`prometheus::Error`], when two instruments would have one name.
     pub fn text(&self) -> Result<String, prometheus::Error> {
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        TextEncoder::new().encode_to_string(&self.families())
     }
-}
-
-/// What every process measures of itself.
-fn of_every_process(meter: &Meter) {
-    meter
-        .u64_observable_gauge("rug.build.info")
-        .with_description("1, with the version of the program.")
-        .with_callback(|to| to.observe(1, &[KeyValue::new("version", env!("CARGO_PKG_VERSION"))]))
-        .build();
-    meter
-        .u64_observable_counter("rug.log.lines_skipped")
-        .with_unit("{line}")
-        .with_description("Log lines left out because peers or broken dependencies caused too many of their kind.")
-        .with_callback(|to| to.observe(log_limit::skipped(), &[]))
-        .build();
-    meter
-        .u64_observable_counter("rug.telemetry.spans")
-        .with_unit("{span}")
-        .with_description("What became of the spans of this process; none while nothing is exported.")
-        .with_callback(|to| {
-            let SpanTally { exported, dropped, failed } = telemetry::span_tally();
-            for (outcome, spans) in [("exported", exported), ("dropped", dropped), ("failed", failed)] {
-                to.observe(spans, &[KeyValue::new("outcome", outcome)]);
-            }
-        })
-        .build();
 }
 
 /// Serves `/metrics` until `closing`.
@@ -159,7 +168,12 @@ pub async fn serve(listener: TcpListener, meters: Arc<Meters>, closing: Cancella
     }
 }
 
-async fn scrape(State(meters): State<Arc<Meters>>) -> Response {
+async fn scrape(State(meters): State<Arc<Meters>>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if openmetrics::is_accepted(accept) {
+        let text = openmetrics::encode(&meters.families());
+        return ([(header::CONTENT_TYPE, openmetrics::CONTENT_TYPE)], text).into_response();
+    }
     match meters.text() {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => {

@@ -57,6 +57,10 @@ pub enum HandoffState {
 }
 
 impl HandoffState {
+    /// Every name there is.
+    pub const NAMES: [&'static str; 8] =
+        ["unowned", "granting", "offered", "owned", "releasing", "freeing", "orphaned", "removing"];
+
     /// The grant this state is about.
     #[must_use]
     pub const fn grant(&self) -> Option<&Granted> {

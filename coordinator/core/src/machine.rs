@@ -49,7 +49,7 @@ use crate::planner::Planner;
 use crate::quarantine::{self, Quarantine};
 use crate::rebalance::Rebalances;
 use crate::table::{RowPlacement, Seed, Table, TableRow};
-use crate::unowned;
+use crate::unowned::{self, UnownedCause};
 use crate::violation::ViolationKind;
 
 pub use config::Config;
@@ -194,7 +194,12 @@ impl Machine {
             self.planner.set_deleting(slot);
         }
         if !unowned::has_owner(&state) {
-            self.tallies.unowned.begin(self.epoch.last_step, slot);
+            let cause = match &state {
+                HandoffState::Orphaned(_) => UnownedCause::Lost,
+                _ if granted_before => UnownedCause::Other,
+                _ => UnownedCause::Created,
+            };
+            self.tallies.unowned.begin(self.epoch.last_step, slot, cause);
         }
         if state != HandoffState::Unowned {
             self.set_state(slot, state);

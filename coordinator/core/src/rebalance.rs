@@ -32,6 +32,39 @@ pub enum RebalanceCause {
     Drift,
 }
 
+impl RebalanceCause {
+    /// Every name, for metrics.
+    pub const NAMES: [&'static str; 6] = ["start", "joined", "gone", "changed", "draining", "drift"];
+
+    /// The name in metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Joined(_) => "joined",
+            Self::Gone(_) => "gone",
+            Self::Changed { .. } => "changed",
+            Self::Draining(_) => "draining",
+            Self::Drift => "drift",
+        }
+    }
+
+    /// The [name](Self::name) of the cause that prints as this.
+    #[must_use]
+    pub fn name_in(text: &str) -> Option<&'static str> {
+        let of = |start: &str| text.starts_with(start);
+        match text {
+            "new leader" => Some("start"),
+            "out of the band" => Some("drift"),
+            _ if of("gone: ") && text.contains("; joined: ") => Some("changed"),
+            _ if of("gone: ") => Some("gone"),
+            _ if of("joined: ") => Some("joined"),
+            _ if of("draining: ") => Some("draining"),
+            _ => None,
+        }
+    }
+}
+
 fn names(list: &[WorkerId]) -> String {
     const SHOWN: usize = 5;
     let mut text = list.iter().take(SHOWN).map(WorkerId::as_str).collect::<Vec<_>>().join(", ");
@@ -279,6 +312,23 @@ mod tests {
     fn unfinished(moved: &[u128]) -> Option<UnfinishedRebalance> {
         let id = RebalanceId { term: Term::new(3), number: 5 };
         Some(UnfinishedRebalance { id, moved: moved.iter().map(|n| ApplianceId::from_u128(*n)).collect() })
+    }
+
+    #[test]
+    fn the_name_of_a_cause_is_known_by_how_it_prints() {
+        let of = |name: &str| vec![WorkerId::new(name).expect("valid")];
+        let causes = [
+            RebalanceCause::Start,
+            RebalanceCause::Joined(of("w1")),
+            RebalanceCause::Gone(of("w1")),
+            RebalanceCause::Changed { joined: of("w1"), gone: of("w2") },
+            RebalanceCause::Draining(of("w1")),
+            RebalanceCause::Drift,
+        ];
+        for cause in causes {
+            assert_eq!(RebalanceCause::name_in(&cause.to_string()), Some(cause.name()));
+        }
+        assert_eq!(RebalanceCause::name_in("something else"), None);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use common::WorkerId;
+use common::driver::DriverName;
+use common::kind::KindName;
 use common::status::Phase;
 
 use crate::views::CatalogEntry;
@@ -23,16 +25,23 @@ impl PhaseCounts {
         Phase::ALL.into_iter().zip(self.0).filter(|(_, n)| *n > 0)
     }
 
+    /// Appliances in one phase.
+    #[must_use]
+    pub const fn get(&self, phase: Phase) -> u64 {
+        self.0[phase as usize]
+    }
+
     fn slot(&mut self, phase: Phase) -> &mut u64 {
         // `Phase::ALL` is in the order of the declaration.
         &mut self.0[phase as usize]
     }
 }
 
-/// Appliances by phase, by state of the hand-off machine, and by worker.
+/// Appliances by phase, by driver and kind, by state of the hand-off machine, and by worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     phases: PhaseCounts,
+    sorts: BTreeMap<DriverName, BTreeMap<KindName, PhaseCounts>>,
     saturated: u64,
     states: BTreeMap<&'static str, u64>,
     workers: HashMap<WorkerId, PhaseCounts>,
@@ -43,6 +52,11 @@ impl Counts {
     #[must_use]
     pub const fn phases(&self) -> &PhaseCounts {
         &self.phases
+    }
+
+    /// Each driver and kind that there is an appliance of, and those by phase.
+    pub fn sorts(&self) -> impl Iterator<Item = (&DriverName, KindName, &PhaseCounts)> {
+        self.sorts.iter().flat_map(|(driver, kinds)| kinds.iter().map(move |(kind, phases)| (driver, *kind, phases)))
     }
 
     /// Those with an instance that has all the connections it may have.
@@ -66,6 +80,11 @@ impl Counts {
     pub(super) fn add(&mut self, entry: &CatalogEntry) {
         let phase = entry.phase();
         *self.phases.slot(phase) += 1;
+        let (driver, kind) = sort(entry);
+        match self.sorts.get_mut(driver) {
+            Some(kinds) => *kinds.entry(kind).or_default().slot(phase) += 1,
+            None => *self.sorts.entry(driver.clone()).or_default().entry(kind).or_default().slot(phase) += 1,
+        }
         self.saturated += u64::from(entry.is_saturated());
         *self.states.entry(entry.assignment.state).or_default() += 1;
         if let Some(worker) = &entry.assignment.worker {
@@ -79,6 +98,18 @@ impl Counts {
     pub(super) fn take(&mut self, entry: &CatalogEntry) {
         let phase = entry.phase();
         *self.phases.slot(phase) -= 1;
+        let (driver, kind) = sort(entry);
+        if let Some(kinds) = self.sorts.get_mut(driver)
+            && let Some(phases) = kinds.get_mut(&kind)
+        {
+            *phases.slot(phase) -= 1;
+            if phases.total() == 0 {
+                kinds.remove(&kind);
+            }
+            if kinds.is_empty() {
+                self.sorts.remove(driver);
+            }
+        }
         self.saturated -= u64::from(entry.is_saturated());
         if let Some(count) = self.states.get_mut(entry.assignment.state) {
             *count -= 1;
@@ -95,4 +126,9 @@ impl Counts {
             }
         }
     }
+}
+
+/// What runs it, and what it is.
+fn sort(entry: &CatalogEntry) -> (&DriverName, KindName) {
+    (&entry.record.driver, entry.record.spec.kind.kind_name())
 }

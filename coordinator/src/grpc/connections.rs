@@ -32,6 +32,7 @@ use super::layer::{Answer, Around, Calls, KeepingBody, Next, at_once};
 use super::status;
 use crate::access::Policy;
 use crate::budget::PeerKey;
+use crate::metrics;
 
 /// Descriptors that are kept for everything but connections of peers: the store, ZooKeeper, files, metrics. At most a
 /// quarter of all.
@@ -98,6 +99,17 @@ pub(super) enum NoPlace {
     Full(usize),
 }
 
+impl NoPlace {
+    /// The name in metrics.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Peer(_) => "peer",
+            Self::Strangers(_) => "strangers",
+            Self::Full(_) => "full",
+        }
+    }
+}
+
 /// All places. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Places(Arc<PlacesShared>);
@@ -153,6 +165,14 @@ impl Places {
 
     /// Takes a place.
     pub(super) fn take(&self, peer: &PeerInfo) -> Result<Place, NoPlace> {
+        let taken = self.try_take(peer);
+        if let Err(why) = &taken {
+            metrics::connection_refused(why.name());
+        }
+        taken
+    }
+
+    fn try_take(&self, peer: &PeerInfo) -> Result<Place, NoPlace> {
         let max = self.0.max;
         let mut taken = self.taken();
         let all = taken.all;
@@ -174,12 +194,14 @@ impl Places {
             taken.uses.insert(tcp, Arc::new(ConnectionUse::new()));
         }
         taken.all += 1;
+        metrics::connections(taken.all, max);
         Ok(Place { places: self.clone(), address: peer.address, key })
     }
 
     fn give_back(&self, address: PeerAddress, key: &PeerKey) {
         let mut taken = self.taken();
         taken.all -= 1;
+        metrics::connections(taken.all, self.0.max);
         if let PeerAddress::Tcp(tcp) = address {
             taken.uses.remove(&tcp);
             if let Some(of_peer) = taken.by_peer.get_mut(key) {

@@ -30,6 +30,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use crate::budget::Exhausted;
 use crate::commands::CommandError;
 use crate::history::HistoryError;
+use crate::metrics;
 
 /// Domain of all error reasons.
 pub const DOMAIN: &str = "rug";
@@ -141,6 +142,7 @@ pub fn starting() -> Status {
 
 /// The status when a watcher missed `missed` changes and has to watch again.
 pub fn lagged(missed: u64) -> Status {
+    metrics::watch_lagged();
     let text = format!("{missed} changes came faster than they were read; watch again");
     build(Code::Aborted, &text, "WATCH_LAGGED", HashMap::new(), ErrorDetails::new())
 }

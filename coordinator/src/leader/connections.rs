@@ -1,6 +1,6 @@
 //! Streams of workers: which are open, what is sent on them, and with which reason one is closed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use common::WorkerId;
@@ -11,6 +11,7 @@ use runtime::log_limited;
 use tokio::time::Instant;
 
 use crate::budget::HeldShare;
+use crate::metrics::{self, EntryCounts};
 use crate::sessions::Out;
 
 /// How long a worker may leave its welcome without an answer, which it gives at once when it is there. Until then its
@@ -25,6 +26,8 @@ struct Connection {
     worker: WorkerId,
     /// While its worker has not answered the welcome: what its `Hello` is charged with, and since when.
     unanswered: Option<(HeldShare, Instant)>,
+    /// Versions that deltas lead to, and when they were sent, while they are not acknowledged: at most a window of them.
+    sent: VecDeque<(u64, Instant)>,
 }
 
 /// The open streams on which a worker said `Hello`.
@@ -46,7 +49,17 @@ impl Connections {
 
     pub(super) fn add(&mut self, stream: StreamId, worker: WorkerId, envelope: Envelope, out: Out, held: HeldShare) {
         let unanswered = Some((held, Instant::now()));
-        self.open.insert(stream, Connection { out, envelope, worker, unanswered });
+        let sent = VecDeque::new();
+        self.open.insert(stream, Connection { out, envelope, worker, unanswered, sent });
+        metrics::streams_open(self.open.len());
+    }
+
+    /// Its worker has applied everything up to this version.
+    pub(super) fn acknowledged(&mut self, stream: StreamId, version: u64) {
+        let Some(connection) = self.open.get_mut(&stream) else { return };
+        while let Some((_, at)) = connection.sent.pop_front_if(|(sent, _)| *sent <= version) {
+            metrics::acknowledged(at.elapsed());
+        }
     }
 
     /// Whether it is not known of this stream that its worker has answered the welcome.
@@ -67,6 +80,7 @@ impl Connections {
             connection.unanswered.as_ref().is_some_and(|(_, since)| since.elapsed() >= UNANSWERED)
         };
         let late: Vec<StreamId> = self.open.iter().filter(|(_, c)| late(c)).map(|(stream, _)| *stream).collect();
+        metrics::streams_closed("unanswered", late.len());
         for stream in &late {
             if let Some(Connection { out, envelope, worker, .. }) = self.open.remove(stream) {
                 log_limited!(info, conn = stream, %worker, "closing the session: no answer within {UNANSWERED:?}");
@@ -74,12 +88,20 @@ impl Connections {
                 out.refuse(&envelope, Refused { reason: RefusedReason::NotLeading, detail, retry_after: None });
             }
         }
+        metrics::streams_open(self.open.len());
         late
     }
 
-    /// Forgets a stream, which ends it; `false` when it was forgotten before.
-    pub(super) fn remove(&mut self, stream: StreamId) -> bool {
-        self.open.remove(&stream).is_some()
+    /// Forgets a stream, which ends it for this reason; `false` when it was forgotten before.
+    pub(super) fn remove(&mut self, stream: StreamId, reason: &'static str) -> bool {
+        self.take(stream, reason).is_some()
+    }
+
+    fn take(&mut self, stream: StreamId, reason: &'static str) -> Option<Connection> {
+        let connection = self.open.remove(&stream)?;
+        metrics::streams_closed(reason, 1);
+        metrics::streams_open(self.open.len());
+        Some(connection)
     }
 
     /// The worker at the other end of a stream.
@@ -92,18 +114,26 @@ impl Connections {
     pub(super) fn send(&mut self, stream: StreamId, envelope: Envelope, message: ToWorker, traceparent: &str) -> bool {
         let Some(connection) = self.open.get_mut(&stream) else { return true };
         connection.envelope = envelope;
+        let delta = match &message {
+            ToWorker::Delta(delta) => Some((delta.target, EntryCounts::of(&delta.entries))),
+            _ => None,
+        };
         let messages = down::down_to_wire(&envelope, message, traceparent);
+        if let Some((target, entries)) = delta {
+            entries.sent(messages.iter().map(prost::Message::encoded_len).sum());
+            connection.sent.push_back((target, Instant::now()));
+        }
         let sent = messages.into_iter().all(|message| connection.out.send(message));
         if !sent {
             log_limited!(warn, conn = stream, worker = %connection.worker, "the worker does not read its stream; closing it");
-            self.open.remove(&stream);
+            self.take(stream, "not_read");
         }
         sent
     }
 
     /// Closes a stream and tells the worker why.
     pub(super) fn close(&mut self, stream: StreamId, refusal: &Refusal) {
-        let Some(Connection { out, envelope, worker, .. }) = self.open.remove(&stream) else { return };
+        let Some(Connection { out, envelope, worker, .. }) = self.take(stream, "refused") else { return };
         let refused = self.refused(refusal, &worker);
         log_limited!(info, conn = stream, %worker, reason = ?refused.reason, "closing the session: {}", refused.detail);
         out.refuse(&envelope, refused);
@@ -111,6 +141,8 @@ impl Connections {
 
     /// Closes every stream: the workers look for the leader.
     pub(super) fn close_all(&mut self) {
+        metrics::streams_closed("resigned", self.open.len());
+        metrics::streams_open(0);
         for (_, Connection { out, envelope, .. }) in self.open.drain() {
             let detail = "this coordinator does not lead any more".to_owned();
             out.refuse(&envelope, Refused { reason: RefusedReason::NotLeading, detail, retry_after: None });

@@ -14,6 +14,7 @@ use common::session::StatusReport;
 use common::{ApplianceId, Timestamp, WorkerId};
 use coordinator_core::machine::Machine;
 use coordinator_core::membership::LeaseAuthority;
+use coordinator_core::rebalance::RebalanceEvent;
 use runtime::{clock, log_limited};
 use tracing::debug;
 use uuid::Uuid;
@@ -23,7 +24,7 @@ use super::notes::Notes;
 use super::rebalances::RebalanceHistory;
 use super::{Identity, LeaderSetup};
 use crate::catalog::{Catalog, Fact};
-use crate::metrics::Metrics;
+use crate::metrics::{self, Counted, RebalanceTally};
 use crate::store::{Store, StoreProblem};
 use crate::views::{
     ClusterView, CoordinationState, CoordinatorView, LeaderView, MAX_UNOWNED, PausedView, PlacementView,
@@ -53,7 +54,9 @@ impl TermClock {
 #[derive(Debug)]
 pub(super) struct Publisher {
     catalog: Arc<Catalog>,
-    metrics: Arc<Metrics>,
+    /// What is in the metrics of this term's counts.
+    counted: Counted,
+    rebalances: RebalanceTally,
     store: Store,
     identity: Identity,
     cluster: ClusterIdentity,
@@ -81,10 +84,10 @@ impl Publisher {
         began: Timestamp,
         paused: Option<PausedView>,
     ) -> Self {
-        setup.metrics.begin_term();
         Self {
             catalog: Arc::clone(&setup.catalog),
-            metrics: Arc::clone(&setup.metrics),
+            counted: Counted::default(),
+            rebalances: RebalanceTally::default(),
             store,
             identity: setup.identity.clone(),
             cluster: ClusterIdentity { id: cluster, name: setup.identity.cluster_name.clone() },
@@ -148,9 +151,9 @@ impl Publisher {
         self.paused = paused;
     }
 
-    /// Counts for how long appliances had no owner that have one now.
-    pub(super) fn regained(&self, durations: &[Duration]) {
-        self.metrics.regained(durations);
+    /// Counts how a rebalance goes on; `resumed` is what had set off one that a former leader began.
+    pub(super) fn count_rebalance(&mut self, event: &RebalanceEvent, resumed: Option<&'static str>) {
+        self.rebalances.count(event, resumed);
     }
 
     /// Shows what was noted of appliances. Callers who are answered next look into the catalog.
@@ -166,10 +169,11 @@ impl Publisher {
         for view in rebalances.take_changed() {
             self.catalog.set_rebalance(view);
         }
-        self.metrics.count(&machine.counters(), &machine.audits());
+        metrics::count(&mut self.counted, &machine.counters(), &machine.audits());
         let now = clock::now();
         let refresh = self.refreshed.is_none_or(|at| now.since(at) >= REFRESH);
         if refresh {
+            metrics::backlog(machine.backlog());
             self.show_workers(machine, now);
         } else if !self.changed_workers.is_empty() {
             self.show_changed_workers(machine, now);

@@ -15,6 +15,7 @@ use coordinator_core::machine::{BatchId, Commit, Machine, StreamId};
 use coordinator_core::rebalance::{RebalanceCause, RebalanceEvent, UnfinishedRebalance};
 use opentelemetry::KeyValue;
 use runtime::clock;
+use runtime::meter::TraceRef;
 use runtime::telemetry::{RebalanceTrace, RecordedSpan};
 use tracing::info;
 
@@ -294,6 +295,17 @@ impl RebalanceHistory {
         let root = Some(open.trace.root(&record, self.coordinator.as_str()));
         self.records.push(StoredRebalance { record, root });
         self.ended.push(open.view);
+    }
+
+    /// The trace of a rebalance that has not ended.
+    pub(super) fn trace(&self, id: RebalanceId) -> Option<TraceRef> {
+        TraceRef::of_trace(&self.open.get(&id)?.view.record.trace_id)
+    }
+
+    /// What set off the rebalance that this event says is gone on with: only the history knows.
+    pub(super) fn cause(&self, event: &RebalanceEvent) -> Option<&'static str> {
+        let RebalanceEvent::Resumed { id, .. } = event else { return None };
+        RebalanceCause::name_in(&self.open.get(id)?.view.record.cause)
     }
 
     /// Moves that ended and are to be stored.

@@ -10,15 +10,18 @@ use runtime::{clock, log_limited};
 use tracing::debug;
 
 use super::{Leader, convert};
+use crate::metrics;
 use crate::sessions::Input;
 
 impl Leader<'_> {
     pub(super) fn on_session(&mut self, (read_at, input): (Timestamp, Input)) {
         if clock::now().since(read_at) > machine::BEHIND {
+            metrics::late();
             self.step(Event::FellBehind);
         }
         match input {
             Input::Hello { conn, envelope, hello, out, held } => {
+                metrics::hello();
                 let (worker, owned) = (hello.worker.clone(), hello.owned.len());
                 self.connections.add(conn, worker.clone(), envelope, out, held);
                 self.step(Event::Received(conn, envelope, ToCoordinator::Hello(hello)));
@@ -28,7 +31,7 @@ impl Leader<'_> {
             }
             Input::Message { conn, envelope, message, held: _held } => self.on_message(conn, envelope, message),
             Input::Closed(conn) => {
-                if self.connections.remove(conn) {
+                if self.connections.remove(conn, "ended") {
                     self.step(Event::Closed(conn));
                 }
             }
@@ -36,11 +39,13 @@ impl Leader<'_> {
     }
 
     fn on_message(&mut self, conn: StreamId, envelope: Envelope, message: ToCoordinator) {
+        metrics::received(&message);
         match &message {
             ToCoordinator::Hello(_) => return debug!(conn, "a second hello on one stream was dropped"),
             ToCoordinator::Beat(_) | ToCoordinator::Report(_) => {}
             ToCoordinator::Ack(ack) => {
                 self.rebalances.acknowledged(conn, ack.applied);
+                self.connections.acknowledged(conn, ack.applied);
                 for declined in &ack.declined {
                     log_limited!(info, appliance = %declined.appliance, conn, "an offer was declined: {}", declined.reason);
                 }
@@ -55,7 +60,7 @@ impl Leader<'_> {
         let leaves = matches!(message, ToCoordinator::Leave);
         self.step(Event::Received(conn, envelope, message));
         if leaves {
-            self.connections.remove(conn);
+            self.connections.remove(conn, "left");
             // Unless it was of another conversation, the life and its stream are gone already.
             self.step(Event::Closed(conn));
         } else if self.connections.is_unanswered(conn) && self.machine.has_settled(conn) {

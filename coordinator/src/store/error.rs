@@ -55,6 +55,18 @@ impl OutageCause {
     }
 }
 
+/// What a write came to, as metrics have it.
+pub(super) const fn outcome_name<T>(result: &Result<T, Error>) -> &'static str {
+    match result {
+        Ok(_) => "committed",
+        Err(Error::Conflict(_)) => "conflict",
+        Err(Error::Busy) => "busy",
+        Err(Error::Unavailable(_)) => "unavailable",
+        Err(Error::Deposed { .. } | Error::NotLeading) => "deposed",
+        Err(_) => "failed",
+    }
+}
+
 /// Why the store takes no changes, from the first write that failed until one succeeds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreProblem {

@@ -4,7 +4,7 @@
 //! for as long as the network lets them.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sea_orm::DatabaseConnection;
 
@@ -12,6 +12,7 @@ use super::StoreShared;
 use super::dialect::DatabaseTarget;
 use super::error::{Error, OutageCause};
 use super::timed::Timed;
+use crate::metrics;
 
 /// The readers' pool. Clones share it.
 #[derive(Clone, Debug)]
@@ -60,6 +61,16 @@ impl Readers {
         if let Some(cause) = self.shared.outage() {
             return Err(Error::Unavailable(cause));
         }
+        let began = Instant::now();
+        let result = self.read_again(read).await;
+        metrics::read(result.is_ok(), began.elapsed());
+        result
+    }
+
+    async fn read_again<T, F>(&self, read: impl Fn(Timed<DatabaseConnection>) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
         let result = read(self.now()).await;
         match &result {
             // The server may have been unavailable since the connection was last used.

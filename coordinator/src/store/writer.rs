@@ -39,7 +39,8 @@ use super::error::{Error, OutageCause};
 use super::load::StoredState;
 use super::readers::Readers;
 use super::transaction::{self, Begun, ChainPosition, TransactionOutcome};
-use super::{Config, StoreShared, schema};
+use super::{Config, StoreShared, error, schema};
+use crate::metrics;
 
 /// Rows in one group: bounds how long the newest submission waits behind others.
 const GROUP_WEIGHT: usize = 20_000;
@@ -229,6 +230,7 @@ impl Writer {
             match self.commit(&batch).await {
                 Ok(_) => {
                     self.background.log_bytes += batch.log_bytes();
+                    metrics::batch_committed(part.len());
                     part.into_iter().for_each(|s| drop(s.done.send(Ok(()))));
                 }
                 Err(Error::Conflict(_)) if part.len() > 1 => {
@@ -278,6 +280,7 @@ impl Writer {
     async fn commit(&mut self, batch: &Batch) -> Result<bool, Error> {
         let Some((term, last)) = self.chain else { return Err(Error::NotLeading) };
         self.check_file()?;
+        let began = Instant::now();
         let result = match self.connection().await {
             Ok(db) => {
                 let outcome = transaction::write(&self.target, &db, (term, last + 1), batch).await;
@@ -294,6 +297,7 @@ impl Writer {
             Err(_) => {}
         }
         self.note(result.as_ref().err(), batch.is_background());
+        metrics::committed(batch.is_background(), error::outcome_name(&result), began.elapsed());
         result
     }
 

@@ -30,15 +30,16 @@ impl HttpConnection {
     /// # Errors
     /// When the connection ends, or the answer is not 200.
     pub async fn get(&mut self) -> Result<String> {
-        self.get_page("/").await
+        self.get_page("/", "*/*").await
     }
 
-    async fn get_page(&mut self, path: &str) -> Result<String> {
-        tokio::time::timeout(LIMIT, self.exchange(path)).await.context("no answer in time")?
+    async fn get_page(&mut self, path: &str, accept: &str) -> Result<String> {
+        tokio::time::timeout(LIMIT, self.exchange(path, accept)).await.context("no answer in time")?
     }
 
-    async fn exchange(&mut self, path: &str) -> Result<String> {
-        self.0.write_all(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes()).await?;
+    async fn exchange(&mut self, path: &str, accept: &str) -> Result<String> {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\naccept: {accept}\r\n\r\n");
+        self.0.write_all(request.as_bytes()).await?;
         let (mut line, mut length) = (String::new(), 0);
         self.0.read_line(&mut line).await?;
         ensure!(line.starts_with("HTTP/1.1 200"), "answered {:?}", line.trim());
@@ -62,7 +63,16 @@ impl HttpConnection {
 /// # Errors
 /// When nobody answers with 200 there.
 pub async fn page(port: u16, path: &str) -> Result<String> {
-    HttpConnection::open(port).await?.get_page(path).await
+    HttpConnection::open(port).await?.get_page(path, "*/*").await
+}
+
+/// The metrics of a process in the format that Prometheus asks for first.
+///
+/// # Errors
+/// When nobody answers with 200 there.
+pub async fn openmetrics(port: u16) -> Result<String> {
+    let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+    HttpConnection::open(port).await?.get_page("/metrics", accept).await
 }
 
 /// The body of `GET /` over a new connection.

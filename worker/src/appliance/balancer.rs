@@ -60,6 +60,17 @@ struct RunningListener {
     task: JoinHandle<()>,
 }
 
+/// How listeners and their members are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct BalancerLevels {
+    pub(super) listeners: u64,
+    /// Listeners with all the connections they may have.
+    pub(super) saturated: u64,
+    /// Members that pass their health check, and those that do not.
+    pub(super) up: u64,
+    pub(super) down: u64,
+}
+
 /// Sockets that an instance before listens at, by their addresses.
 pub(super) type Inherited = BTreeMap<SocketAddr, std::net::TcpListener>;
 
@@ -133,6 +144,24 @@ impl Balancer {
         let active = self.active.lock().await;
         let full: Vec<_> = active.fronts.values().filter_map(|running| running.front.saturation()).collect();
         (!full.is_empty()).then(|| full.join(", "))
+    }
+
+    /// How listeners and members are; `None` while a configuration is being put in force.
+    pub(super) fn levels(&self) -> Option<BalancerLevels> {
+        let active = self.active.try_lock().ok()?;
+        let mut levels = BalancerLevels::default();
+        for running in active.fronts.values() {
+            levels.listeners += 1;
+            levels.saturated += u64::from(running.front.is_saturated());
+            let (up, down) = running.front.health();
+            (levels.up, levels.down) = (levels.up + up, levels.down + down);
+        }
+        Some(levels)
+    }
+
+    /// Connections that may be forwarded at a time.
+    pub(super) fn most(&self) -> u64 {
+        u64::from(self.most)
     }
 
     /// Connections that are forwarded now.

@@ -15,6 +15,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::api::{Check, ProxyProtocol};
 use super::members::Backend;
+use super::metrics;
 use super::proxy;
 use super::socket::broken_off;
 
@@ -49,6 +50,7 @@ async fn watch(backend: Arc<Backend>, check: Check, proxy_protocol: Option<Proxy
     loop {
         ticks.tick().await;
         let passed = passes(backend.address, check.timeout(), proxy_protocol).await;
+        metrics::checked(passed);
         if streak.note(passed, check) {
             backend.judge(streak.healthy);
             tracing::info!(member = %backend.address, healthy = streak.healthy, "health of a member changed");

@@ -22,6 +22,7 @@ use super::api::{self, Algorithm, Label};
 use super::counters::TrafficCounters;
 use super::dial::{Dialled, dial};
 use super::members::{Backend, Pool};
+use super::metrics::{self, ConnectionEnd};
 use super::proxy::{self, Ends, Header};
 use super::relay::{Link, RelayEnd};
 use super::slots::{Slot, Slots};
@@ -135,6 +136,18 @@ impl Front {
             .then(|| format!("listener {} has had all of its {} connections", self.pool().name, self.slots.most()))
     }
 
+    /// Whether it has, or had a moment ago, all the connections it may have.
+    pub(super) fn is_saturated(&self) -> bool {
+        self.slots.is_saturated()
+    }
+
+    /// How many members pass their health check, and how many do not.
+    pub(super) fn health(&self) -> (u64, u64) {
+        let pool = self.pool();
+        let up = pool.members().filter(|member| member.is_healthy()).count();
+        (up as u64, (pool.members().count() - up) as u64)
+    }
+
     fn pool(&self) -> Arc<Pool> {
         Arc::clone(&self.pool.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -175,7 +188,10 @@ impl Front {
                     drop(assigned);
                     return Some((dialled, Arc::clone(backend)));
                 }
-                Err(_) => backend.counters.fail(),
+                Err(_) => {
+                    metrics::dial_failed();
+                    backend.counters.fail();
+                }
             }
         }
         None
@@ -195,13 +211,18 @@ impl Front {
         let Prepared { dialled, backend, first, from_client } = match prepared {
             Ok(prepared) => prepared,
             Err(why) => {
-                if matches!(why, Unprepared::Failed) {
-                    self.counters.fail();
+                match why {
+                    Unprepared::Failed => {
+                        metrics::ended(ConnectionEnd::Failed);
+                        self.counters.fail();
+                    }
+                    Unprepared::BrokenOff => metrics::ended(ConnectionEnd::BrokenOff),
                 }
                 return reset(&client);
             }
         };
         let count = from_client as u64;
+        metrics::forwarded(true, count);
         self.counters.add(true, count);
         backend.counters.add(true, count);
         let link = Link::new(client, dialled, first);
@@ -250,6 +271,7 @@ impl Front {
     ) {
         let (_open, _assigned) = (backend.counters.open(), backend.assign());
         let count = |from_client, bytes| {
+            metrics::forwarded(from_client, bytes);
             self.counters.add(from_client, bytes);
             backend.counters.add(from_client, bytes);
         };
@@ -257,12 +279,18 @@ impl Front {
         if let (RelayEnd::Interrupted, Some(successor)) = (&end, shared.successor.get()) {
             link.hurry();
             match successor.send(Moving { listener: self.address, member: backend.address, link }).await {
-                Ok(()) => return,
+                Ok(()) => return metrics::ended(ConnectionEnd::HandedOver),
                 // It is not there any more. The connection may end here.
                 Err(mpsc::error::SendError(moving)) => link = moving.link,
             }
             end = link.relay(limits, &shared.cut, due, count).await;
         }
+        metrics::ended(match end {
+            RelayEnd::Finished => ConnectionEnd::Finished,
+            RelayEnd::Reset => ConnectionEnd::Reset,
+            RelayEnd::Quiet => ConnectionEnd::Idle,
+            RelayEnd::Interrupted => ConnectionEnd::Interrupted,
+        });
         match end {
             RelayEnd::Finished => {}
             RelayEnd::Reset | RelayEnd::Quiet | RelayEnd::Interrupted => {
@@ -329,6 +357,7 @@ pub(super) async fn serve(front: Arc<Front>, socket: Arc<TcpListener>, shared: S
                 });
             }
             Err(error) => {
+                metrics::accept_failed();
                 log_limited!(warn, address = %front.address, %error, "cannot accept a connection");
                 tokio::select! {
                     () = stop.cancelled() => return,

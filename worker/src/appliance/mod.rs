@@ -16,6 +16,7 @@ use runtime::folder::Folder;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use worker_core::instance::ManagementSecret;
 
 use self::balancer::Balancer;
@@ -31,6 +32,7 @@ mod health;
 mod interfaces;
 mod listener;
 mod members;
+pub mod metrics;
 pub(crate) mod proxy;
 mod relay;
 mod rest;
@@ -57,6 +59,8 @@ pub struct Config {
     pub secret_file: Option<PathBuf>,
     /// Serve it without a secret, or beyond loopback, where the secret can be read on its way.
     pub insecure: bool,
+    /// Where `/metrics` is served; nowhere when absent. Port 0 picks one.
+    pub metrics: Option<SocketAddr>,
     /// Connections forwarded at a time, over all listeners; fewer where the process may not have that many files open. Each takes
     /// two sockets and some 20 KiB.
     pub max_connections: usize,
@@ -121,6 +125,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!(connections = most, "connections it can have");
     let balancer = Arc::new(Balancer::new(most));
     let closed = secret.is_some();
+    let closing = CancellationToken::new();
+    let _ended_with_this = closing.clone().drop_guard();
+    if let Some(address) = config.metrics {
+        let name = config.name.as_deref().unwrap_or("appliance");
+        metrics::serve(address, config.insecure, name, &balancer, &folder, closing).await?;
+    }
     let state = rest::RestState::open(folder.clone(), config.name, closed, Arc::clone(&balancer), config.predecessor)?;
     let router = rest::router(Arc::clone(&state), secret);
     // Before it says where it listens: whoever knows it can rely on that.

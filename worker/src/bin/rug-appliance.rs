@@ -27,6 +27,10 @@ struct Flags {
     /// Serve it without a secret, to anybody who reaches it, or beyond loopback, where the secret can be read on its way.
     #[arg(long)]
     insecure: bool,
+    /// Where `/metrics` for Prometheus is served, over plain HTTP; port 0 picks one, which the file `metrics` of the state directory
+    /// says. Nowhere when absent.
+    #[arg(long)]
+    metrics: Option<SocketAddr>,
     /// Connections forwarded at a time, over all listeners; fewer where it may not have that many files open.
     #[arg(long, default_value_t = 32_768)]
     max_connections: usize,
@@ -69,6 +73,7 @@ fn main() -> ExitCode {
         management: flags.management,
         secret_file: flags.secret_file,
         insecure: flags.insecure,
+        metrics: flags.metrics,
         max_connections: flags.max_connections,
         drain_grace: Duration::from_secs(flags.drain_grace),
         predecessor: flags.predecessor,

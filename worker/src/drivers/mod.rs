@@ -16,6 +16,7 @@ use worker_core::instance::{Instance, Observation};
 pub use crate::error::Error;
 use crate::gate::Permit;
 
+pub mod measured;
 pub mod process;
 pub mod simulated;
 

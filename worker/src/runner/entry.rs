@@ -8,6 +8,8 @@ use tokio::task::AbortHandle;
 use tracing::Span;
 use worker_core::lifecycle::{Lifecycle, LifecycleEvent, LifecycleStep, StepOutcome};
 
+use super::boots::Boots;
+
 /// Where the step of a machine is.
 #[derive(Debug)]
 pub(super) enum StepStage {
@@ -38,6 +40,8 @@ pub(super) struct ApplianceEntry {
     pub(super) announced: Option<u64>,
     /// Open until it was seen how the appliance is that a rebalance brought here.
     pub(super) adopting: Option<Span>,
+    /// Boots that have not been answered, for metrics.
+    pub(super) boots: Boots,
     /// Number of the newest step, over all appliances.
     pub(super) serial: u64,
     pub(super) stage: StepStage,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use common::{ApplianceId, Timestamp, Token};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
+use worker_core::desired::Desired;
 use worker_core::gate::{fence_delay_end, fence_delay_left};
 use worker_core::lifecycle::{
     Lifecycle, LifecycleEnd, LifecycleEvent as Fact, LifecycleOutput, LifecycleStep, StepOutcome,
@@ -18,12 +19,14 @@ use worker_core::lifecycle::{
 use worker_core::report::Reports;
 
 use super::announced::{Announced, PATIENCE};
+use super::boots::{Boots, EndedBoot};
 use super::entry::{ApplianceEntry, StepStage};
 use super::steps::{Done, StepTask, fenced};
 use super::timers::Timers;
 use super::{Config, RunnerClock, RunnerCommand, RunnerEvent};
 use crate::drivers::{DriverFencing, EndSender, EndedInstance};
 use crate::gate::SharedGate;
+use crate::metrics;
 use crate::offer::{Drivers, Offer};
 
 /// Ends of instances that may wait. When it is full, drivers wait, or leave the end to be found by a probe.
@@ -111,6 +114,7 @@ impl Scheduler {
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<RunnerCommand>, events: mpsc::Sender<RunnerEvent>) {
         loop {
             self.start_queued();
+            self.show_steps();
             let next = self.timers.next().into_iter().chain(self.announced.next()).min();
             let unsent = !self.unsent.is_empty();
             tokio::select! {
@@ -156,6 +160,12 @@ impl Scheduler {
         self.steps.changes.shutdown().await;
     }
 
+    fn show_steps(&self) {
+        let Steps { queued_looks, queued_changes, looks, changes } = &self.steps;
+        let limit = [self.config.looks_in_flight.get(), self.config.steps_in_flight.get()];
+        metrics::steps([looks.len(), changes.len()], [queued_looks.len(), queued_changes.len()], limit);
+    }
+
     fn now(&self) -> Timestamp {
         (self.clock)()
     }
@@ -189,6 +199,7 @@ impl Scheduler {
                     suspect,
                     announced: None,
                     adopting,
+                    boots: Boots::default(),
                     serial: 0,
                     stage: StepStage::Idle,
                     stop: None,
@@ -297,6 +308,10 @@ impl Scheduler {
         entry.stage = StepStage::Idle;
         entry.stop = None;
         entry.claimed |= claimed;
+        if let Some(step) = entry.lifecycle.running() {
+            let over = entry.boots.ended(now, step, &outcome);
+            count_boot(entry.lifecycle.desired(), over);
+        }
         if let StepOutcome::Superseded(newer) = outcome {
             self.unsent.refused.insert(appliance, (entry.token, newer));
         }
@@ -484,6 +499,7 @@ impl Scheduler {
 
     /// Starts the step of a machine, for which there is room and nothing else to wait for.
     fn launch(&mut self, appliance: ApplianceId) {
+        let now = self.now();
         let Some(gate) = &self.gate else { return };
         let Some(entry) = self.entries.get_mut(&appliance) else { return };
         let Some(step) = entry.lifecycle.running() else { return };
@@ -501,13 +517,18 @@ impl Scheduler {
             Err(_) if step == LifecycleStep::Observe => None,
             Err(shut) => {
                 entry.stage = StepStage::Idle;
-                crate::metrics::refused(shut.name());
+                metrics::refused(shut.name());
                 let outcome = fenced(shut);
                 return self.drive(appliance, Fact::Ended(outcome));
             }
         };
         let (stop, stop_changes) = watch::channel(desired.spec.kind.stop());
         entry.stop = matches!(step, LifecycleStep::Destroy { .. }).then_some(stop);
+        let over = entry.boots.begins(now, step);
+        count_boot(&desired, over);
+        if matches!(step, LifecycleStep::Boot { .. }) {
+            metrics::boot_begins(desired.spec.kind.kind_name(), &desired.driver);
+        }
         let attempt = if let LifecycleStep::Destroy { attempt, .. } = step { Some(attempt) } else { None };
         let task = StepTask {
             appliance,
@@ -536,6 +557,13 @@ impl Scheduler {
             let Some(event) = self.unsent.pop() else { return };
             slot.send(event);
         }
+    }
+}
+
+/// Counts a boot that is over, if one is.
+fn count_boot(desired: &Desired, over: Option<EndedBoot>) {
+    if let Some(EndedBoot { outcome, took }) = over {
+        metrics::boot_ended(desired.spec.kind.kind_name(), &desired.driver, outcome, took);
     }
 }
 

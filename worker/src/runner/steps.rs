@@ -67,6 +67,7 @@ impl StepTask {
     pub(super) async fn run(self, config: Config) -> Done {
         let span = self.span();
         let (appliance, serial, step) = (self.appliance, self.serial, self.step);
+        let (kind, driver) = (self.desired.spec.kind.kind_name(), self.desired.driver.clone());
         let mut claimed = self.permit.is_some();
         let began = Instant::now();
         async move {
@@ -83,7 +84,7 @@ impl StepTask {
             };
             let outcome = clipped(outcome);
             Span::current().record("outcome", outcome.name());
-            metrics::step_ended(step.name(), outcome.name(), began.elapsed());
+            metrics::step_ended(step, kind, &driver, &outcome, began.elapsed());
             if let StepOutcome::Failed(text) | StepOutcome::Refused(text) | StepOutcome::Busy(text) = &outcome {
                 tracing::info!(%appliance, %step, outcome = outcome.name(), error = %text, "step did not succeed");
             } else if let StepOutcome::Vanished(end, _) = &outcome {

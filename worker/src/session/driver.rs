@@ -284,6 +284,7 @@ impl Session {
     }
 
     fn disconnect(&mut self) {
+        metrics::welcomed(false);
         self.conversation.close();
         let joining = self.pending.joining.take();
         self.pending = PendingIo { joining, ..PendingIo::default() };

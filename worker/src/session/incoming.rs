@@ -40,6 +40,7 @@ impl Session {
             ConversationAction::Welcomed(from, kept) => {
                 info!(term = %from.term, incarnation = ?from.incarnation, kept, "welcomed");
                 self.setup.terms.send_replace(from.term);
+                metrics::welcomed(true);
                 self.failure = None;
             }
             ConversationAction::Take { grant: GrantRef { appliance, token }, desired, carryover, suspect } => {
@@ -61,10 +62,12 @@ impl Session {
                     suspect,
                     adopting,
                 });
+                metrics::grant("taken");
                 debug!(%appliance, %token, "taken");
             }
             ConversationAction::Fence(GrantRef { appliance, token }) => {
                 warn!(%appliance, %token, "held, but not kept by the leader: the gate is shut for it");
+                metrics::grant("fenced");
                 self.gate.dismiss(appliance, token);
                 self.command(RunnerCommand::Release { appliance, token });
             }
@@ -97,11 +100,18 @@ impl Session {
     fn log_message(&mut self, notice: &ConversationNotice) {
         match notice {
             ConversationNotice::StaleWelcome(from) => {
+                metrics::stale("welcome");
                 let problem = "it answers another hello, or comes from an older leader";
                 warn!(term = %from.term, incarnation = ?from.incarnation, "welcome dropped: {problem}");
             }
-            ConversationNotice::StaleDelta => debug!("a delta of another conversation was dropped"),
-            ConversationNotice::WrongBase(refused) => warn!("{refused}; sending hello again"),
+            ConversationNotice::StaleDelta => {
+                metrics::stale("delta");
+                debug!("a delta of another conversation was dropped");
+            }
+            ConversationNotice::WrongBase(refused) => {
+                metrics::stale("base");
+                warn!("{refused}; sending hello again");
+            }
             ConversationNotice::Refused(refused) => self.log_refused(refused),
             ConversationNotice::EntrySkipped(GrantRef { appliance, token }, problem) => {
                 warn!(%appliance, %token, "skipping an entry of a delta that does not parse: {problem}");
@@ -170,12 +180,14 @@ impl Session {
                 // The gate first: once the leader may hear of it, nothing here must be able to act.
                 self.gate.dismiss(appliance, token);
                 // With `taken` of the next owner, this is how long nobody looked after it.
+                metrics::grant("released");
                 debug!(%appliance, %token, "released");
                 self.runner.releasing.remove(&(appliance, token));
                 let carryover = Carryover { progress, fence_delay };
                 self.conversation.released(GrantRef::new(appliance, token), carryover);
             }
             RunnerEvent::Gone { appliance, token } => {
+                metrics::grant("removed");
                 self.gate.dismiss(appliance, token);
                 self.runner.releasing.remove(&(appliance, token));
                 self.conversation.removed(GrantRef::new(appliance, token));

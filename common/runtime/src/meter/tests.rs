@@ -2,9 +2,46 @@
 
 use super::*;
 
-fn meters() -> Arc<Meters> {
+pub(super) fn meters() -> Arc<Meters> {
     let program = Program { name: "rug-test", instance: "test-1" };
     Arc::new(Meters::new(program, &ExportConfig::default()).expect("builds"))
+}
+
+#[test]
+fn the_catalogue_of_every_process_is_what_is_shown_and_documented() {
+    let groups = [reference::of_every_process()];
+    assert_eq!(reference::lint(&groups), Vec::<String>::new());
+    let repository = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    reference::check(repository, "every process", &groups).unwrap_or_else(|problem| panic!("{problem}"));
+}
+
+#[tokio::test]
+async fn a_process_shows_all_that_it_measures_of_itself() {
+    let text = meters().text().expect("shows");
+    let shown: String = text.lines().filter(|line| !line.contains("test_")).map(|line| format!("{line}\n")).collect();
+    assert_eq!(reference::differences(&shown, &[reference::of_every_process()], &[]), Vec::<String>::new(), "{text}");
+}
+
+#[test]
+fn queues_show_how_full_they_are() {
+    static DEPTH: catalogue::Metric =
+        catalogue::Metric::gauge("test.depth", catalogue::Unit::Things("{item}"), "Items that wait.")
+            .by(&[catalogue::Label::fixed("queue", &["a"])]);
+    static CAPACITY: catalogue::Metric =
+        catalogue::Metric::gauge("test.capacity", catalogue::Unit::Things("{item}"), "Items that may wait.")
+            .by(&[catalogue::Label::fixed("queue", &["a"])]);
+    let (meters, watch) = (meters(), QueueWatch::default());
+    watch.start(&meters.meter(), &DEPTH, &CAPACITY);
+    let (sender, mut receiver) = tokio::sync::mpsc::channel(8);
+    watch.add("a", &sender);
+    sender.try_send(1).expect("room");
+    sender.try_send(2).expect("room");
+    let text = meters.text().expect("shows");
+    assert!(text.contains("test_depth{queue=\"a\"} 2\n") && text.contains("test_capacity{queue=\"a\"} 8\n"), "{text}");
+    drop(sender);
+    assert_eq!((receiver.try_recv(), receiver.try_recv()), (Ok(1), Ok(2)));
+    assert!(receiver.is_closed() || receiver.try_recv().is_err(), "who watches keeps no queue open");
+    assert!(!meters.text().expect("shows").contains("test_depth{"), "it is gone");
 }
 
 #[tokio::test]
@@ -49,6 +86,9 @@ async fn prometheus_reads_it_over_http_until_the_program_stops() {
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("text/plain; version=0.0.4"), "{answer}");
     assert!(answer.contains("\nrug_build_info{"), "{answer}");
     assert!(ask("/").await.starts_with("HTTP/1.1 404"));
+    let answer = ask("/metrics HTTP/1.1\r\nAccept: application/openmetrics-text;version=1.0.0,text/plain\r\nX: ").await;
+    assert!(answer.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"), "{answer}");
+    assert!(answer.contains("\n# TYPE rug_log_lines_skipped counter\n") && answer.contains("# EOF\n"), "{answer}");
     // One that never says what it wants does not hold the stop up.
     let idle = tokio::net::TcpStream::connect(address).await.expect("it listens");
     closing.cancel();

@@ -13,6 +13,7 @@ use crate::grants::{GrantOp, StoredGrant, StoredMember};
 use crate::membership::{ObservedLease, ObservedMember};
 use crate::rebalance::{RebalanceEvent, UnfinishedRebalance};
 use crate::table::Seed;
+use crate::unowned::Regained;
 use crate::violation::ViolationCounts;
 
 /// Number of one group of writes.
@@ -220,8 +221,8 @@ pub struct Output {
     pub actions: Vec<Action>,
     /// When to send `Event::Tick` at the latest.
     pub wake_at: Option<Timestamp>,
-    /// For how long appliances had no owner that got one in this step.
-    pub regained: Vec<Duration>,
+    /// Appliances that had no owner and got one in this step.
+    pub regained: Vec<Regained>,
 }
 
 /// What the leader starts from.

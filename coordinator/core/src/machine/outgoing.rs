@@ -1,7 +1,6 @@
 //! What one step leads to: actions in their order, and messages that are sent together at its end.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use common::WorkerId;
 use common::session::{AnnouncedStep, Confirm, GrantRef};
@@ -10,6 +9,7 @@ use super::events::{Action, Refusal};
 use super::sessions::StreamId;
 use crate::outbox::MAX_ENTRIES;
 use crate::rebalance::RebalanceEvent;
+use crate::unowned::Regained;
 
 /// What a step has collected so far. Empty between two steps.
 #[derive(Clone, Debug, Default)]
@@ -19,8 +19,8 @@ pub(super) struct Outgoing {
     confirmed: BTreeMap<StreamId, Vec<GrantRef>>,
     /// Announced steps that may begin, of each stream.
     begin: BTreeMap<StreamId, Vec<AnnouncedStep>>,
-    /// Durations without an owner that ended.
-    regained: Vec<Duration>,
+    /// Appliances that have an owner again.
+    regained: Vec<Regained>,
 }
 
 impl Outgoing {
@@ -40,8 +40,8 @@ impl Outgoing {
         self.actions.extend(events.into_iter().map(Action::Rebalance));
     }
 
-    pub(super) fn regained(&mut self, lasted: Option<Duration>) {
-        self.regained.extend(lasted);
+    pub(super) fn regained(&mut self, regained: Regained) {
+        self.regained.push(regained);
     }
 
     /// A release or removal that the store has.
@@ -69,7 +69,7 @@ impl Outgoing {
     }
 
     /// Everything; what is left is empty.
-    pub(super) fn take(&mut self) -> (Vec<Action>, Vec<Duration>) {
+    pub(super) fn take(&mut self) -> (Vec<Action>, Vec<Regained>) {
         (std::mem::take(&mut self.actions), std::mem::take(&mut self.regained))
     }
 

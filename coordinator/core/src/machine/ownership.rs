@@ -17,7 +17,7 @@ use crate::handoff::{self, HandoffEffect, HandoffEvent, HandoffRefused, HandoffS
 use crate::outbox::OutboxEntry;
 use crate::planner::{Slot, Unplaced};
 use crate::rebalance::RebalanceEvent;
-use crate::unowned;
+use crate::unowned::{self, Regained, UnownedCause};
 use crate::violation::ViolationKind;
 
 impl Machine {
@@ -52,10 +52,19 @@ impl Machine {
             self.tallies.fence_waits.insert(slot, (self.epoch.last_step, wait));
         }
         match (unowned::has_owner(&former), unowned::has_owner(&entry.state)) {
-            (true, false) => self.tallies.unowned.begin(self.epoch.last_step, slot),
+            (true, false) => {
+                let cause = match (&former, &entry.state) {
+                    (_, HandoffState::Orphaned(_)) => UnownedCause::Lost,
+                    (HandoffState::Releasing(_), _) if entry.placement.moved_from.is_some() => UnownedCause::HandOff,
+                    _ => UnownedCause::Other,
+                };
+                self.tallies.unowned.begin(self.epoch.last_step, slot, cause);
+            }
             (false, true) => {
-                let lasted = self.tallies.unowned.end(self.epoch.last_step, slot);
-                self.out.regained(lasted.filter(|_| matches!(entry.state, HandoffState::Owned(_))));
+                let ended = self.tallies.unowned.end(self.epoch.last_step, slot);
+                if let (HandoffState::Owned(_), Some((lasted, cause))) = (&entry.state, ended) {
+                    self.out.regained(Regained { lasted, cause, rebalance: entry.placement.rebalance });
+                }
             }
             _ => {}
         }

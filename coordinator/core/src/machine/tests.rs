@@ -33,6 +33,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::checks;
 use crate::planner::{Assumptions, Needs, PlanRefused};
+use crate::unowned::Regained;
 
 pub(super) const L: Duration = Duration::from_secs(2);
 
@@ -115,7 +116,7 @@ pub(super) struct World {
     pub(super) quarantined: Vec<(ApplianceId, u32)>,
     pub(super) evicted: Vec<Life>,
     pub(super) gone: Vec<(Life, Timestamp)>,
-    pub(super) regained: Vec<Duration>,
+    pub(super) regained: Vec<Regained>,
     pub(super) reports: Vec<StatusReport>,
     /// Every commit that was made, whether it was held back or not.
     pub(super) stored: Vec<Commit>,

@@ -44,6 +44,9 @@ pub struct Config {
     /// quicker to report, higher catches slower failures.
     #[serde(with = "humantime_serde")]
     pub settle: Duration,
+    /// Instances of the reference appliance that are started from now on serve `/metrics` on a port of 127.0.0.1 each, which the file `metrics`
+    /// in the folder of the instance says.
+    pub appliance_metrics: bool,
     /// How long the reference appliance may take to open its management address.
     #[serde(with = "humantime_serde")]
     pub management_wait: Duration,
@@ -75,6 +78,7 @@ impl Default for Config {
             stop_grace: Duration::from_secs(10),
             kill_wait: Duration::from_secs(5),
             settle: Duration::from_millis(100),
+            appliance_metrics: false,
             management_wait: Duration::from_secs(10),
             lock_wait: Duration::from_secs(5),
             log_limit: 10 * 1024 * 1024,

@@ -117,7 +117,8 @@ impl Launch {
             // Our own program, which runs nothing that a specification names.
             Program::Appliance => {
                 let identity = Identity::default();
-                (vec![config.appliance_binary.clone()], appliance_args(order, folder, predecessor), identity)
+                let args = appliance_args(order, folder, predecessor, config.appliance_metrics);
+                (vec![config.appliance_binary.clone()], args, identity)
             }
         };
         let other_user = identity.user.is_some();
@@ -253,12 +254,13 @@ fn inherited_descriptor_limit() -> Option<(u64, u64)> {
 }
 
 /// What the reference appliance is told about itself.
-fn appliance_args(order: &Order, folder: &Folder, predecessor: Option<&Folder>) -> Vec<OsString> {
+fn appliance_args(order: &Order, folder: &Folder, predecessor: Option<&Folder>, has_metrics: bool) -> Vec<OsString> {
     let (path, secret, name) = (folder.path().into(), folder.secret_file().into(), order.instance().into());
     let management = ["--management".into(), "127.0.0.1:0".into(), "--secret-file".into(), secret];
     let predecessor = predecessor.map(|predecessor| ["--predecessor".into(), predecessor.path().into()]);
     let own = ["--state-dir".into(), path].into_iter().chain(management).chain(["--name".into(), name]);
-    own.chain(predecessor.into_iter().flatten()).collect()
+    let metrics = has_metrics.then(|| ["--metrics".into(), "127.0.0.1:0".into()]);
+    own.chain(metrics.into_iter().flatten()).chain(predecessor.into_iter().flatten()).collect()
 }
 
 fn substitute(text: &str, order: &Order, port: Option<u16>) -> String {

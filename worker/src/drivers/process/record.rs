@@ -7,6 +7,7 @@
 //!                                             log, log.1      its output, and older output; written by the shim
 //!                                             work/           its working directory
 //!                                             management      where its REST contract is served, written by itself
+//!                                             metrics         where its metrics are served, written by itself
 //!                                             secret          what callers of that contract prove themselves with
 //!                                             answered        the attempt that has answered a probe
 //!                                             handover        socket at which its successor asks for its service

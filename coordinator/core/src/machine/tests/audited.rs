@@ -189,11 +189,34 @@ fn how_long_it_had_no_owner_is_told_when_it_gets_one() {
     w.connect("w1");
     w.pass(Duration::from_secs(1));
     assert_eq!(w.regained.len(), 1);
-    assert!((2_000..3_000).contains(&w.regained[0].as_millis()), "{:?}", w.regained);
+    assert!((2_000..3_000).contains(&w.regained[0].lasted.as_millis()), "{:?}", w.regained);
+    assert_eq!((w.regained[0].cause, w.regained[0].rebalance), (UnownedCause::Created, None));
     let conn = w.puppets[&worker("w1")].conn;
     w.step(Event::Closed(conn));
     w.connect("w1");
     assert_eq!(w.regained.len(), 1, "a stream is no owner");
+}
+
+#[test]
+fn a_hand_off_is_told_from_a_loss() {
+    let mut w = World::new(Restored::default());
+    w.connect("w1");
+    w.pass(Duration::from_secs(5));
+    w.create(1..=4);
+    w.pass(Duration::from_secs(1));
+    w.regained.clear();
+    w.connect("w2");
+    w.pass(Duration::from_secs(10));
+    assert_eq!(w.loads(), [2, 2]);
+    let moved: Vec<_> = w.regained.drain(..).map(|regained| (regained.cause, regained.rebalance.is_some())).collect();
+    assert_eq!(moved, [(UnownedCause::HandOff, true); 2]);
+    let conn = w.puppets[&worker("w2")].conn;
+    let envelope = w.envelope(conn);
+    w.puppets.remove(&worker("w2"));
+    w.step(Event::Received(conn, envelope, common::session::ToCoordinator::Leave));
+    w.pass(Duration::from_secs(10));
+    let lost: Vec<_> = w.regained.drain(..).map(|regained| regained.cause).collect();
+    assert_eq!(lost, [UnownedCause::Lost; 2]);
 }
 
 #[test]
