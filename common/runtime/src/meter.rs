@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use self::listener::ScrapeListener;
-use crate::telemetry::{self, ExportConfig, Program, SpanTally};
+use crate::telemetry::{self, ExportConfig, KeptReason, Program, QueueTally, SpanTally};
 use crate::{log_limit, log_limited};
 
 /// How long a scraper that does not read may hold the end up.
@@ -133,9 +133,38 @@ fn of_every_process(meter: &Meter) {
         .with_unit("{span}")
         .with_description("What became of the spans of this process; none while nothing is exported.")
         .with_callback(|to| {
-            let SpanTally { exported, dropped, failed } = telemetry::span_tally();
-            for (outcome, spans) in [("exported", exported), ("dropped", dropped), ("failed", failed)] {
+            let SpanTally { exported, dropped, failed, unsampled, undecided, kept: _ } = telemetry::span_tally();
+            for (outcome, spans) in [
+                ("exported", exported),
+                ("dropped", dropped),
+                ("failed", failed),
+                ("unsampled", unsampled),
+                ("undecided", undecided),
+            ] {
                 to.observe(spans, &[KeyValue::new("outcome", outcome)]);
+            }
+        })
+        .build();
+    meter
+        .u64_observable_counter("rug.telemetry.log_records")
+        .with_unit("{record}")
+        .with_description("What became of the log records of this process; none while nothing is exported.")
+        .with_callback(|to| {
+            let QueueTally { exported, dropped, failed } = telemetry::log_tally();
+            for (outcome, records) in [("exported", exported), ("dropped", dropped), ("failed", failed)] {
+                to.observe(records, &[KeyValue::new("outcome", outcome)]);
+            }
+        })
+        .build();
+    meter
+        .u64_observable_counter("rug.telemetry.spans_kept")
+        .with_unit("{span}")
+        .with_description(
+            "Spans of this process that were kept, by why; what became of them is in rug.telemetry.spans.",
+        )
+        .with_callback(|to| {
+            for (reason, spans) in KeptReason::ALL.into_iter().zip(telemetry::span_tally().kept) {
+                to.observe(spans, &[KeyValue::new("reason", reason.name())]);
             }
         })
         .build();
