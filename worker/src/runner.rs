@@ -10,6 +10,7 @@
 
 mod announced;
 mod entry;
+mod run;
 mod scheduler;
 mod steps;
 mod timers;
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 use common::appliance::FieldViolation;
 use common::status::{Progress, Status};
-use common::{ApplianceId, Timestamp, Token};
+use common::{ApplianceId, Timestamp, Token, TraceContext};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use worker_core::desired::Desired;
@@ -64,6 +65,8 @@ pub enum RunnerCommand {
         suspect: bool,
         /// W3C trace context of the rebalance that brought it; empty when there is none.
         traceparent: String,
+        /// The call that it follows from.
+        cause: Option<Box<TraceContext>>,
     },
     /// The appliance shall be something else.
     Update {
@@ -73,6 +76,8 @@ pub enum RunnerCommand {
         token: Token,
         /// What it shall be now.
         desired: Arc<Desired>,
+        /// The call that it follows from.
+        cause: Option<Box<TraceContext>>,
     },
     /// Let the running step end (or cancel it at a safe point), then answer [`RunnerEvent::Released`].
     Release {

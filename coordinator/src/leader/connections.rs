@@ -1,10 +1,11 @@
 //! Streams of workers: which are open, what is sent on them, and with which reason one is closed.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use common::WorkerId;
 use common::session::{Envelope, Refused, RefusedReason, ToWorker};
+use common::{ApplianceId, TraceContext, WorkerId};
 use coordinator_core::machine::{Refusal, StreamId};
 use proto::convert::down;
 use runtime::log_limited;
@@ -12,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::budget::HeldShare;
 use crate::sessions::Out;
+use crate::tuning::Tuning;
 
 /// How long a worker may leave its welcome without an answer, which it gives at once when it is there. Until then its
 /// whole `Hello` is kept. The store, which a newcomer waits for first, has answered long before.
@@ -23,8 +25,19 @@ struct Connection {
     /// What was last sent to the worker belongs to it.
     envelope: Envelope,
     worker: WorkerId,
+    /// Its worker was sent a welcome: nothing else is valid before.
+    welcomed: bool,
     /// While its worker has not answered the welcome: what its `Hello` is charged with, and since when.
     unanswered: Option<(HeldShare, Instant)>,
+}
+
+impl Connection {
+    /// Tells the worker what to log and to sample, if there ever was an order.
+    fn tune(&self, tuning: &Tuning) {
+        if let Some(order) = tuning.order_for(self.worker.as_str()) {
+            let _ = self.out.send(down::order_to_wire(&self.envelope, order));
+        }
+    }
 }
 
 /// The open streams on which a worker said `Hello`.
@@ -33,11 +46,20 @@ pub(super) struct Connections {
     open: HashMap<StreamId, Connection>,
     /// How the cluster is coordinated; part of a refusal's text.
     coordination: String,
+    /// What workers log and sample by order.
+    tuning: Arc<Tuning>,
 }
 
 impl Connections {
-    pub(super) fn new(coordination: String) -> Self {
-        Self { open: HashMap::new(), coordination }
+    pub(super) fn new(coordination: String, tuning: Arc<Tuning>) -> Self {
+        Self { open: HashMap::new(), coordination, tuning }
+    }
+
+    /// Tells all workers what to log and to sample. One that does not read its stream is found by the next message.
+    pub(super) fn tune(&self) {
+        for connection in self.open.values().filter(|connection| connection.welcomed) {
+            connection.tune(&self.tuning);
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -46,7 +68,7 @@ impl Connections {
 
     pub(super) fn add(&mut self, stream: StreamId, worker: WorkerId, envelope: Envelope, out: Out, held: HeldShare) {
         let unanswered = Some((held, Instant::now()));
-        self.open.insert(stream, Connection { out, envelope, worker, unanswered });
+        self.open.insert(stream, Connection { out, envelope, worker, welcomed: false, unanswered });
     }
 
     /// Whether it is not known of this stream that its worker has answered the welcome.
@@ -88,12 +110,28 @@ impl Connections {
     }
 
     /// Sends a message on a stream, if it is open. `false` when the worker does not read: the stream is closed then.
+    /// With a delta go the trace context of its rebalance, and those of the calls that its entries follow from.
     #[must_use]
-    pub(super) fn send(&mut self, stream: StreamId, envelope: Envelope, message: ToWorker, traceparent: &str) -> bool {
+    pub(super) fn send(
+        &mut self,
+        stream: StreamId,
+        envelope: Envelope,
+        message: ToWorker,
+        traceparent: &str,
+        causes: Vec<(ApplianceId, TraceContext)>,
+    ) -> bool {
         let Some(connection) = self.open.get_mut(&stream) else { return true };
         connection.envelope = envelope;
-        let messages = down::down_to_wire(&envelope, message, traceparent);
+        let is_welcome = matches!(message, ToWorker::Welcome(_));
+        let mut messages = down::down_to_wire(&envelope, message, traceparent);
+        if let [delta] = messages.as_mut_slice() {
+            down::add_causes(delta, causes);
+        }
         let sent = messages.into_iter().all(|message| connection.out.send(message));
+        if is_welcome && sent {
+            connection.welcomed = true;
+            connection.tune(&self.tuning);
+        }
         if !sent {
             log_limited!(warn, conn = stream, worker = %connection.worker, "the worker does not read its stream; closing it");
             self.open.remove(&stream);

@@ -4,6 +4,8 @@ use common::{Timestamp, Token};
 use tokio::task::AbortHandle;
 use worker_core::lifecycle::{Lifecycle, LifecycleEvent, LifecycleStep};
 
+use super::run::RunTrace;
+
 /// Where the step of a machine is.
 #[derive(Debug)]
 pub(super) enum StepStage {
@@ -34,6 +36,8 @@ pub(super) struct ApplianceEntry {
     pub(super) announced: Option<u64>,
     /// Trace context of what brought it here; taken by the first look.
     pub(super) traceparent: Option<Box<str>>,
+    /// The trace of what is done about it.
+    pub(super) run: RunTrace,
     /// Number of the newest step, over all appliances.
     pub(super) serial: u64,
     pub(super) stage: StepStage,

@@ -20,6 +20,7 @@ use worker_core::report::Reports;
 
 use super::announced::{Announced, PATIENCE};
 use super::entry::{ApplianceEntry, StepStage};
+use super::run::{RunStage, RunTrace};
 use super::steps::{Done, StepTask, fenced};
 use super::timers::Timers;
 use super::{Config, RunnerClock, RunnerCommand, RunnerEvent};
@@ -173,7 +174,7 @@ impl Scheduler {
     fn command(&mut self, command: RunnerCommand) {
         match command {
             RunnerCommand::Begin { gate } => self.begin(gate),
-            RunnerCommand::Take { appliance, token, desired, progress, fence_delay, suspect, traceparent } => {
+            RunnerCommand::Take { appliance, token, desired, progress, fence_delay, suspect, traceparent, cause } => {
                 let now = self.now();
                 let fence_delay_until = fence_delay_end(now, fence_delay);
                 let plugs_ports = self.drivers.offer(&desired.driver).is_some_and(|o| o.driver.plugs_ports());
@@ -189,6 +190,7 @@ impl Scheduler {
                     claimed: false,
                     suspect,
                     announced: None,
+                    run: RunTrace::of_grant(&traceparent, cause),
                     traceparent: (!traceparent.is_empty()).then(|| traceparent.into()),
                     serial: 0,
                     stage: StepStage::Idle,
@@ -197,7 +199,12 @@ impl Scheduler {
                 self.take(appliance, entry);
             }
             RunnerCommand::Clear { appliance, token, number } => self.clear(appliance, token, number),
-            RunnerCommand::Update { appliance, token, desired } => self.tell(appliance, token, Fact::Change(desired)),
+            RunnerCommand::Update { appliance, token, desired, cause } => {
+                if let Some(entry) = self.entries.get_mut(&appliance).filter(|entry| entry.token == token) {
+                    entry.run.changed(cause);
+                }
+                self.tell(appliance, token, Fact::Change(desired));
+            }
             RunnerCommand::Release { appliance, token } => self.tell(appliance, token, Fact::Release),
             RunnerCommand::Check { appliance, token, number } => self.tell(appliance, token, Fact::Check(number)),
             RunnerCommand::Restate => self.restate(),
@@ -299,7 +306,9 @@ impl Scheduler {
         if let StepOutcome::Superseded(newer) = outcome {
             self.unsent.refused.insert(appliance, (entry.token, newer));
         }
-        let changes = entry.lifecycle.running().is_some_and(LifecycleStep::changes_the_world);
+        let step = entry.lifecycle.running();
+        let ended = RunStage::of(step, &outcome);
+        let changes = step.is_some_and(LifecycleStep::changes_the_world);
         if changes
             && matches!(outcome, StepOutcome::TimedOut | StepOutcome::Failed(_))
             && let Some(Offer { driver, .. }) = self.drivers.offer(&entry.lifecycle.desired().driver)
@@ -311,6 +320,9 @@ impl Scheduler {
             entry.lifecycle.unanswered(until);
         }
         self.drive(appliance, Fact::Ended(outcome));
+        if let Some(entry) = self.entries.get_mut(&appliance) {
+            entry.run.step_ended(ended, matches!(entry.stage, StepStage::Idle));
+        }
     }
 
     /// Asks to be told when the instances end that a step has started or found.
@@ -410,7 +422,9 @@ impl Scheduler {
     fn announce(&mut self, appliance: ApplianceId, output: LifecycleOutput, now: Timestamp) {
         let Some(entry) = self.entries.get(&appliance) else { return };
         if let Some(change) = output.transition {
-            tracing::info!(%appliance, from = %change.from, to = %change.to, cause = %change.cause, "phase changed");
+            let (from, to, cause) = (change.from, change.to, change.cause);
+            // In the trace of the run, and without the fields of its span in the line.
+            entry.run.in_scope(|| tracing::info!(parent: None, %appliance, %from, %to, %cause, "phase changed"));
         }
         if let Some(commands) = output.backlog {
             tracing::warn!(%appliance, commands, "commands gather behind one running step");
@@ -512,6 +526,7 @@ impl Scheduler {
             protocol,
             permit,
             traceparent: if step == LifecycleStep::Observe { entry.traceparent.take() } else { None },
+            run: entry.run.of_step(appliance, step),
         };
         let set = if step.changes_the_world() { &mut self.steps.changes } else { &mut self.steps.looks };
         let run = task.run(self.config.lifecycle.clone());

@@ -17,7 +17,12 @@ use crate::runner::{RunnerCommand, RunnerEvent};
 impl Session {
     /// Takes in a message of the leader.
     pub(super) fn on_message(&mut self, received: FromCoordinator) {
-        let FromCoordinator { envelope: from, message, more, unreadable, traceparent } = received;
+        let FromCoordinator { envelope: from, message, more, unreadable, traceparent, causes, telemetry: order } =
+            received;
+        if let Some(order) = order {
+            telemetry::obey(order);
+        }
+        self.causes = causes.into_iter().collect();
         let unreadable = unreadable.into_iter().map(|entry| (entry.grant, entry.problem)).collect();
         let draining = self.control.is_draining();
         let offered = &self.profile.drivers;
@@ -45,6 +50,7 @@ impl Session {
                 telemetry::set_parent(&span, traceparent);
                 let _entered = span.enter();
                 self.gate.admit(appliance, token, carryover.fence_delay);
+                let cause = self.causes.remove(&appliance).map(Box::new);
                 self.command(RunnerCommand::Take {
                     appliance,
                     token,
@@ -53,6 +59,7 @@ impl Session {
                     fence_delay: carryover.fence_delay,
                     suspect,
                     traceparent: traceparent.to_owned(),
+                    cause,
                 });
                 debug!("taken");
             }
@@ -68,7 +75,8 @@ impl Session {
                 self.command(RunnerCommand::Release { appliance, token });
             }
             ConversationAction::Update(GrantRef { appliance, token }, desired) => {
-                self.command(RunnerCommand::Update { appliance, token, desired });
+                let cause = self.causes.remove(&appliance).map(Box::new);
+                self.command(RunnerCommand::Update { appliance, token, desired, cause });
             }
             ConversationAction::Check(GrantRef { appliance, token }, number) => {
                 self.command(RunnerCommand::Check { appliance, token, number });
