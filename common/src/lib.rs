@@ -29,8 +29,10 @@ pub mod session;
 pub mod signal;
 pub mod site;
 pub mod status;
+pub mod telemetry;
 pub mod text;
 pub mod time;
+pub mod trace;
 pub mod version;
 
 pub use digest::Digest;
@@ -39,4 +41,5 @@ pub use profile::Profile;
 pub use session::Life;
 pub use site::{Site, SiteId};
 pub use time::Timestamp;
+pub use trace::TraceContext;
 pub use version::{Edition, Generation, Incarnation, PLAUSIBLE_STREAMS, PLAUSIBLE_TERMS, StreamNumber, Term, Token};

@@ -45,6 +45,7 @@ use crate::record::{AuditFilter, AuditPart, MoveRecord, NumberedEvent, Rebalance
 use crate::sessions::{MAX_MESSAGE, Sessions};
 use crate::state_dir::StateDir;
 use crate::store::{self, Store};
+use crate::tuning::Tuning;
 
 /// Messages of all workers that wait for the leader. It takes them in batches; a full queue makes the streams wait, and
 /// with them the workers' reports, which coalesce.
@@ -242,7 +243,7 @@ impl Server {
             count: CountCalls { places: places.clone(), policy: policy.clone(), accepts_tokens },
             authorize: Authorize::new(policy, parts.tokens),
             watches: BoundWatches::new(config.watches.clone()),
-            forward: Forwarder::new(parts.coordinator.clone(), role.clone(), parts.client_tls),
+            forward: Forwarder::new(parts.coordinator.clone(), role.clone(), parts.client_tls.clone()),
             pin: ClusterPin::new(Arc::clone(&catalog)),
         };
         let services = layers.around(routes.add_service(sessions_service));
@@ -250,6 +251,10 @@ impl Server {
         let calls = tokio::spawn(grpc::serve(incoming, services, closing.clone(), config.connections.drain_timeout));
         let served = parts.metrics_listener.map(|listener| serve_metrics(listener, meters, &closing));
         let coordinator = parts.coordinator;
+        let tuning = Arc::new(Tuning::new(coordinator.as_str()));
+        let following = (Arc::clone(&tuning), coordinator.clone(), role.clone(), parts.client_tls);
+        let (orders, name, roles_seen, tls) = following;
+        tokio::spawn(grpc::follow_orders(orders, name, roles_seen, tls, roles.clone()));
         let (candidate, own) = (Arc::clone(&parts.candidate), coordinator.clone());
         tokio::spawn(leadership::tell_role(candidate, leading, trouble, own, role_in, roles.clone()));
         tokio::spawn(async move { health.follow(&coordinator, role).await });
@@ -260,6 +265,7 @@ impl Server {
             catalog: Arc::clone(&catalog),
             settled: commands.settled(),
             identity,
+            tuning,
         };
         let embedded = config.coordination.is_embedded();
         let (store, candidate) = (parts.store, parts.candidate);

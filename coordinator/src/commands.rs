@@ -16,11 +16,14 @@ mod tests;
 use std::sync::Arc;
 
 use common::appliance::FieldViolation;
+use common::telemetry::TelemetryOrder;
 use common::{ApplianceId, Incarnation, Site, WorkerId, text};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
+use tracing::Span;
 
 use crate::metrics;
+use crate::tuning::TuningChange;
 use crate::views::Explanation;
 
 pub use crate::access::Scope;
@@ -107,7 +110,8 @@ impl Commands {
         request: Option<RequestKey>,
     ) -> Result<Changed, CommandError> {
         let mutation = Arc::new(Mutation { change, validate_only, request, actor: context.actor.clone(), origin });
-        self.ask_until_settled(context, |reply| Command::Change { mutation: Arc::clone(&mutation), reply }).await
+        let command = |reply| Command::Change { mutation: Arc::clone(&mutation), caller: Span::current(), reply };
+        self.ask_until_settled(context, command).await
     }
 
     /// Asks again after each change that was met under way, until the deadline.
@@ -196,6 +200,29 @@ impl Commands {
     pub async fn pause(&self, context: &CommandContext, reason: Reason) -> Result<(), CommandError> {
         let request = operator(context, reason);
         self.ask(context, |reply| Command::Pause { request, reply }).await
+    }
+
+    /// Changes what one process logs or samples, or all do when `process` is empty; answered with all orders in force.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn tune(
+        &self,
+        context: &CommandContext,
+        process: String,
+        change: TuningChange,
+        reason: Reason,
+    ) -> Result<Vec<(String, TelemetryOrder)>, CommandError> {
+        let request = operator(context, reason);
+        self.ask(context, |reply| Command::Tune { process, change, request, reply }).await
+    }
+
+    /// The orders about what processes log and sample.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn tuning(&self, context: &CommandContext) -> Result<Vec<(String, TelemetryOrder)>, CommandError> {
+        self.ask(context, |reply| Command::Tuning { reply }).await
     }
 
     /// Ends a pause, and a freeze after many workers were lost; answered when the catalog shows it.

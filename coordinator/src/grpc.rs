@@ -16,12 +16,14 @@ mod forward;
 mod incoming;
 mod layer;
 mod measure;
+mod orders;
 mod page;
 mod pin;
 mod placement;
 mod rebalances;
 mod serve;
 pub(crate) mod status;
+mod telemetry;
 mod trace;
 mod undecodable;
 pub mod watches;
@@ -54,6 +56,7 @@ pub use forward::{Forwarder, ServingRole};
 pub use incoming::{Listener, incoming_within};
 pub(crate) use incoming::{PeerAddress, PeerIdentity, PeerInfo};
 pub use layer::{CallLayer, Calls};
+pub use orders::follow_orders;
 pub use page::{make_token, reseal};
 pub use pin::ClusterPin;
 pub use serve::serve;
@@ -66,13 +69,14 @@ pub use watches::BoundWatches;
 use call::Caller;
 
 /// Names of the services whose health is reported; `""` is the server as a whole.
-const SERVICES: [&str; 7] = [
+const SERVICES: [&str; 8] = [
     "",
     "rug.admin.v1.Appliances",
     "rug.admin.v1.Workers",
     "rug.admin.v1.Placement",
     "rug.admin.v1.Rebalances",
     "rug.admin.v1.Cluster",
+    "rug.admin.v1.Telemetry",
     "rug.admin.v1.Audit",
 ];
 
@@ -198,6 +202,7 @@ impl AdminServices {
                 caller.clone(),
             )))
             .add_service(api::cluster_server::ClusterServer::new(cluster::ClusterService::new(caller.clone())))
+            .add_service(api::telemetry_server::TelemetryServer::new(telemetry::TelemetryService::new(caller.clone())))
             .add_service(api::audit_server::AuditServer::new(audit::AuditService::new(caller)))
             .add_service(tonic_health::pb::health_server::HealthServer::new(
                 tonic_health::server::HealthService::from_health_reporter(health.reporter),

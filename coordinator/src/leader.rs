@@ -16,6 +16,7 @@
 //! | `convert` | between the machine's terms and everybody else's |
 
 mod begin;
+mod causes;
 mod commands;
 mod connections;
 mod convert;
@@ -41,6 +42,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::causes::Causes;
 use self::connections::Connections;
 use self::notes::Notes;
 use self::publisher::{Publisher, REFRESH};
@@ -55,6 +57,7 @@ use crate::leader_tasks::LeaderTasks;
 use crate::metrics;
 use crate::sessions::Input;
 use crate::store::{self, StoreWrite};
+use crate::tuning::Tuning;
 
 pub use begin::{BeginError, FormerTerms};
 pub use notes::Violations;
@@ -117,6 +120,8 @@ pub struct LeaderSetup {
     pub settled: Arc<Notify>,
     /// Who this coordinator is.
     pub identity: Identity,
+    /// What processes log and sample by order.
+    pub tuning: Arc<Tuning>,
 }
 
 /// Who this coordinator is, for `Cluster.Status`.
@@ -160,6 +165,10 @@ pub struct Leader<'a> {
     publisher: Publisher,
     notes: Notes,
     rebalances: RebalanceHistory,
+    causes: Causes,
+    tuning: Arc<Tuning>,
+    /// The coordinators that are there.
+    coordinators: watch::Receiver<Vec<coordination::Leader>>,
     admission: Admission,
     catalog: Arc<Catalog>,
     /// Why the term is over, once it is.
@@ -336,7 +345,7 @@ impl Leader<'_> {
                 self.rebalances.committed(batch, false);
                 self.step(Event::Undone(batch));
             }
-            WriteOutcome::Changed(change, reply) => self.changed(*change, reply),
+            WriteOutcome::Changed(change, caller, reply) => self.changed(*change, &caller, reply),
             WriteOutcome::Unchanged(change, reply, error) => {
                 self.admission.withdraw(*change);
                 let _ = reply.send(Err(CommandError::Unavailable(error.to_string())));
@@ -359,6 +368,10 @@ impl Leader<'_> {
     /// Shows readers what this turn changed.
     fn publish(&mut self) {
         self.rebalances.end_late(false);
+        let asked = self.rebalances.take_asked();
+        if !asked.is_empty() {
+            self.connections.keep(asked);
+        }
         self.store_history();
         self.store_moves();
         if self.publisher.has_changed_workers() {
@@ -409,7 +422,7 @@ impl Leader<'_> {
             while let Some(outcome) = self.writes.next().await {
                 match outcome {
                     // It is stored, and whoever leads next reads it.
-                    WriteOutcome::Changed(change, reply) => drop(reply.send(Ok(self.admission.commit(*change)))),
+                    WriteOutcome::Changed(change, _, reply) => drop(reply.send(Ok(self.admission.commit(*change)))),
                     WriteOutcome::Unchanged(change, reply, error) => {
                         self.admission.withdraw(*change);
                         let _ = reply.send(Err(CommandError::Unavailable(error.to_string())));

@@ -30,4 +30,5 @@ pub mod record;
 mod sessions;
 mod state_dir;
 pub mod store;
+mod tuning;
 mod views;

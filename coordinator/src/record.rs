@@ -208,7 +208,8 @@ impl AuditEvent {
     /// Writes it to the audit log: the log with target `audit`.
     pub fn log(&self) {
         let Self { actor, action, subject, detail, .. } = self;
-        tracing::info!(target: "audit", actor, action, subject, "{detail}");
+        // In the trace of the call, and without the fields of its span in the line.
+        tracing::info!(target: "audit", parent: None, actor, action, subject, "{detail}");
     }
 }
 

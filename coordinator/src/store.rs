@@ -291,9 +291,17 @@ pub struct Store {
     readers: Readers,
     /// It is a database server.
     is_shared: bool,
+    /// Which database it is, by the semantic conventions.
+    system: &'static str,
 }
 
 impl Store {
+    /// Which database it is, as traces call it.
+    #[must_use]
+    pub const fn system(&self) -> &'static str {
+        self.system
+    }
+
     /// Connects, brings the schema up to date and checks that the database can be written. Needs a Tokio runtime.
     ///
     /// # Errors
@@ -328,10 +336,10 @@ impl Store {
         metrics::watch_queue("store", &commands);
         let shared = Arc::new(StoreShared::default());
         let readers = Readers::new(target.clone(), shared.clone(), readers);
-        let is_shared = target.is_server();
+        let (is_shared, system) = (target.is_server(), target.system());
         let writer = Writer::new(target, config.clone(), shared.clone(), receiver, readers.clone(), (db, lock));
         tokio::spawn(writer.run());
-        Ok(Self { commands, shared, readers, is_shared })
+        Ok(Self { commands, shared, readers, is_shared, system })
     }
 
     /// Brings the schema up to date and finds out whether the database can be written.

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::TraceContext;
 use common::cluster::ClusterRef;
 use proto::admin::v1;
 use proto::admin::v1::appliances_client::AppliancesClient;
@@ -20,6 +21,7 @@ use proto::admin::v1::audit_client::AuditClient;
 use proto::admin::v1::cluster_client::ClusterClient;
 use proto::admin::v1::placement_client::PlacementClient;
 use proto::admin::v1::rebalances_client::RebalancesClient;
+use proto::admin::v1::telemetry_client::TelemetryClient;
 use proto::admin::v1::workers_client::WorkersClient;
 use runtime::socket::TrustedServer;
 use runtime::tls::{self, ClientTls};
@@ -75,6 +77,8 @@ pub(crate) struct AdminClient {
     token: Option<TokenFile>,
     /// The cluster that calls are meant for; servers of any other refuse them.
     meant: Option<ClusterRef>,
+    /// Trace context that each call carries; empty when there is none.
+    trace: TraceContext,
 }
 
 /// Reference to an appliance that the server returned.
@@ -114,7 +118,7 @@ impl AdminClient {
         trusted: TrustedServer,
     ) -> Result<Self, Failure> {
         let servers = Arc::new(Servers::new(addresses, tls, trusted)?);
-        Ok(Self { servers, timeout, repeats: true, token: None, meant: None })
+        Ok(Self { servers, timeout, repeats: true, token: None, meant: None, trace: TraceContext::default() })
     }
 
     /// The same connections with a token for each call.
@@ -133,6 +137,11 @@ impl AdminClient {
     /// The same connections, for this cluster and no other.
     pub(crate) fn meant_for(&self, meant: Option<ClusterRef>) -> Self {
         Self { meant, ..self.clone() }
+    }
+
+    /// The same connections, with calls that belong to a trace.
+    pub(crate) fn traced(self, trace: TraceContext) -> Self {
+        Self { trace, ..self }
     }
 
     /// The cluster that calls are meant for, if the user has said so.
@@ -183,6 +192,11 @@ impl AdminClient {
             }
             if let Some(Ok(meant)) = self.meant.as_ref().map(|meant| meant.to_string().parse()) {
                 request.metadata_mut().insert(CLUSTER, meant);
+            }
+            for (name, part) in [("traceparent", &self.trace.traceparent), ("tracestate", &self.trace.tracestate)] {
+                if let Some(value) = part.parse().ok().filter(|_| !part.is_empty()) {
+                    request.metadata_mut().insert(name, value);
+                }
             }
             // A timeout on the request would also end the stream, not only its opening.
             if !streaming {
@@ -333,6 +347,22 @@ impl AdminClient {
     pub(crate) async fn pause(&self, reason: &str) -> Result<v1::PlacementState, Failure> {
         let request = v1::PausePlacementRequest { reason: reason.to_owned() };
         self.call(request, false, |c, r| async move { PlacementClient::new(c).pause(r).await }).await
+    }
+
+    /// What processes log and sample by order.
+    pub(crate) async fn telemetry(&self) -> Result<v1::TelemetryState, Failure> {
+        let request = v1::GetTelemetryRequest {};
+        self.call(request, false, |c, r| async move { TelemetryClient::new(c).get(r).await }).await
+    }
+
+    /// Changes what processes log.
+    pub(crate) async fn set_log_filter(&self, request: v1::SetLogFilterRequest) -> Result<v1::TelemetryState, Failure> {
+        self.call(request, false, |c, r| async move { TelemetryClient::new(c).set_log_filter(r).await }).await
+    }
+
+    /// Changes what processes sample.
+    pub(crate) async fn set_sampling(&self, request: v1::SetSamplingRequest) -> Result<v1::TelemetryState, Failure> {
+        self.call(request, false, |c, r| async move { TelemetryClient::new(c).set_sampling(r).await }).await
     }
 
     /// Resumes placement after a pause or a freeze.

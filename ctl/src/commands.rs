@@ -24,6 +24,7 @@ pub(crate) mod filter;
 pub(crate) mod placement;
 pub(crate) mod rebalance;
 pub(crate) mod ring;
+pub(crate) mod telemetry;
 #[cfg(test)]
 mod tests;
 pub(crate) mod watch;

@@ -54,6 +54,14 @@ pub(crate) struct Global {
     /// Timeout of each call (default 10s) and of waiting (default 60s; 2m for `up --down`)
     #[arg(long, global = true, value_name = "DURATION", value_parser = parse_timeout)]
     pub(crate) timeout: Option<Duration>,
+    /// Trace what the command does in all processes, and print the id of the trace
+    ///
+    /// The span of the command itself is exported where OTEL_EXPORTER_OTLP_ENDPOINT says.
+    #[arg(long, global = true)]
+    pub(crate) trace: bool,
+    /// The command, as it was typed.
+    #[arg(skip)]
+    pub(crate) called: String,
     /// No colour and no progress bar, as with NO_COLOR
     #[arg(long, global = true)]
     pub(crate) no_color: bool,

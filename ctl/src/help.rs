@@ -47,6 +47,15 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("rebalance trace", &["rugctl rebalance trace r3-17", "rugctl rebalance trace r3-17 -o otlp"]),
     ("rebalance watch", &["rugctl rebalance watch"]),
     ("audit", &["rugctl audit --since 2h", "rugctl audit web-1 -o json", "rugctl audit --action delete --follow"]),
+    (
+        "log-level",
+        &[
+            "rugctl log-level",
+            "rugctl log-level debug --process worker-1",
+            "rugctl log-level worker::runner=debug --for 1h",
+        ],
+    ),
+    ("sampling", &["rugctl sampling", "rugctl sampling --ratio 0.1 --slow 2s", "rugctl sampling --reset"]),
     ("doctor", &["rugctl doctor", "rugctl doctor --server https://rug-1:7470,https://rug-2:7470"]),
     ("cluster status", &["rugctl cluster status", "rugctl cluster status --cluster prod -o json"]),
     ("cluster watch", &["rugctl cluster watch"]),

@@ -8,13 +8,14 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::{CompleteEnv, Shell};
+use runtime::telemetry::{CommandTrace, Program};
 use runtime::tls;
 
 use crate::commands::{
-    CommandContext, appliance, apply, audit, cluster, context, delete, doctor, placement, rebalance, ring, watch,
-    worker,
+    CommandContext, appliance, apply, audit, cluster, context, delete, doctor, placement, rebalance, ring, telemetry,
+    watch, worker,
 };
-use crate::contexts::Contexts;
+use crate::contexts::{Contexts, NamedContext};
 use crate::error::{Exit, Failure};
 use crate::global::{Connection, Global};
 use crate::output::{OutputFormat, Ui};
@@ -85,6 +86,10 @@ enum RugctlCommand {
     Rebalance(rebalance::RebalanceArgs),
     /// Show who did what: changes of appliances and measures of operators
     Audit(audit::AuditArgs),
+    /// Show and change what coordinators and workers log, for a while
+    LogLevel(telemetry::LogLevelArgs),
+    /// Show and change which traces coordinators and workers keep
+    Sampling(telemetry::SamplingArgs),
     /// Diagnose the cluster: what is wrong and what to do about it
     ///
     /// Asks every coordinator of --server. The exit code is 1 when there is a problem.
@@ -137,6 +142,7 @@ fn main() {
     let matches = command().get_matches();
     let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     cli.global.note_typed(&matches);
+    matches.subcommand_name().unwrap_or_default().clone_into(&mut cli.global.called);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     // Documents are read on a thread of the runtime, and one that is nested as deeply as it may be takes some MiB of stack.
     let runtime = runtime.worker_threads(2).thread_stack_size(STACK).enable_all().build();
@@ -184,7 +190,28 @@ async fn call(ui: Ui, global: &Global, command: &RugctlCommand) -> Result<(), Fa
     };
     let Connection { client, reached, notes } = connection;
     notes.iter().for_each(|note| ui.note(note));
+    let trace = global.trace.then(|| CommandTrace::start(PROGRAM, format!("rugctl {}", global.called)));
+    let trace = trace.transpose().map_err(Failure::usage)?;
+    let client = client.traced(trace.as_ref().map(CommandTrace::context).unwrap_or_default());
     let context = CommandContext { client, ui: ui.within(reached.tenant.clone()), timeout: global.timeout };
+    let done = carry_out(&context, global, command, reached).await;
+    if let Some(trace) = trace {
+        let id = trace.id();
+        trace.end(done.as_ref().err().map(|failure| failure.message.as_str()));
+        context.ui.note(&format!("trace id: {id}"));
+    }
+    done
+}
+
+/// How traces name this program.
+const PROGRAM: Program<'static> = Program { name: "rugctl", instance: "" };
+
+async fn carry_out(
+    context: &CommandContext,
+    global: &Global,
+    command: &RugctlCommand,
+    reached: NamedContext,
+) -> Result<(), Failure> {
     if let Some(meant) = &global.cluster {
         // A server of an earlier version would not know what it is asked to check with each call; and the endpoint file or the
         // context that led there may mean another cluster than the flag.
@@ -194,8 +221,8 @@ async fn call(ui: Ui, global: &Global, command: &RugctlCommand) -> Result<(), Fa
         }
     }
     match command {
-        RugctlCommand::Context(command) => context::save(&context, &contexts()?, command, reached).await,
-        command => dispatch(&context, command).await,
+        RugctlCommand::Context(command) => context::save(context, &contexts()?, command, reached).await,
+        command => dispatch(context, command).await,
     }
 }
 
@@ -220,6 +247,8 @@ async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(
         RugctlCommand::Placement(command) => placement::run(context, command).await,
         RugctlCommand::Rebalance(args) => rebalance::run(context, args).await,
         RugctlCommand::Audit(args) => audit::run(context, args).await,
+        RugctlCommand::LogLevel(args) => telemetry::log_level(context, args).await,
+        RugctlCommand::Sampling(args) => telemetry::sampling(context, args).await,
         RugctlCommand::Doctor => doctor::run(context).await,
         RugctlCommand::Cluster(command) => cluster::run(context, command).await,
         RugctlCommand::Version { client } => cluster::version(context, *client).await,

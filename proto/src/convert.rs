@@ -18,6 +18,7 @@ mod driver;
 pub mod patch;
 pub mod scalar;
 mod spec;
+pub mod telemetry;
 pub mod up;
 mod worker;
 

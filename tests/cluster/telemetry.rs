@@ -77,6 +77,17 @@ async fn a_rebalance_is_one_trace_over_all_processes() -> Result<()> {
         Ok(())
     })
     .await?;
+    until(PATIENCE, "what was logged is exported with its trace", async || {
+        let (records, spans) = (collector.records(), collector.spans());
+        let created =
+            records.iter().find(|record| record.attributes.get("action").is_some_and(|action| action == "create"));
+        let created = created.with_context(|| format!("{} records, none of them it", records.len()))?;
+        ensure!(created.instance == "coordinator-1", "{created:?}");
+        let of_call = spans.iter().any(|span| span.trace == created.trace && span.name.ends_with("Appliances/Create"));
+        ensure!(of_call, "{created:?} belongs to no call");
+        Ok(())
+    })
+    .await?;
     cluster.worker("worker-2")?.start()?;
     cluster.healthy().await?;
     cluster.finish().await
@@ -87,7 +98,7 @@ async fn a_collector_that_hangs_or_refuses_holds_up_nothing_and_is_used_again_wh
     let collector = Collector::start().await?;
     collector.behave(Manner::Hangs);
     let mut cluster = observed(&collector).await?;
-    cluster.tolerate("the collector takes no spans");
+    cluster.tolerate("the collector takes no");
     cluster.fleet((1..=4).map(|n| specs::web(&format!("web-{n}"))).collect()).await?;
     collector.behave(Manner::Refuses);
     cluster.fleet((5..=6).map(|n| specs::web(&format!("web-{n}"))).collect()).await?;
@@ -139,6 +150,129 @@ async fn a_worker_shows_what_it_measures() -> Result<()> {
         ] {
             ensure!(has(line), "no {line} in\n{page}");
         }
+        Ok(())
+    })
+    .await?;
+    cluster.finish().await
+}
+
+/// Names of spans that the process exported.
+fn names_of(collector: &Collector, instance: &str) -> BTreeSet<String> {
+    let spans = collector.spans().into_iter().filter(|span| span.instance == instance);
+    spans.map(|span| span.name).collect()
+}
+
+#[tokio::test]
+async fn what_is_kept_of_traces_follows_from_what_happened_and_from_what_operators_ask() -> Result<()> {
+    const LIST: &str = "rug.admin.v1.Appliances/List";
+    const GET: &str = "rug.admin.v1.Appliances/Get";
+    let collector = Collector::start().await?;
+    let mut options = Options { workers: 2, ..Options::default() };
+    let port = ports::free();
+    options.coordinator_env.push(("RUG_COORDINATOR_METRICS__LISTEN", format!("127.0.0.1:{port}")));
+    for (env, [endpoint, ratio]) in [
+        (
+            &mut options.coordinator_env,
+            ["RUG_COORDINATOR_TELEMETRY__ENDPOINT", "RUG_COORDINATOR_TELEMETRY__SAMPLE_RATIO"],
+        ),
+        (&mut options.worker_env, ["RUG_WORKER_TELEMETRY__ENDPOINT", "RUG_WORKER_TELEMETRY__SAMPLE_RATIO"]),
+    ] {
+        env.push((endpoint, collector.endpoint()));
+        env.push((ratio, "0".to_owned()));
+        env.push(("OTEL_BSP_SCHEDULE_DELAY", "100".to_owned()));
+    }
+    let mut cluster = Cluster::start(options).await?;
+    cluster.fleet((1..=4).map(|n| specs::web(&format!("web-{n}"))).collect()).await?;
+    // A worker that was there before the coordinator could not connect, and what has failed is kept.
+    let asked = collector.spans().into_iter().find(|span| span.name != "rug.worker.v1.Session/Open");
+    ensure!(asked.is_none(), "nothing of it was asked for: {asked:?}");
+    cluster.worker("worker-2")?.kill()?;
+    ended(&cluster, "gone: worker-2").await?;
+    cluster.worker("worker-2")?.start()?;
+    cluster.healthy().await?;
+    until(PATIENCE, "the rebalance is exported", async || {
+        let names = names_of(&collector, "coordinator-1");
+        ensure!(names.contains("rebalance") && !names.contains(GET), "{names:?}");
+        Ok(())
+    })
+    .await?;
+    ensure!(!names_of(&collector, "coordinator-1").contains("hand-off"), "no ratio keeps them");
+    // A command that asks for its trace.
+    let traced = cluster.rugctl(&["list", "--trace"], "").await?.success()?;
+    let id = traced.stderr.trim().rsplit(' ').next().unwrap_or_default().to_owned();
+    ensure!(id.len() == 32, "{traced:?}");
+    until(PATIENCE, "its trace is exported", async || {
+        let found = collector.spans().into_iter().find(|span| span.trace == id && span.name == LIST);
+        found.map(drop).context("it is not there")
+    })
+    .await?;
+    // All of them, from now on, and only in the coordinator.
+    let state =
+        cluster.rugctl(&["sampling", "--ratio", "1", "--process", "coordinator-1", "-o", "json"], "").await?.json()?;
+    ensure!(state[0]["process"] == "coordinator-1" && state[0]["sample_ratio"] == 1.0, "{state}");
+    cluster.api.get("web-1").await?;
+    until(PATIENCE, "calls are exported", async || {
+        ensure!(names_of(&collector, "coordinator-1").contains(GET), "{:?}", names_of(&collector, "coordinator-1"));
+        Ok(())
+    })
+    .await?;
+    let page = http::page(port, "/metrics").await?;
+    let has = |line: &str| page.lines().any(|found| found.starts_with(line));
+    for line in [
+        "rug_telemetry_spans_kept_total{reason=\"always\"}",
+        "rug_telemetry_spans_kept_total{reason=\"asked\"}",
+        "rug_telemetry_spans_kept_total{reason=\"ratio\"}",
+        "rug_telemetry_spans_total{outcome=\"unsampled\"}",
+    ] {
+        ensure!(has(line) && !has(&format!("{line} 0")) || line.contains("unsampled"), "no {line} in\n{page}");
+    }
+    until(PATIENCE, "it is in the audit trail", async || {
+        let audited = cluster.rugctl(&["audit", "--action", "sampling", "-o", "json"], "").await?.json()?;
+        ensure!(audited[0]["subject"] == "coordinator-1" && audited[0]["detail"] == "ratio 1", "{audited}");
+        Ok(())
+    })
+    .await?;
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn the_log_of_one_process_is_more_detailed_for_a_while() -> Result<()> {
+    let mut cluster = Cluster::start(Options { workers: 2, ..Options::default() }).await?;
+    cluster.rugctl(&["log-level", "worker=loud"], "").await?.refused(2, &["loud"])?;
+    cluster.rugctl(&["log-level", "debug", "--process", "nobody"], "").await?.refused(2, &["process"])?;
+    let order = ["log-level", "worker=debug", "--process", "worker-1", "--for", "4s", "--reason", "looking"];
+    let shown = cluster.rugctl(&order, "").await?.success()?.stdout;
+    ensure!(shown.contains("worker-1") && shown.contains("worker=debug"), "{shown}");
+    let logs = async |cluster: &mut Cluster, name: &str, text: &str| {
+        let log = cluster.worker(name)?.log_text();
+        anyhow::Ok(log.lines().filter(|line| line.contains(text)).count())
+    };
+    cluster.fleet(vec![specs::web("web-1"), specs::web("web-2"), specs::web("web-3")]).await?;
+    let mut seen = 0;
+    until(PATIENCE, "it goes back by itself", async || {
+        seen = logs(&mut cluster, "worker-1", "filter of the log changed").await?;
+        ensure!(seen == 2, "changed {seen} times");
+        Ok(())
+    })
+    .await?;
+    ensure!(logs(&mut cluster, "worker-1", " DEBUG ").await? > 0, "{}", cluster.worker("worker-1")?.log_text());
+    ensure!(logs(&mut cluster, "worker-2", " DEBUG ").await? == 0);
+    // A worker that connects later is told, too.
+    cluster.rugctl(&["log-level", "worker=debug"], "").await?.success()?;
+    cluster.worker("worker-2")?.kill()?;
+    cluster.worker("worker-2")?.start()?;
+    cluster.healthy().await?;
+    until(PATIENCE, "the new one follows", async || {
+        let changed = logs(&mut cluster, "worker-2", "filter of the log changed").await?;
+        ensure!(changed == 2, "the former one and it: {changed}");
+        Ok(())
+    })
+    .await?;
+    let shown = cluster.rugctl(&["log-level", "--reset"], "").await?.success()?.stdout;
+    ensure!(shown.contains("as they are configured"), "{shown}");
+    until(PATIENCE, "all of it is in the audit trail", async || {
+        let audited = cluster.rugctl(&["audit", "--action", "log-level"], "").await?.success()?.stdout;
+        ensure!(audited.contains("worker=debug for 4s: looking") && audited.contains("as configured"), "{audited}");
         Ok(())
     })
     .await?;

@@ -11,5 +11,6 @@ mod python;
 mod security;
 mod store;
 mod tooz;
+mod traces;
 mod upgrade;
 mod zookeeper;

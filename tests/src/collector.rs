@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
+use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
+use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
     MetricsService, MetricsServiceServer,
 };
@@ -38,6 +40,19 @@ pub struct CollectedSpan {
     pub instance: String,
 }
 
+/// A log record as the collector got it.
+#[derive(Clone, Debug)]
+pub struct CollectedRecord {
+    /// What it says.
+    pub text: String,
+    /// Its trace, as hexadecimal digits; empty without one.
+    pub trace: String,
+    /// Its attributes as texts.
+    pub attributes: BTreeMap<String, String>,
+    /// The process it comes from.
+    pub instance: String,
+}
+
 /// What a collector does with what it is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Manner {
@@ -54,6 +69,7 @@ pub enum Manner {
 struct Kept {
     manner: Manner,
     spans: Vec<CollectedSpan>,
+    records: Vec<CollectedRecord>,
     metrics: BTreeMap<String, Vec<String>>,
 }
 
@@ -74,6 +90,7 @@ impl Collector {
         let this = Self { address: listener.local_addr()?, kept: Arc::default() };
         let server = tonic::transport::Server::builder()
             .add_service(TraceServiceServer::new(this.clone()))
+            .add_service(LogsServiceServer::new(this.clone()))
             .add_service(MetricsServiceServer::new(this.clone()));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         Ok(this)
@@ -94,6 +111,12 @@ impl Collector {
     #[must_use]
     pub fn spans(&self) -> Vec<CollectedSpan> {
         self.kept().spans.clone()
+    }
+
+    /// Every log record so far.
+    #[must_use]
+    pub fn records(&self) -> Vec<CollectedRecord> {
+        self.kept().records.clone()
     }
 
     /// Names of metrics so far, with the processes they came from.
@@ -157,6 +180,28 @@ impl TraceService for Collector {
             }));
         }
         Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+#[tonic::async_trait]
+impl LogsService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportLogsServiceRequest>,
+    ) -> Result<Response<ExportLogsServiceResponse>, Status> {
+        self.admit().await?;
+        for of_resource in request.into_inner().resource_logs {
+            let resource = texts(of_resource.resource.as_ref().map_or(&[], |resource| &resource.attributes));
+            let instance = resource.get("service.instance.id").cloned().unwrap_or_default();
+            let records = of_resource.scope_logs.into_iter().flat_map(|scope| scope.log_records);
+            self.kept().records.extend(records.map(|record| CollectedRecord {
+                text: text(record.body.as_ref()),
+                trace: hex(&record.trace_id),
+                attributes: texts(&record.attributes),
+                instance: instance.clone(),
+            }));
+        }
+        Ok(Response::new(ExportLogsServiceResponse::default()))
     }
 }
 

@@ -11,6 +11,7 @@
 mod announced;
 mod boots;
 mod entry;
+mod run;
 mod scheduler;
 mod steps;
 mod timers;
@@ -25,7 +26,7 @@ use std::time::Duration;
 use common::appliance::FieldViolation;
 use common::session::StatusReport;
 use common::status::Progress;
-use common::{ApplianceId, Timestamp, Token};
+use common::{ApplianceId, Timestamp, Token, TraceContext};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tracing::Span;
@@ -66,8 +67,12 @@ pub enum RunnerCommand {
         /// A former owner died while it held this: each step that changes the world is announced by [`RunnerEvent::Begins`] and
         /// waits for [`RunnerCommand::Clear`].
         suspect: bool,
+        /// W3C trace context of the hand-off that brought it; empty when there is none.
+        traceparent: String,
         /// Open until it was seen how the appliance is; none when no rebalance brought it.
         adopting: Option<Span>,
+        /// The call that it follows from.
+        cause: Option<Box<TraceContext>>,
     },
     /// The appliance shall be something else.
     Update {
@@ -77,6 +82,8 @@ pub enum RunnerCommand {
         token: Token,
         /// What it shall be now.
         desired: Arc<Desired>,
+        /// The call that it follows from.
+        cause: Option<Box<TraceContext>>,
     },
     /// Let the running step end (or cancel it at a safe point), then answer [`RunnerEvent::Released`].
     Release {

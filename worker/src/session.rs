@@ -21,7 +21,7 @@ use std::time::Duration;
 use common::driver::DriverOffers;
 use common::secret::LifeSecret;
 use common::session::GrantRef;
-use common::{ApplianceId, Profile, Term, Token, WorkerId};
+use common::{ApplianceId, Profile, Term, Token, TraceContext, WorkerId};
 use coordination::{Group, MemberSession};
 use runtime::clock;
 use runtime::tls::ClientTls;
@@ -58,6 +58,8 @@ pub struct Session {
     /// Tells of fences of the present life.
     fence: Option<fence::GateWatch>,
     runner: RunnerLink,
+    /// Calls that entries of the delta follow from that is being carried out.
+    causes: HashMap<ApplianceId, TraceContext>,
 }
 
 /// What a session is for, and what it takes part through. The same for every life.
@@ -124,6 +126,7 @@ impl Session {
             gate,
             fence: None,
             runner: RunnerLink { handle: Some(runner), events, commands: VecDeque::new(), releasing: HashMap::new() },
+            causes: HashMap::new(),
         }
     }
 

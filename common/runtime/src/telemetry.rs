@@ -4,35 +4,53 @@
 //! Whatever a line holds, it is one line and moves no cursor: what is not plain in the sense of [`common::text`] is
 //! escaped where lines are written, so that no place that logs has to think of it.
 
+mod command;
+mod context;
+mod control;
 mod export;
+mod lines;
+mod logs;
 mod outbox;
 mod pipeline;
 mod recorded;
+mod sampling;
+mod tail;
 
-use std::collections::HashMap;
-use std::io::{self, Write};
-use std::sync::{Arc, OnceLock};
+use std::io;
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
-use common::text;
-
-use opentelemetry::propagation::TextMapPropagator;
-use opentelemetry::trace::{TraceContextExt, TracerProvider};
+use opentelemetry::trace::{SpanId, TracerProvider};
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_otlp::MetricExporter;
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::metrics::PeriodicReader;
-use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use serde::{Deserialize, Serialize};
-use tracing::Span;
-use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing::Subscriber;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
+use tracing_subscriber::{EnvFilter, Layer, reload};
 
+use control::Control;
+use lines::{EscapedLines, WithTrace};
+use logs::{LogBatches, LogQueue};
+use outbox::QueueCounts;
+use sampling::{HeadSampler, SamplingRules};
+use tail::{SharedTail, TailSampler};
+
+pub use command::CommandTrace;
+pub use common::telemetry::{NoRatio, Ratio};
+pub use context::{add_link, continue_or_link, continue_trace, fail, set_parent, trace_context, trace_id, traceparent};
+pub use control::{MAX_FILTER, check_filter, obey};
 pub use export::{Compression, ExportConfig, Exports, Headers, OtlpProtocol, SignalTarget, TRACE_ID, VariableProblem};
-pub use outbox::{SpanCounts, SpanTally};
+pub use export::{SLOW, SLOW_RULE};
+pub use outbox::{KeptReason, QueueTally, SpanCounts, SpanTally};
 pub use recorded::{RebalanceTrace, RecordedSpan, SpanName};
+pub use sampling::Sampling;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,12 +87,16 @@ impl Default for Config {
 #[derive(Debug)]
 pub struct Telemetry {
     provider: SdkTracerProvider,
+    logger: Option<SdkLoggerProvider>,
 }
 
 impl Drop for Telemetry {
     fn drop(&mut self) {
         // A collector that hangs must not hold the end of the process up.
         let _ = self.provider.shutdown_with_timeout(FLUSH);
+        if let Some(logger) = &self.logger {
+            let _ = logger.shutdown_with_timeout(FLUSH);
+        }
     }
 }
 
@@ -82,10 +104,53 @@ impl Drop for Telemetry {
 const FLUSH: Duration = Duration::from_secs(2);
 
 static SPANS: OnceLock<Arc<SpanCounts>> = OnceLock::new();
+static RECORDS: OnceLock<Arc<QueueCounts>> = OnceLock::new();
+
+/// What became of the log records of this process, as far as they were to be exported.
+#[must_use]
+pub fn log_tally() -> QueueTally {
+    RECORDS.get().map(|counts| counts.tally()).unwrap_or_default()
+}
+
+/// Which spans are kept, by what is in force now.
+static RULES: LazyLock<Arc<SamplingRules>> = LazyLock::new(|| {
+    let ExportConfig { sample_ratio: ratio, sample_slow: slow, .. } = ExportConfig::default();
+    Arc::new(SamplingRules::new(Sampling { ratio, slow }))
+});
+
+/// Where spans of this process go; nowhere while nothing is exported.
+static TAIL: OnceLock<Arc<TailSampler>> = OnceLock::new();
+
+/// Which spans of this process are kept.
+#[must_use]
+pub fn sampling() -> Sampling {
+    RULES.get()
+}
+
+/// Changes which spans of this process are kept, from now on.
+pub fn set_sampling(sampling: Sampling) {
+    RULES.set(sampling);
+}
+
+/// Exports the spans of this process that belong to a hand-off, or to the span of this id and what is below it, although they were not
+/// kept: those that ended in the last seconds, and those that end in the next minutes.
+pub fn keep(span: SpanId) {
+    if let Some(tail) = TAIL.get() {
+        tail.keep(span);
+    }
+}
+
+/// The same for hand-offs, by their ids as numbers.
+pub fn keep_hand_offs(ids: &[u64]) {
+    ids.iter().for_each(|id| keep(SpanId::from(*id)));
+}
 
 /// What became of the spans of this process.
 #[must_use]
 pub fn span_tally() -> SpanTally {
+    if let Some(tail) = TAIL.get() {
+        tail.expire();
+    }
     SPANS.get().map(|counts| counts.tally()).unwrap_or_default()
 }
 
@@ -125,18 +190,29 @@ pub fn metrics_push(
 fn tracing_of(program: Program<'_>, config: &ExportConfig) -> Result<SdkTracerProvider, String> {
     let exports = exports(config).map_err(|problem| problem.to_string())?;
     let resource = pipeline::resource(program, &exports);
-    let builder = SdkTracerProvider::builder().with_resource(resource.clone());
+    RULES.set(exports.sampling);
+    let sampler = HeadSampler { rules: Arc::clone(&RULES), follows_parent: exports.follows_parent };
+    let builder = SdkTracerProvider::builder().with_resource(resource.clone()).with_sampler(sampler);
     let Some(target) = exports.traces else { return Ok(builder.build()) };
-    let gathering = outbox::Gathering {
-        queue: exports.max_spans,
-        batch: exports.batch,
-        delay: exports.delay,
-        timeout: target.timeout,
-    };
+    let gathering = outbox::Gathering::new(exports.spans, target.timeout);
     let counts = Arc::clone(SPANS.get_or_init(Arc::default));
-    let outbox = outbox::Outbox::start(gathering, resource, counts, move || pipeline::spans(&target))?;
-    recorded::export_to(Arc::new(outbox.queue()));
-    Ok(builder.with_span_processor(outbox).build())
+    let queue = Arc::clone(&counts.queue);
+    let outbox = outbox::Outbox::start(gathering, resource, queue, move || pipeline::spans(&target))?;
+    let tail = Arc::new(TailSampler::new(Arc::clone(&RULES), outbox, counts, exports.max_undecided));
+    let _ = TAIL.set(Arc::clone(&tail));
+    Ok(builder.with_span_processor(SharedTail(tail)).build())
+}
+
+/// Log records, exported where they are to be.
+fn logging_of(program: Program<'_>, config: &ExportConfig) -> Result<Option<SdkLoggerProvider>, String> {
+    let exports = exports(config).map_err(|problem| problem.to_string())?;
+    let resource = pipeline::resource(program, &exports);
+    let Some(target) = exports.logs else { return Ok(None) };
+    let gathering = outbox::Gathering::new(exports.records, target.timeout);
+    let counts = Arc::clone(RECORDS.get_or_init(Arc::default));
+    let build = move || pipeline::logs(&target).map(LogBatches);
+    let queue = LogQueue(outbox::Outbox::start(gathering, resource.clone(), counts, build)?);
+    Ok(Some(SdkLoggerProvider::builder().with_resource(resource).with_log_processor(queue).build()))
 }
 
 /// Starts logging to stderr, gives spans their ids, and exports them if they are to be.
@@ -150,92 +226,55 @@ pub fn init(
 ) -> Result<Telemetry, Box<dyn std::error::Error + Send + Sync>> {
     let provider = tracing_of(program, export).map_err(|problem| format!("telemetry: {problem}"))?;
     let tracer = provider.tracer(program.name);
+    let logger = logging_of(program, export).map_err(|problem| format!("telemetry: {problem}"))?;
     let filter = match std::env::var("RUST_LOG") {
-        Ok(text) if !text.is_empty() => EnvFilter::try_new(text)?,
-        _ => EnvFilter::try_new(&config.filter)?,
+        Ok(text) if !text.is_empty() => text,
+        _ => config.filter.clone(),
     };
+    // Each has a filter of its own: the log's can be changed, and what is traced must not change with it.
+    let of_spans = EnvFilter::try_new(&filter)?;
+    let (of_lines, handle) = reload::Layer::new(EnvFilter::try_new(&filter)?);
     let lines = match config.format {
-        Format::Text => {
-            tracing_subscriber::fmt::layer().with_writer(|| EscapedLines(io::stderr())).with_ansi(false).boxed()
-        }
+        Format::Text => lines(Format::Text, || EscapedLines(io::stderr())),
         // JSON escapes control characters by itself, in its own way.
-        Format::Json => tracing_subscriber::fmt::layer().json().with_current_span(true).with_writer(io::stderr).boxed(),
+        Format::Json => lines(Format::Json, io::stderr),
     };
+    let (of_records, records_handle) = reload::Layer::new(EnvFilter::try_new(&filter)?);
+    let records = logger.as_ref().map(|logger| OpenTelemetryTracingBridge::new(logger).with_filter(of_records));
     tracing_subscriber::registry()
-        .with(filter)
-        .with(tracing_opentelemetry::layer().with_tracer(tracer))
-        .with(lines)
+        .with(tracing_opentelemetry::layer().with_tracer(tracer).with_filter(of_spans))
+        .with(lines.with_filter(of_lines))
+        .with(records)
         .try_init()?;
-    Ok(Telemetry { provider })
+    control::install(Control {
+        filter,
+        sampling: sampling(),
+        reload: Box::new(move |filter| {
+            let of_records = EnvFilter::try_new(filter.to_string()).map_err(|error| error.to_string())?;
+            // Gone where nothing is exported.
+            let _ = records_handle.reload(of_records);
+            handle.reload(filter).map_err(|error| error.to_string())
+        }),
+    });
+    Ok(Telemetry { provider, logger })
 }
 
-/// Escapes lines on their way. The layer above writes each as a whole, with its end.
-struct EscapedLines<W>(W);
-
-impl<W: Write> Write for EscapedLines<W> {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8_lossy(line);
-        let (text, end) = text.strip_suffix('\n').map_or((&*text, ""), |text| (text, "\n"));
-        self.0.write_all(format!("{}{end}", text::escaped(text)).as_bytes())?;
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
-/// The W3C `traceparent` of a span; empty when it is not recorded.
-#[must_use]
-pub fn traceparent(span: &Span) -> String {
-    let mut carrier = HashMap::new();
-    TraceContextPropagator::new().inject_context(&span.context(), &mut carrier);
-    carrier.remove("traceparent").unwrap_or_default()
-}
-
-/// The trace id of a span as 32 hex digits; empty when it is not recorded.
-#[must_use]
-pub fn trace_id(span: &Span) -> String {
-    let context = span.context();
-    let id = context.span().span_context().trace_id();
-    if id == opentelemetry::TraceId::INVALID { String::new() } else { id.to_string() }
-}
-
-/// Makes `span` a child of the remote span that `traceparent` names; anything unreadable leaves it as it is.
-pub fn set_parent(span: &Span, traceparent: &str) {
-    if traceparent.is_empty() {
-        return;
-    }
-    let carrier = HashMap::from([("traceparent".to_owned(), traceparent.to_owned())]);
-    let _ = span.set_parent(TraceContextPropagator::new().extract(&carrier));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_others_say_is_one_line_without_control_characters() {
-        let mut lines = EscapedLines(Vec::new());
-        lines.write_all("refused: \u{1b}[2Jcert\u{202e}drow\nERROR forged\n".as_bytes()).expect("memory");
-        let written = String::from_utf8(lines.0).expect("text");
-        assert_eq!(written, "refused: \\u{1b}[2Jcert\\u{202e}drow\\nERROR forged\n");
-    }
-
-    #[test]
-    fn a_span_continues_the_trace_it_is_given() {
-        let provider = SdkTracerProvider::builder().build();
-        let subscriber =
-            tracing_subscriber::registry().with(tracing_opentelemetry::layer().with_tracer(provider.tracer("test")));
-        tracing::subscriber::with_default(subscriber, || {
-            let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-            let span = tracing::info_span!("child");
-            set_parent(&span, parent);
-            assert_eq!(trace_id(&span), "0af7651916cd43dd8448eb211c80319c");
-            assert!(traceparent(&span).contains("0af7651916cd43dd8448eb211c80319c"));
-            let odd = tracing::info_span!("odd");
-            set_parent(&odd, "not a traceparent");
-            assert_eq!(trace_id(&odd).len(), 32, "an odd parent must not stop a trace of its own");
-        });
+/// Writes lines.
+fn lines<S, W>(format: Format, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
+    match format {
+        Format::Text => {
+            let format = WithTrace { format: tracing_subscriber::fmt::format(), json: false };
+            layer.event_format(format).boxed()
+        }
+        Format::Json => {
+            let format = tracing_subscriber::fmt::format().json().with_current_span(true);
+            let fields = tracing_subscriber::fmt::format::JsonFields::new();
+            layer.fmt_fields(fields).event_format(WithTrace { format, json: true }).boxed()
+        }
     }
 }

@@ -20,6 +20,8 @@ pub enum Permission {
     ReadCluster,
     /// Measures against trouble: evicting workers, pausing placement, freeing appliances from lost hosts.
     Operate,
+    /// Reading what processes log and sample by order.
+    ReadTelemetry,
     /// Taking part as a worker.
     JoinAsWorker,
     /// Asking which cluster this is.
@@ -34,7 +36,7 @@ impl Permission {
     /// Whether a role can have it for the appliances of some tenants only.
     #[cfg(test)]
     const fn is_about_appliances(self) -> bool {
-        !matches!(self, Self::Identify | Self::Health | Self::Reflection)
+        !matches!(self, Self::ReadTelemetry | Self::Identify | Self::Health | Self::Reflection)
     }
 
     /// The roles that have it, for people.
@@ -66,6 +68,7 @@ const WORKERS: &str = "rug.admin.v1.Workers";
 const PLACEMENT: &str = "rug.admin.v1.Placement";
 const REBALANCES: &str = "rug.admin.v1.Rebalances";
 const CLUSTER: &str = "rug.admin.v1.Cluster";
+const TELEMETRY: &str = "rug.admin.v1.Telemetry";
 const AUDIT: &str = "rug.admin.v1.Audit";
 
 /// Every call that can be made.
@@ -95,6 +98,9 @@ pub const CALLS: &[Call] = &[
     call(CLUSTER, "Identify", Permission::Identify),
     call(CLUSTER, "Status", Permission::ReadCluster),
     call(CLUSTER, "Watch", Permission::ReadCluster),
+    call(TELEMETRY, "Get", Permission::ReadTelemetry),
+    call(TELEMETRY, "SetLogFilter", Permission::Operate),
+    call(TELEMETRY, "SetSampling", Permission::Operate),
     call(AUDIT, "List", Permission::ReadCluster),
     call(AUDIT, "Watch", Permission::ReadCluster),
     call("rug.worker.v1.Session", "Open", Permission::JoinAsWorker),
@@ -155,16 +161,16 @@ impl RoleKind {
             (Self::Admin, P::JoinAsWorker) => false,
             (Self::Admin, _) => true,
             (Self::Operator, P::ReadAppliances | P::RebuildAppliances | P::CheckAppliances) => true,
-            (Self::Operator, P::ReadCluster | P::Operate) => true,
+            (Self::Operator, P::ReadCluster | P::Operate | P::ReadTelemetry) => true,
             (Self::Operator, P::EditAppliances | P::JoinAsWorker) => false,
             (Self::Editor, P::ReadAppliances | P::EditAppliances | P::RebuildAppliances | P::CheckAppliances) => true,
-            (Self::Editor, P::ReadCluster | P::Operate | P::JoinAsWorker) => false,
-            (Self::Viewer, P::ReadAppliances | P::ReadCluster) => true,
+            (Self::Editor, P::ReadCluster | P::Operate | P::ReadTelemetry | P::JoinAsWorker) => false,
+            (Self::Viewer, P::ReadAppliances | P::ReadCluster | P::ReadTelemetry) => true,
             (Self::Viewer, P::EditAppliances | P::RebuildAppliances | P::CheckAppliances) => false,
             (Self::Viewer, P::Operate | P::JoinAsWorker) => false,
             (Self::Worker, permission) => matches!(permission, P::JoinAsWorker),
-            // It makes no calls of its own: what it forwards is judged by the roles of the original caller.
-            (Self::Coordinator, _) => false,
+            // What it forwards is judged by the roles of the original caller; of its own it only asks what to log.
+            (Self::Coordinator, permission) => matches!(permission, P::ReadTelemetry),
         }
     }
 }

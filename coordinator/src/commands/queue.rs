@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use common::telemetry::TelemetryOrder;
 use common::{ApplianceId, Incarnation, Site, WorkerId};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tracing::Span;
 
 use super::{Changed, CommandError, Mutation, Operator};
+use crate::tuning::TuningChange;
 use crate::views::Explanation;
 
 /// Where the answer to a command goes. A caller that has given up drops the other end.
@@ -20,6 +23,8 @@ pub enum Command {
     Change {
         /// What to change.
         mutation: Arc<Mutation>,
+        /// The call, for its trace.
+        caller: Span,
         /// Answered when it is durable.
         reply: Reply<Changed>,
     },
@@ -75,6 +80,22 @@ pub enum Command {
         /// Answered when it is in force and the catalog shows it.
         reply: Reply<()>,
     },
+    /// Change what processes log or sample.
+    Tune {
+        /// Name of a coordinator or worker; all of them when empty.
+        process: String,
+        /// What changes.
+        change: TuningChange,
+        /// For the audit trail.
+        request: Operator,
+        /// Answered with all orders in force, once workers that are connected were told.
+        reply: Reply<Vec<(String, TelemetryOrder)>>,
+    },
+    /// What processes log and sample by order.
+    Tuning {
+        /// Answered at once.
+        reply: Reply<Vec<(String, TelemetryOrder)>>,
+    },
     /// End a pause, and a freeze after a loss of sight.
     Resume {
         /// For the audit trail.
@@ -91,6 +112,7 @@ impl Command {
             Self::Change { reply, .. } => drop(reply.send(Err(error))),
             Self::Explain { reply, .. } => drop(reply.send(Err(error))),
             Self::Unbind { reply, .. } => drop(reply.send(Err(error))),
+            Self::Tune { reply, .. } | Self::Tuning { reply } => drop(reply.send(Err(error))),
             Self::Check { reply, .. }
             | Self::Evict { reply, .. }
             | Self::Forget { reply, .. }

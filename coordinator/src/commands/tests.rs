@@ -25,7 +25,7 @@ fn delete() -> Change {
 
 async fn next_change(queue: &mut CommandQueue) -> (Arc<Mutation>, Reply<Changed>) {
     match queue.recv().await.expect("the handle is there") {
-        Command::Change { mutation, reply } => (mutation, reply),
+        Command::Change { mutation, reply, .. } => (mutation, reply),
         other => panic!("another command: {other:?}"),
     }
 }

@@ -35,12 +35,13 @@ use tonic::body::Body;
 use tonic::codegen::Bytes;
 use tonic::transport::{Channel, Endpoint};
 use tower::{Service, ServiceExt};
-use tracing::debug;
+use tracing::instrument::Instrument;
+use tracing::{debug, field, info_span};
 
 use super::authorize::name_caller;
 use super::deadline::{DEFAULT, LONGEST, parse_timeout};
 use super::layer::{Answer, Around, Calls, Next};
-use super::status;
+use super::{status, trace};
 
 /// Header: the coordinator that forwarded a call. A call with this header is not forwarded again.
 pub(super) const FORWARDED_BY: HeaderName = HeaderName::from_static("rug-forwarded-by");
@@ -175,13 +176,23 @@ impl Forwarder {
     /// Forwards a call to the leader.
     async fn pass_on(&self, leader: Leader, request: Request<Body>, limit: &Limit) -> Result<Response<Body>, Status> {
         let mut channel = self.channel(&leader)?;
-        let request = self.onward(request, limit);
+        let mut request = self.onward(request, limit);
+        let span = info_span!(
+            "forward",
+            otel.name = request.uri().path().trim_start_matches('/'),
+            otel.kind = "client",
+            rpc.system = "grpc",
+            server.address = leader.address,
+            rpc.grpc.status_code = field::Empty,
+        );
+        trace::put_context(request.headers_mut(), &span);
         let unreachable = |error: &tonic::transport::Error| {
             let why = tls::chain(error);
             debug!(leader = %leader.id, address = leader.address, "forwarding a call failed: {why}");
             status::leader_unreachable(&leader, &why)
         };
-        let asked = async { channel.ready().await?.call(request).await };
+        let asked = async { channel.ready().await?.call(request).await.map(trace::note_code) };
+        let asked = asked.instrument(span);
         let mut role = self.role.clone();
         let replaced = role.wait_for(|role| !from(role, Some(&leader)));
         let answer = tokio::select! {

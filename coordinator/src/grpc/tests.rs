@@ -131,7 +131,7 @@ async fn serve(config: Config, answers: bool) -> Fixture {
         let mut unanswered = vec![];
         while let Some(command) = received.recv().await {
             match command {
-                Command::Change { mutation, reply } if answers => {
+                Command::Change { mutation, reply, .. } if answers => {
                     let _ = reply.send(carry_out(&mut admission, &mutation));
                 }
                 other => unanswered.push(other),

@@ -1,15 +1,16 @@
-//! One span per call, part of the caller's trace when the call carries a W3C `traceparent`.
+//! One span per call, part of the caller's trace when the call carries a W3C `traceparent`; baggage goes on with it.
 
 use std::sync::Arc;
 
+use common::TraceContext;
 use futures::FutureExt;
-use opentelemetry::propagation::{Extractor, TextMapPropagator};
-use opentelemetry_sdk::propagation::TraceContextPropagator;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use runtime::telemetry;
+use tonic::Code;
 use tonic::body::Body;
-use tonic::codegen::http::{HeaderMap, Request, Response};
+use tonic::codegen::http::{Request, Response};
 use tracing::instrument::Instrument;
 use tracing::{Span, field, info_span};
-use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::layer::{Answer, Around, Calls, Next};
 
@@ -25,9 +26,9 @@ impl Around for Trace {
     }
 }
 
-/// Health checks and reflection are too frequent and uninteresting to be traced.
+/// Health checks, reflection, and what coordinators ask one another are too frequent and uninteresting to be traced.
 fn is_plumbing(path: &str) -> bool {
-    path.starts_with("/grpc.")
+    path.starts_with("/grpc.") || path == "/rug.admin.v1.Telemetry/Get"
 }
 
 fn span_of<B>(request: &Request<B>) -> Span {
@@ -44,30 +45,57 @@ fn span_of<B>(request: &Request<B>) -> Span {
         rpc.method = method,
         rpc.grpc.status_code = field::Empty,
     );
-    if !span.is_disabled() && request.headers().contains_key("traceparent") {
-        let parent = TraceContextPropagator::new().extract(&Headers(request.headers()));
-        // Fails only where no OpenTelemetry layer is installed; then the parent is not needed either.
-        let _ = span.set_parent(parent);
+    if !span.is_disabled() {
+        telemetry::continue_trace(&span, &context_of(request.headers()));
     }
     span
 }
 
-/// Records the code of a call that failed at once. For others the code follows in the trailers, and is 0 for unary
-/// calls.
-fn note_code<R>(response: Response<R>) -> Response<R> {
-    let code = response.headers().get("grpc-status").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
-    Span::current().record("rpc.grpc.status_code", code.unwrap_or(0_i64));
-    response
+/// The trace context that a call carries.
+fn context_of(headers: &HeaderMap) -> TraceContext {
+    let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let [traceparent, tracestate, baggage] = CONTEXT.each_ref().map(|name| text(name).to_owned());
+    TraceContext { traceparent, tracestate, baggage }.bounded()
 }
 
-struct Headers<'a>(&'a HeaderMap);
+/// Headers of a trace context: `traceparent`, `tracestate`, `baggage`.
+const CONTEXT: [HeaderName; 3] =
+    [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate"), HeaderName::from_static("baggage")];
 
-impl Extractor for Headers<'_> {
-    fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).and_then(|v| v.to_str().ok())
+/// Puts the context of a span into the headers of a call that is made within it.
+pub(super) fn put_context(headers: &mut HeaderMap, span: &Span) {
+    let TraceContext { traceparent, tracestate, baggage } = telemetry::trace_context(span);
+    // The caller's own is passed on where nothing is traced here.
+    if traceparent.is_empty() {
+        return;
     }
+    for (name, value) in CONTEXT.into_iter().zip([traceparent, tracestate, baggage]) {
+        match HeaderValue::try_from(value) {
+            Ok(value) if !value.is_empty() => drop(headers.insert(name, value)),
+            _ => drop(headers.remove(name)),
+        }
+    }
+}
 
-    fn keys(&self) -> Vec<&str> {
-        self.0.keys().map(|k| k.as_str()).collect()
+/// Records the code of a call that failed at once. For others the code follows in the trailers, and is 0 for unary
+/// calls.
+pub(super) fn note_code<R>(response: Response<R>) -> Response<R> {
+    let code = response.headers().get("grpc-status").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+    let code = code.unwrap_or(0_i32);
+    let span = Span::current();
+    span.record("rpc.grpc.status_code", code);
+    // For a server only what is its own fault is an error, by the conventions.
+    let code = Code::from(code);
+    if matches!(
+        code,
+        Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+    ) {
+        telemetry::fail(&span, &format!("{code:?}"));
     }
+    response
 }

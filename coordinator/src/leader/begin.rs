@@ -15,6 +15,7 @@ use coordinator_core::table::Seed;
 use runtime::clock;
 use tracing::{error, info};
 
+use super::causes::Causes;
 use super::commands::why_paused;
 use super::connections::Connections;
 use super::convert::seed;
@@ -112,12 +113,15 @@ impl<'a> Leader<'a> {
             machine,
             leadership,
             roster,
-            connections: Connections::new(setup.identity.coordination.clone()),
+            connections: Connections::new(setup.identity.coordination.clone(), Arc::clone(&setup.tuning)),
             writes,
             waiting: WaitingCallers::default(),
             publisher: Publisher::new(setup, store, cluster, began, pause.map(PausedView::from)),
             notes,
             rebalances,
+            causes: Causes::default(),
+            tuning: Arc::clone(&setup.tuning),
+            coordinators: setup.identity.coordinators.clone(),
             admission,
             catalog,
             end: None,

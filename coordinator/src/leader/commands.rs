@@ -2,12 +2,14 @@
 
 use std::time::SystemTime;
 
+use common::appliance::FieldViolation;
 use common::change::ApplianceTarget;
+use common::telemetry::{SamplingOrder, TelemetryOrder};
 use common::{ApplianceId, Incarnation, Life, Site, WorkerId};
 use coordinator_core::grants::GrantOp;
 use coordinator_core::machine::{Commit, Event, UnbindNumber, UnbindRefused};
-use runtime::clock;
-use tracing::info;
+use runtime::{clock, telemetry};
+use tracing::{Span, info};
 
 use super::Leader;
 use super::convert::{self, seed, size};
@@ -17,12 +19,13 @@ use crate::admission::{Admitted, AdmittedChange};
 use crate::commands::{ChangeOutcome, Changed, Command, CommandError, Mutation, Operator, Reply};
 use crate::record::{AuditEvent, PauseRecord};
 use crate::store::StoreWrite;
+use crate::tuning::TuningChange;
 use crate::views::{Explanation, PausedView};
 
 impl Leader<'_> {
     pub(super) fn on_command(&mut self, command: Command) {
         match command {
-            Command::Change { mutation, reply } => self.change(&mutation, reply),
+            Command::Change { mutation, caller, reply } => self.change(&mutation, &caller, reply),
             Command::Check { appliance, reply } => self.check(appliance, reply),
             Command::Explain { appliance, reply } => {
                 let _ = reply.send(self.explain(appliance));
@@ -36,10 +39,47 @@ impl Leader<'_> {
             }
             Command::Pause { request, reply } => self.pause(&request, reply),
             Command::Resume { request, reply } => self.resume(&request, reply),
+            Command::Tune { process, change, request, reply } => {
+                let _ = reply.send(self.tune(&process, change, &request));
+            }
+            Command::Tuning { reply } => drop(reply.send(Ok(self.tuning.orders()))),
         }
     }
 
-    fn change(&mut self, mutation: &Mutation, reply: Reply<Changed>) {
+    /// Changes what processes log or sample, and tells the workers.
+    fn tune(
+        &mut self,
+        process: &str,
+        change: TuningChange,
+        request: &Operator,
+    ) -> Result<Vec<(String, TelemetryOrder)>, CommandError> {
+        if !process.is_empty() && !self.has_process(process) {
+            let problem = "there is neither a coordinator nor a worker of this name";
+            return Err(CommandError::Invalid(vec![FieldViolation::new("process", problem)]));
+        }
+        let (action, what) = match &change {
+            TuningChange::Log(Some(log)) => {
+                ("log-level", format!("{} for {:?}", log.filter, log.lasts.unwrap_or_default()))
+            }
+            TuningChange::Sampling(Some(sampling)) => ("sampling", described(sampling)),
+            TuningChange::Log(None) => ("log-level", "as configured".to_owned()),
+            TuningChange::Sampling(None) => ("sampling", "as configured".to_owned()),
+        };
+        let detail = if request.reason.is_empty() { what } else { format!("{what}: {}", request.reason) };
+        self.tuning.change(process, change);
+        self.connections.tune();
+        let subject = if process.is_empty() { "all" } else { process };
+        self.audit(action, subject, &Operator { reason: detail, actor: request.actor.clone() });
+        Ok(self.tuning.orders())
+    }
+
+    /// Whether a coordinator or a worker has this name.
+    fn has_process(&self, name: &str) -> bool {
+        self.coordinators.borrow().iter().any(|one| one.id.as_str() == name)
+            || WorkerId::new(name).is_ok_and(|worker| self.machine.knows(&worker))
+    }
+
+    fn change(&mut self, mutation: &Mutation, caller: &Span, reply: Reply<Changed>) {
         if reply.is_closed() {
             // The caller's deadline has passed: what it asked for must not happen behind its back.
             return;
@@ -47,12 +87,15 @@ impl Leader<'_> {
         match self.admission.admit(mutation, SystemTime::now()) {
             Err(error) => drop(reply.send(Err(error))),
             Ok(Admitted::Done(changed)) => drop(reply.send(Ok(changed))),
-            Ok(Admitted::Write(change)) => self.writes.change(change, reply),
+            Ok(Admitted::Write(change)) => self.writes.change(change, caller, reply),
         }
     }
 
-    /// The store has a change: everybody may know.
-    pub(super) fn changed(&mut self, change: AdmittedChange, reply: Reply<Changed>) {
+    /// The store has a change that `caller` has asked for: everybody may know.
+    pub(super) fn changed(&mut self, change: AdmittedChange, caller: &Span, reply: Reply<Changed>) {
+        if let Some(record) = change.record() {
+            self.causes.add(record.id, telemetry::trace_context(caller));
+        }
         let event = change.record().map(|record| match change.outcome() {
             ChangeOutcome::Created => Event::Created(seed(record)),
             ChangeOutcome::Changed | ChangeOutcome::Unchanged => Event::Updated {
@@ -63,7 +106,7 @@ impl Leader<'_> {
                 deleting: record.deleting,
             },
         });
-        let changed = self.admission.commit(change);
+        let changed = caller.in_scope(|| self.admission.commit(change));
         if let Some(event) = event {
             self.step(event);
         }
@@ -221,6 +264,14 @@ impl Leader<'_> {
         event.log();
         self.writes.history("audit event", StoreWrite::Event(event));
     }
+}
+
+/// What is sampled by an order.
+fn described(SamplingOrder { ratio, slow, lasts }: &SamplingOrder) -> String {
+    let ratio = ratio.map(|ratio| format!("ratio {ratio}"));
+    let slow = slow.map(|slow| format!("slow {slow:?}"));
+    let lasts = lasts.map(|lasts| format!("for {lasts:?}"));
+    [ratio, slow, lasts].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// The line of the audit trail about an operator's request.

@@ -1,10 +1,11 @@
 //! Streams of workers: which are open, what is sent on them, and with which reason one is closed.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
-use common::WorkerId;
 use common::session::{Envelope, Refused, RefusedReason, ToWorker};
+use common::{ApplianceId, TraceContext, WorkerId};
 use coordinator_core::machine::{Refusal, StreamId};
 use proto::convert::down;
 use runtime::log_limited;
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 use crate::budget::HeldShare;
 use crate::metrics::{self, EntryCounts};
 use crate::sessions::Out;
+use crate::tuning::Tuning;
 
 /// How long a worker may leave its welcome without an answer, which it gives at once when it is there. Until then its
 /// whole `Hello` is kept. The store, which a newcomer waits for first, has answered long before.
@@ -24,10 +26,21 @@ struct Connection {
     /// What was last sent to the worker belongs to it.
     envelope: Envelope,
     worker: WorkerId,
+    /// Its worker was sent a welcome: nothing else is valid before.
+    welcomed: bool,
     /// While its worker has not answered the welcome: what its `Hello` is charged with, and since when.
     unanswered: Option<(HeldShare, Instant)>,
     /// Versions that deltas lead to, and when they were sent, while they are not acknowledged: at most a window of them.
     sent: VecDeque<(u64, Instant)>,
+}
+
+impl Connection {
+    /// Tells the worker what to log and to sample, if there ever was an order.
+    fn tune(&self, tuning: &Tuning) {
+        if let Some(order) = tuning.order_for(self.worker.as_str()) {
+            let _ = self.out.send(down::order_to_wire(&self.envelope, order));
+        }
+    }
 }
 
 /// The open streams on which a worker said `Hello`.
@@ -36,11 +49,33 @@ pub(super) struct Connections {
     open: HashMap<StreamId, Connection>,
     /// How the cluster is coordinated; part of a refusal's text.
     coordination: String,
+    /// What workers log and sample by order.
+    tuning: Arc<Tuning>,
 }
 
 impl Connections {
-    pub(super) fn new(coordination: String) -> Self {
-        Self { open: HashMap::new(), coordination }
+    pub(super) fn new(coordination: String, tuning: Arc<Tuning>) -> Self {
+        Self { open: HashMap::new(), coordination, tuning }
+    }
+
+    /// Tells all workers what to log and to sample. One that does not read its stream is found by the next message.
+    pub(super) fn tune(&self) {
+        for connection in self.open.values().filter(|connection| connection.welcomed) {
+            connection.tune(&self.tuning);
+        }
+    }
+
+    /// Asks workers for what they have of hand-offs that were slow or failed. One that is not there has nothing any more.
+    pub(super) fn keep(&self, hand_offs: impl IntoIterator<Item = (WorkerId, u64)>) {
+        let mut of: HashMap<WorkerId, Vec<u64>> = HashMap::new();
+        for (worker, hand_off) in hand_offs {
+            of.entry(worker).or_default().push(hand_off);
+        }
+        for connection in self.open.values().filter(|connection| connection.welcomed) {
+            for some in of.get(&connection.worker).map_or(&[][..], Vec::as_slice).chunks(down::MAX_HAND_OFFS) {
+                let _ = connection.out.send(down::kept_to_wire(&connection.envelope, some.to_vec()));
+            }
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -50,7 +85,7 @@ impl Connections {
     pub(super) fn add(&mut self, stream: StreamId, worker: WorkerId, envelope: Envelope, out: Out, held: HeldShare) {
         let unanswered = Some((held, Instant::now()));
         let sent = VecDeque::new();
-        self.open.insert(stream, Connection { out, envelope, worker, unanswered, sent });
+        self.open.insert(stream, Connection { out, envelope, worker, welcomed: false, unanswered, sent });
         metrics::streams_open(self.open.len());
     }
 
@@ -110,20 +145,36 @@ impl Connections {
     }
 
     /// Sends a message on a stream, if it is open. `false` when the worker does not read: the stream is closed then.
+    /// With a delta go the trace context of its rebalance, and those of the calls that its entries follow from.
     #[must_use]
-    pub(super) fn send(&mut self, stream: StreamId, envelope: Envelope, message: ToWorker, traceparent: &str) -> bool {
+    pub(super) fn send(
+        &mut self,
+        stream: StreamId,
+        envelope: Envelope,
+        message: ToWorker,
+        traceparent: &str,
+        causes: Vec<(ApplianceId, TraceContext)>,
+    ) -> bool {
         let Some(connection) = self.open.get_mut(&stream) else { return true };
         connection.envelope = envelope;
         let delta = match &message {
             ToWorker::Delta(delta) => Some((delta.target, EntryCounts::of(&delta.entries))),
             _ => None,
         };
-        let messages = down::down_to_wire(&envelope, message, traceparent);
+        let is_welcome = matches!(message, ToWorker::Welcome(_));
+        let mut messages = down::down_to_wire(&envelope, message, traceparent);
+        if let [delta] = messages.as_mut_slice() {
+            down::add_causes(delta, causes);
+        }
         if let Some((target, entries)) = delta {
             entries.sent(messages.iter().map(prost::Message::encoded_len).sum());
             connection.sent.push_back((target, Instant::now()));
         }
         let sent = messages.into_iter().all(|message| connection.out.send(message));
+        if is_welcome && sent {
+            connection.welcomed = true;
+            connection.tune(&self.tuning);
+        }
         if !sent {
             log_limited!(warn, conn = stream, worker = %connection.worker, "the worker does not read its stream; closing it");
             self.take(stream, "not_read");

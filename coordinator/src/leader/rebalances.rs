@@ -73,6 +73,21 @@ pub(super) struct RebalanceHistory {
     moves: Vec<MoveRecord>,
     adoptions: Vec<AdoptionRecord>,
     records: Vec<StoredRebalance>,
+    /// Hand-offs whose workers are to be asked for what they have of them.
+    asked: Vec<(WorkerId, u64)>,
+}
+
+/// Most hand-offs that workers are asked for at once; the spans of others stay incomplete.
+const MAX_ASKED: usize = 20_000;
+
+/// Notes that the workers of a hand-off are to be asked for what they have of it.
+fn ask(asked: &mut Vec<(WorkerId, u64)>, hand_off: &HandOff, id: Option<u64>) {
+    let Some(id) = id else { return };
+    for worker in [&hand_off.from, &hand_off.to].into_iter().flatten() {
+        if asked.len() < MAX_ASKED {
+            asked.push((worker.clone(), id));
+        }
+    }
 }
 
 impl RebalanceHistory {
@@ -93,6 +108,7 @@ impl RebalanceHistory {
             moves: Vec::new(),
             adoptions: Vec::new(),
             records: Vec::new(),
+            asked: Vec::new(),
         };
         let mut unfinished = None;
         for mut record in rebalances {
@@ -221,7 +237,8 @@ impl RebalanceHistory {
         let Some(open) = self.open.get_mut(&id) else { return };
         (open.view.record.moves, open.view.record.done) = (moves, done);
         for (appliance, hand_off) in open.hand_offs.extract_if(|_, hand_off| hand_off.ended.is_none()) {
-            open.trace.handed_off(appliance, &hand_off, now, Some("given up"));
+            let id = open.trace.handed_off(appliance, &hand_off, now, Some("given up"));
+            ask(&mut self.asked, &hand_off, id);
         }
         for at in open.shown.values() {
             open.view.moves[*at].state = "dropped";
@@ -237,7 +254,8 @@ impl RebalanceHistory {
         let of = |open: &OpenRebalance| open.hand_offs.get(&appliance).is_some_and(|hand_off| hand_off.ended.is_some());
         let Some((&id, open)) = self.open.iter_mut().find(|(_, open)| of(open)) else { return };
         let Some(hand_off) = open.hand_offs.remove(&appliance) else { return };
-        open.trace.handed_off(appliance, &hand_off, now, None);
+        let asked = open.trace.handed_off(appliance, &hand_off, now, None);
+        ask(&mut self.asked, &hand_off, asked);
         if let Some(closing) = &mut open.closing {
             closing.last = now;
         }
@@ -258,7 +276,8 @@ impl RebalanceHistory {
         };
         let Some((&id, open)) = self.open.iter_mut().find(|(id, open)| waits(**id, open)) else { return };
         let Some(hand_off) = open.hand_offs.remove(&appliance) else { return };
-        open.trace.handed_off(appliance, &hand_off, now, Some(problem));
+        let asked = open.trace.handed_off(appliance, &hand_off, now, Some(problem));
+        ask(&mut self.asked, &hand_off, asked);
         self.end_adopted(id);
     }
 
@@ -283,7 +302,9 @@ impl RebalanceHistory {
         self.changed.remove(&id);
         for (appliance, hand_off) in open.hand_offs.drain() {
             let end = hand_off.ended.unwrap_or(closing.last);
-            open.trace.handed_off(appliance, &hand_off, end, Some("its new owner did not say what it found"));
+            let problem = "its new owner did not say what it found";
+            let asked = open.trace.handed_off(appliance, &hand_off, end, Some(problem));
+            ask(&mut self.asked, &hand_off, asked);
         }
         let record = &mut open.view.record;
         record.ended = Some(closing.last);
@@ -316,6 +337,11 @@ impl RebalanceHistory {
     /// Adoptions that are to be stored, after the moves.
     pub(super) fn take_adoptions(&mut self) -> Vec<AdoptionRecord> {
         std::mem::take(&mut self.adoptions)
+    }
+
+    /// Workers that are to be asked for what they have of hand-offs, by the ids of their spans.
+    pub(super) fn take_asked(&mut self) -> Vec<(WorkerId, u64)> {
+        std::mem::take(&mut self.asked)
     }
 
     /// Rebalances that are to be stored, after their moves.

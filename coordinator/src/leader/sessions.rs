@@ -94,7 +94,10 @@ impl Leader<'_> {
 
     /// Sends a message to a worker, with the wanted state of each appliance that is granted or updated by it.
     pub(super) fn send(&mut self, stream: StreamId, envelope: Envelope, message: ToWorker<()>) {
-        let mut traceparent = String::new();
+        let (mut traceparent, mut causes) = (String::new(), Vec::new());
+        if let ToWorker::Delta(delta) = &message {
+            causes = self.causes.take(&delta.entries);
+        }
         if let ToWorker::Delta(delta) = &message
             && let Some(id) = delta.rebalance
         {
@@ -105,7 +108,7 @@ impl Leader<'_> {
             let entry = self.catalog.get(&ApplianceTarget::Id(id))?;
             Some(Arc::new(convert::desired(&entry.record)))
         });
-        if !self.connections.send(stream, envelope, message, &traceparent) {
+        if !self.connections.send(stream, envelope, message, &traceparent, causes) {
             self.step(Event::Closed(stream));
         }
     }

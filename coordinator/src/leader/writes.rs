@@ -10,8 +10,10 @@ use coordinator_core::machine::{BatchId, Commit};
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::FuturesUnordered;
-use runtime::log_limited;
 use runtime::telemetry::RecordedSpan;
+use runtime::{log_limited, telemetry};
+use tracing::instrument::Instrument;
+use tracing::{Span, info_span};
 
 use super::rebalances::StoredRebalance;
 use crate::admission::AdmittedChange;
@@ -34,7 +36,7 @@ pub(super) struct PauseChange {
 #[derive(Debug)]
 enum Ended {
     Batch(BatchId, Result<(), store::Error>),
-    Change(Box<AdmittedChange>, Reply<Changed>, Result<(), store::Error>),
+    Change(Box<AdmittedChange>, Span, Reply<Changed>, Result<(), store::Error>),
     Pause(Box<PauseChange>, Result<(), store::Error>),
     History(&'static str, Result<(), store::Error>),
     Rebalance(Option<Box<RecordedSpan>>, Result<(), store::Error>),
@@ -48,8 +50,8 @@ pub(super) enum WriteOutcome {
     Durable(BatchId),
     /// The store surely does not have a batch of the machine, which makes it anew.
     Undone(BatchId),
-    /// The store has a change of an appliance.
-    Changed(Box<AdmittedChange>, Reply<Changed>),
+    /// The store has a change of an appliance, which this call has asked for.
+    Changed(Box<AdmittedChange>, Span, Reply<Changed>),
     /// It does not have it; whoever asked for it is to be told why.
     Unchanged(Box<AdmittedChange>, Reply<Changed>, store::Error),
     /// The store has that planning is paused, or that it is not.
@@ -71,8 +73,8 @@ impl Ended {
                 log_limited!(warn, "a change of ownership was not stored and will be made anew: {error}");
                 WriteOutcome::Undone(batch)
             }
-            Self::Change(change, reply, Ok(())) => WriteOutcome::Changed(change, reply),
-            Self::Change(change, reply, Err(error)) => WriteOutcome::Unchanged(change, reply, error),
+            Self::Change(change, caller, reply, Ok(())) => WriteOutcome::Changed(change, caller, reply),
+            Self::Change(change, _, reply, Err(error)) => WriteOutcome::Unchanged(change, reply, error),
             Self::Pause(change, Ok(())) => WriteOutcome::Paused(change),
             Self::Pause(change, Err(error)) => WriteOutcome::NotPaused(change, error),
             Self::History(_, Ok(())) | Self::Eviction(_, Ok(())) => WriteOutcome::Nothing,
@@ -137,18 +139,31 @@ impl PendingWrites {
         self.pending.push(Box::pin(async move { Ended::Batch(batch, pending.await) }));
     }
 
-    /// Writes a change of an appliance.
-    pub(super) fn change(&self, change: AdmittedChange, reply: Reply<Changed>) {
+    /// Writes a change of an appliance that `caller` has asked for.
+    pub(super) fn change(&self, change: AdmittedChange, caller: &Span, reply: Reply<Changed>) {
         let mut writes = Vec::with_capacity(3);
         writes.extend(change.record().map(|record| StoreWrite::PutAppliance(Arc::clone(record))));
         writes.extend(change.audit().cloned().map(StoreWrite::Event));
         writes.extend(change.request().cloned().map(StoreWrite::Request));
+        let span = info_span!(
+            parent: caller,
+            "store",
+            otel.name = "store transaction",
+            otel.kind = "client",
+            db.system.name = self.store.system(),
+            db.operation.name = "transaction",
+            db.operation.batch.size = writes.len(),
+        );
         let pending = self.store.submit(writes);
-        let change = Box::new(change);
-        self.pending.push(Box::pin(async move {
+        let (change, caller) = (Box::new(change), caller.clone());
+        let ended = async move {
             let result = pending.await;
-            Ended::Change(change, reply, result)
-        }));
+            if let Err(error) = &result {
+                telemetry::fail(&Span::current(), &error.to_string());
+            }
+            Ended::Change(change, caller, reply, result)
+        };
+        self.pending.push(Box::pin(ended.instrument(span)));
     }
 
     /// Writes that planning is paused, or that it is not.
@@ -177,7 +192,22 @@ impl PendingWrites {
 
     /// Waits for the lease node of `life` to be written over.
     pub(super) fn evict(&self, life: Life, evicted: BoxFuture<'static, Result<(), coordination::Error>>) {
-        self.pending.push(Box::pin(async move { Ended::Eviction(life, evicted.await) }));
+        let span = info_span!(
+            parent: None,
+            "coordination",
+            otel.name = "overwrite lease",
+            otel.kind = "client",
+            rpc.system = "zookeeper",
+            worker = %life.worker,
+        );
+        let ended = async move {
+            let result = evicted.await;
+            if let Err(error) = &result {
+                telemetry::fail(&Span::current(), &error.to_string());
+            }
+            Ended::Eviction(life, result)
+        };
+        self.pending.push(Box::pin(ended.instrument(span)));
     }
 }
 

@@ -120,6 +120,15 @@ impl DatabaseTarget {
         }
     }
 
+    /// Its name in the semantic conventions.
+    pub(super) const fn system(&self) -> &'static str {
+        match self.address {
+            Address::Sqlite(_) => "sqlite",
+            Address::Postgres(_) => "postgresql",
+            Address::MySql(_) => "mariadb",
+        }
+    }
+
     /// Whether it is a database server, which may be unavailable while this process runs.
     pub(super) fn is_server(&self) -> bool {
         self.path().is_none()

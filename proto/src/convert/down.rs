@@ -7,16 +7,18 @@ use common::session::{
     Carryover, Confirm, Delta, DeltaEntry, Desired, Envelope, GrantRef, MAX_ENTRIES_PER_MESSAGE, Refused,
     RefusedReason, ToWorker, Welcome,
 };
+use common::{ApplianceId, TraceContext};
 
-use super::scalar::clip;
+use common::telemetry::{LogOrder, SamplingOrder, TelemetryOrder};
+use common::trace::MAX_TRACEPARENT;
+
+use super::scalar::{clip, duration_to_wire};
 use super::worker::{
     At, Reader, WireError, desired_to_wire, envelope_to_wire, grants_to_wire, id_to_wire, progress_to_wire,
     steps_to_wire, token_to_wire, wait_to_wire,
 };
 use crate::worker::v1 as wire;
 
-/// Longest W3C `traceparent` of the version in use.
-const MAX_TRACEPARENT: usize = 64;
 /// Longest explanation of why an entry cannot be read: a message of declined grants carries up to 1,000 of them.
 const MAX_PROBLEM: usize = 256;
 
@@ -33,7 +35,16 @@ pub struct FromCoordinator {
     pub unreadable: Vec<Unreadable>,
     /// W3C trace context of a delta; empty when there is none.
     pub traceparent: String,
+    /// Calls that entries of a delta follow from.
+    pub causes: Vec<(ApplianceId, TraceContext)>,
+    /// What the worker shall log and sample from now on; as before when absent.
+    pub telemetry: Option<TelemetryOrder>,
+    /// Ids of hand-offs whose spans the worker is to export although it did not keep them.
+    pub keep_hand_offs: Vec<u64>,
 }
+
+/// Most ids of hand-offs in one message.
+pub const MAX_HAND_OFFS: usize = 1_000;
 
 /// A grant or an update that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +76,10 @@ pub fn down_from_wire(wire: wire::CoordinatorMessage) -> Result<FromCoordinator,
     };
     let envelope = reader.envelope(wire.envelope)?;
     let more = matches!(&body, Body::Welcome(welcome) if welcome.more);
-    let (mut unreadable, mut traceparent) = (Vec::new(), String::new());
+    let telemetry = wire.telemetry.and_then(|order| read_order(reader, order));
+    reader.bounded(wire.keep_hand_offs.len())?;
+    let keep_hand_offs = wire.keep_hand_offs;
+    let (mut unreadable, mut traceparent, mut causes) = (Vec::new(), String::new(), Vec::new());
     let message = match body {
         Body::Welcome(welcome) => {
             reader.bounded(welcome.keep.len())?;
@@ -77,6 +91,7 @@ pub fn down_from_wire(wire: wire::CoordinatorMessage) -> Result<FromCoordinator,
         Body::BeatAck(ack) => ToWorker::BeatAck(ack.number),
         Body::Delta(mut delta) => {
             traceparent = reader.text("traceparent", std::mem::take(&mut delta.traceparent), MAX_TRACEPARENT)?;
+            causes = read_causes(reader, std::mem::take(&mut delta.cause))?;
             ToWorker::Delta(read_delta(reader, delta, &mut unreadable)?)
         }
         Body::Confirm(confirm) => {
@@ -96,7 +111,81 @@ pub fn down_from_wire(wire: wire::CoordinatorMessage) -> Result<FromCoordinator,
         }),
         Body::Drained(wire::Drained {}) => ToWorker::Drained,
     };
-    Ok(FromCoordinator { envelope, message, more, unreadable, traceparent })
+    Ok(FromCoordinator { envelope, message, more, unreadable, traceparent, causes, telemetry, keep_hand_offs })
+}
+
+fn read_causes(reader: Reader, causes: Vec<wire::Cause>) -> Result<Vec<(ApplianceId, TraceContext)>, WireError> {
+    reader.bounded(causes.len())?;
+    let read = |(i, cause): (usize, wire::Cause)| {
+        let wire::Cause { appliance, traceparent, tracestate, baggage } = cause;
+        let context = TraceContext { traceparent, tracestate, baggage };
+        Ok((reader.appliance(&At("cause", i), &appliance)?, context.bounded()))
+    };
+    causes.into_iter().enumerate().map(read).collect()
+}
+
+/// An order that cannot be read is none: it is about logs, and no reason to end a session.
+fn read_order(reader: Reader, order: wire::TelemetryOrder) -> Option<TelemetryOrder> {
+    let wire::TelemetryOrder { log_filter, log_for, sample_ratio, sample_slow, sample_for } = order;
+    let time = |name: &str, wait: Option<prost_types::Duration>| match wait {
+        None => Some(None),
+        Some(wait) => reader.wait(name.to_owned(), Some(wait)).ok().map(Some),
+    };
+    let ratio = match sample_ratio {
+        None => None,
+        Some(ratio) => Some(ratio.try_into().ok()?),
+    };
+    let (slow, sample_for) = (time("sample_slow", sample_slow)?, time("sample_for", sample_for)?);
+    let log_for = time("log_for", log_for)?;
+    Some(TelemetryOrder {
+        log: (!log_filter.is_empty()).then(|| LogOrder { filter: clip(&log_filter, MAX_TEXT), lasts: log_for }),
+        sampling: (ratio.is_some() || slow.is_some()).then_some(SamplingOrder { ratio, slow, lasts: sample_for }),
+    })
+}
+
+/// Adds the calls that entries of a delta follow from to the message that carries it.
+pub fn add_causes(
+    message: &mut wire::CoordinatorMessage,
+    causes: impl IntoIterator<Item = (ApplianceId, TraceContext)>,
+) {
+    let Some(wire::coordinator_message::Body::Delta(delta)) = &mut message.body else { return };
+    delta.cause.extend(causes.into_iter().map(|(appliance, context)| {
+        let TraceContext { traceparent, tracestate, baggage } = context;
+        wire::Cause { appliance: id_to_wire(appliance), traceparent, tracestate, baggage }
+    }));
+}
+
+/// A message that only says what the worker shall log and sample.
+#[must_use]
+pub fn order_to_wire(envelope: &Envelope, order: TelemetryOrder) -> wire::CoordinatorMessage {
+    let (log, sampling) = (order.log.unwrap_or_default(), order.sampling.unwrap_or_default());
+    let telemetry = wire::TelemetryOrder {
+        log_filter: log.filter,
+        log_for: log.lasts.map(duration_to_wire),
+        sample_ratio: sampling.ratio.map(f64::from),
+        sample_slow: sampling.slow.map(duration_to_wire),
+        sample_for: sampling.lasts.map(duration_to_wire),
+    };
+    wire::CoordinatorMessage { telemetry: Some(telemetry), ..beside_nothing(envelope) }
+}
+
+/// A message that only says whose spans are to be exported; at most [`MAX_HAND_OFFS`].
+#[must_use]
+pub fn kept_to_wire(envelope: &Envelope, hand_offs: Vec<u64>) -> wire::CoordinatorMessage {
+    wire::CoordinatorMessage { keep_hand_offs: hand_offs, ..beside_nothing(envelope) }
+}
+
+/// For workers of earlier versions it is a confirmation of nothing.
+fn beside_nothing(envelope: &Envelope) -> wire::CoordinatorMessage {
+    with_body(envelope, wire::coordinator_message::Body::Confirm(wire::Confirm::default()))
+}
+
+fn with_body(envelope: &Envelope, body: wire::coordinator_message::Body) -> wire::CoordinatorMessage {
+    wire::CoordinatorMessage {
+        envelope: Some(envelope_to_wire(envelope)),
+        body: Some(body),
+        ..wire::CoordinatorMessage::default()
+    }
 }
 
 fn read_delta(reader: Reader, wire: wire::Delta, unreadable: &mut Vec<Unreadable>) -> Result<Delta, WireError> {
@@ -163,7 +252,7 @@ pub fn down_to_wire(envelope: &Envelope, message: ToWorker, traceparent: &str) -
         ToWorker::Refused(refused) => return vec![refused_to_wire(envelope, refused)],
         ToWorker::Drained => Body::Drained(wire::Drained {}),
     };
-    vec![wire::CoordinatorMessage { envelope: Some(envelope_to_wire(envelope)), body: Some(body) }]
+    vec![with_body(envelope, body)]
 }
 
 fn welcome_to_wire(envelope: &Envelope, welcome: Welcome) -> Vec<wire::CoordinatorMessage> {
@@ -177,7 +266,7 @@ fn welcome_to_wire(envelope: &Envelope, welcome: Welcome) -> Vec<wire::Coordinat
             lease: wait_to_wire(lease),
         };
         let body = wire::coordinator_message::Body::Welcome(welcome);
-        wire::CoordinatorMessage { envelope: Some(envelope_to_wire(envelope)), body: Some(body) }
+        with_body(envelope, body)
     };
     (1..=count).map(part).collect()
 }
@@ -188,9 +277,9 @@ pub fn refused_to_wire(envelope: &Envelope, refused: Refused) -> wire::Coordinat
     let body = wire::coordinator_message::Body::Refused(wire::Refused {
         reason: reason_to_wire(refused.reason).into(),
         detail: refused.detail,
-        retry_after: refused.retry_after.map(super::scalar::duration_to_wire),
+        retry_after: refused.retry_after.map(duration_to_wire),
     });
-    wire::CoordinatorMessage { envelope: Some(envelope_to_wire(envelope)), body: Some(body) }
+    with_body(envelope, body)
 }
 
 fn delta_to_wire(delta: Delta, traceparent: &str) -> wire::Delta {

@@ -439,7 +439,7 @@ proptest! {
         let bytes = down_to_wire(&envelope, down.clone(), traceparent).remove(0).encode_to_vec();
         let decoded = worker_wire::CoordinatorMessage::decode(bytes.as_slice()).expect("just encoded");
         let traceparent = traceparent.to_owned();
-        let read = FromCoordinator { envelope, message: down, more: false, unreadable: vec![], traceparent };
+        let read = FromCoordinator { envelope, message: down, more: false, unreadable: vec![], traceparent, causes: vec![], telemetry: None, keep_hand_offs: vec![] };
         prop_assert_eq!(down_from_wire(decoded), Ok(read));
     }
 

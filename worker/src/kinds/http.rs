@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use common::TraceContext;
 use reqwest::{RequestBuilder, StatusCode, header};
+use runtime::telemetry;
+use tracing::{Instrument as _, Span, debug_span, field, info_span};
 use worker_core::instance::ManagementSecret;
 
 use crate::error::Error;
@@ -43,7 +46,17 @@ impl HttpClient {
         path: &str,
         secret: Option<&ManagementSecret>,
     ) -> Result<HttpAnswer, Error> {
-        Self::send(authorized(self.0.get(url(address, path)), secret)).await
+        let span = debug_span!(
+            "http",
+            otel.name = "GET",
+            otel.kind = "client",
+            http.request.method = "GET",
+            url.path = path,
+            server.address = %address.ip(),
+            server.port = address.port(),
+            http.response.status_code = field::Empty,
+        );
+        traced(span, self.0.get(url(address, path)), |request| Self::send(authorized(request, secret))).await
     }
 
     /// The status of an answer. Its body is not waited for: status line and headers decide, and the connection is closed with whatever
@@ -64,7 +77,17 @@ impl HttpClient {
         let request = self.0.put(url(address, path)).header(header::CONTENT_TYPE, "application/json");
         let request = authorized(request, secret);
         let request = headers.into_iter().fold(request, |request, (name, value)| request.header(name, value));
-        Self::send(request.body(body)).await
+        let span = info_span!(
+            "http",
+            otel.name = "PUT",
+            otel.kind = "client",
+            http.request.method = "PUT",
+            url.path = path,
+            server.address = %address.ip(),
+            server.port = address.port(),
+            http.response.status_code = field::Empty,
+        );
+        traced(span, request.body(body), Self::send).await
     }
 
     async fn send(request: RequestBuilder) -> Result<HttpAnswer, Error> {
@@ -80,6 +103,33 @@ impl HttpClient {
         }
         Ok(HttpAnswer { status, body })
     }
+}
+
+/// Makes a request within the span of a client, which it carries along. Baggage is what callers tell one another, and not for instances.
+async fn traced<F>(
+    span: Span,
+    request: RequestBuilder,
+    send: impl FnOnce(RequestBuilder) -> F,
+) -> Result<HttpAnswer, Error>
+where
+    F: Future<Output = Result<HttpAnswer, Error>>,
+{
+    let TraceContext { traceparent, tracestate, baggage: _ } = telemetry::trace_context(&span);
+    let context = [("traceparent", traceparent), ("tracestate", tracestate)].into_iter();
+    let context = context.filter(|(_, part)| !part.is_empty());
+    let request = context.fold(request, |request, (name, part)| request.header(name, part));
+    let answer = send(request).instrument(span.clone()).await;
+    match &answer {
+        Ok(answer) => {
+            let status = answer.status;
+            span.record("http.response.status_code", status.as_u16());
+            if status.is_client_error() || status.is_server_error() {
+                telemetry::fail(&span, status.as_str());
+            }
+        }
+        Err(error) => telemetry::fail(&span, &error.to_string()),
+    }
+    answer
 }
 
 fn url(address: SocketAddr, path: &str) -> String {

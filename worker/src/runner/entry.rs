@@ -10,6 +10,8 @@ use worker_core::lifecycle::{Lifecycle, LifecycleEvent, LifecycleStep, StepOutco
 
 use super::boots::Boots;
 
+use super::run::RunTrace;
+
 /// Where the step of a machine is.
 #[derive(Debug)]
 pub(super) enum StepStage {
@@ -42,6 +44,8 @@ pub(super) struct ApplianceEntry {
     pub(super) adopting: Option<Span>,
     /// Boots that have not been answered, for metrics.
     pub(super) boots: Boots,
+    /// The trace of what is done about it.
+    pub(super) run: RunTrace,
     /// Number of the newest step, over all appliances.
     pub(super) serial: u64,
     pub(super) stage: StepStage,

@@ -21,6 +21,7 @@ use worker_core::report::Reports;
 use super::announced::{Announced, PATIENCE};
 use super::boots::{Boots, EndedBoot};
 use super::entry::{ApplianceEntry, StepStage};
+use super::run::{RunStage, RunTrace};
 use super::steps::{Done, StepTask, fenced};
 use super::timers::Timers;
 use super::{Config, RunnerClock, RunnerCommand, RunnerEvent};
@@ -182,7 +183,17 @@ impl Scheduler {
     fn command(&mut self, command: RunnerCommand) {
         match command {
             RunnerCommand::Begin { gate } => self.begin(gate),
-            RunnerCommand::Take { appliance, token, desired, progress, fence_delay, suspect, adopting } => {
+            RunnerCommand::Take {
+                appliance,
+                token,
+                desired,
+                progress,
+                fence_delay,
+                suspect,
+                traceparent,
+                adopting,
+                cause,
+            } => {
                 let now = self.now();
                 let fence_delay_until = fence_delay_end(now, fence_delay);
                 let plugs_ports = self.drivers.offer(&desired.driver).is_some_and(|o| o.driver.plugs_ports());
@@ -200,6 +211,7 @@ impl Scheduler {
                     announced: None,
                     adopting,
                     boots: Boots::default(),
+                    run: RunTrace::of_grant(&traceparent, cause),
                     serial: 0,
                     stage: StepStage::Idle,
                     stop: None,
@@ -208,7 +220,12 @@ impl Scheduler {
                 self.take(appliance, entry);
             }
             RunnerCommand::Clear { appliance, token, number } => self.clear(appliance, token, number),
-            RunnerCommand::Update { appliance, token, desired } => self.tell(appliance, token, Fact::Change(desired)),
+            RunnerCommand::Update { appliance, token, desired, cause } => {
+                if let Some(entry) = self.entries.get_mut(&appliance).filter(|entry| entry.token == token) {
+                    entry.run.changed(cause);
+                }
+                self.tell(appliance, token, Fact::Change(desired));
+            }
             RunnerCommand::Release { appliance, token } => self.tell(appliance, token, Fact::Release),
             RunnerCommand::Check { appliance, token, number } => self.tell(appliance, token, Fact::Check(number)),
             RunnerCommand::Restate => self.restate(),
@@ -315,7 +332,9 @@ impl Scheduler {
         if let StepOutcome::Superseded(newer) = outcome {
             self.unsent.refused.insert(appliance, (entry.token, newer));
         }
-        let changes = entry.lifecycle.running().is_some_and(LifecycleStep::changes_the_world);
+        let step = entry.lifecycle.running();
+        let ended = RunStage::of(step, &outcome);
+        let changes = step.is_some_and(LifecycleStep::changes_the_world);
         if changes
             && matches!(outcome, StepOutcome::TimedOut | StepOutcome::Failed(_))
             && let Some(Offer { driver, .. }) = self.drivers.offer(&entry.lifecycle.desired().driver)
@@ -328,6 +347,9 @@ impl Scheduler {
         }
         let adopted = entry.adopted(&outcome);
         self.drive(appliance, Fact::Ended(outcome));
+        if let Some(entry) = self.entries.get_mut(&appliance) {
+            entry.run.step_ended(ended, matches!(entry.stage, StepStage::Idle));
+        }
         if let Some(entry) = self.entries.get(&appliance).filter(|_| adopted) {
             self.unsent.reports.push(entry.report(appliance, 0, true));
         }
@@ -431,7 +453,9 @@ impl Scheduler {
     fn announce(&mut self, appliance: ApplianceId, output: LifecycleOutput, now: Timestamp) {
         let Some(entry) = self.entries.get(&appliance) else { return };
         if let Some(change) = output.transition {
-            tracing::info!(%appliance, from = %change.from, to = %change.to, cause = %change.cause, "phase changed");
+            let (from, to, cause) = (change.from, change.to, change.cause);
+            // In the trace of the run, and without the fields of its span in the line.
+            entry.run.in_scope(|| tracing::info!(parent: None, %appliance, %from, %to, %cause, "phase changed"));
         }
         if let Some(commands) = output.backlog {
             tracing::warn!(%appliance, commands, "commands gather behind one running step");
@@ -543,6 +567,7 @@ impl Scheduler {
             protocol,
             permit,
             adopting: entry.adopting.clone(),
+            run: entry.run.of_step(appliance, step),
         };
         let set = if step.changes_the_world() { &mut self.steps.changes } else { &mut self.steps.looks };
         let run = task.run(self.config.lifecycle.clone());

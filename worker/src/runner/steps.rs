@@ -13,6 +13,7 @@ use common::status::{Details, InstanceEnd};
 use common::text::escaped;
 use futures::FutureExt as _;
 use proto::convert::scalar::clip;
+use runtime::telemetry;
 use tokio::sync::watch;
 use tracing::{Instrument as _, Span, field};
 use worker_core::desired::Desired;
@@ -20,6 +21,7 @@ use worker_core::instance::{BootState, Instance};
 use worker_core::lifecycle::{Config, LifecycleStep, StepOutcome};
 use worker_core::ports::PortChanges;
 
+use super::run;
 use crate::drivers::{Driver, Error, Wanted};
 use crate::gate::{Permit, Shut};
 use crate::kinds::{ProbeAnswer, Protocol};
@@ -60,6 +62,8 @@ pub(super) struct StepTask {
     /// Always there for steps that change the world; for a first look, it lets the token be raised.
     pub(super) permit: Option<Permit>,
     pub(super) adopting: Option<Span>,
+    /// The trace that it is a part of, if it is one of several.
+    pub(super) run: Option<Span>,
 }
 
 impl StepTask {
@@ -84,6 +88,9 @@ impl StepTask {
             };
             let outcome = clipped(outcome);
             Span::current().record("outcome", outcome.name());
+            if let Some(problem) = run::problem(&outcome) {
+                telemetry::fail(&Span::current(), problem);
+            }
             metrics::step_ended(step, kind, &driver, &outcome, began.elapsed());
             if let StepOutcome::Failed(text) | StepOutcome::Refused(text) | StepOutcome::Busy(text) = &outcome {
                 tracing::info!(%appliance, %step, outcome = outcome.name(), error = %text, "step did not succeed");
@@ -105,13 +112,34 @@ impl StepTask {
         let (appliance, step) = (self.appliance, self.step);
         match (step, &self.adopting) {
             (_, Some(adopting)) => {
-                tracing::info_span!(parent: adopting, "lifecycle", %appliance, %step, outcome = field::Empty)
+                tracing::info_span!(parent: adopting, "step", otel.name = step.name(), %appliance, %step, outcome = field::Empty)
             }
             (LifecycleStep::Probe { .. }, None) => {
-                tracing::debug_span!("lifecycle", %appliance, %step, outcome = field::Empty)
+                let run = self.run.as_ref().and_then(Span::id);
+                tracing::debug_span!(parent: run, "step", otel.name = step.name(), %appliance, %step, outcome = field::Empty)
             }
-            _ => tracing::info_span!("lifecycle", %appliance, %step, outcome = field::Empty),
+            _ => {
+                let run = self.run.as_ref().and_then(Span::id);
+                tracing::info_span!(parent: run, "step", otel.name = step.name(), %appliance, %step, outcome = field::Empty)
+            }
         }
+    }
+
+    /// Makes a call of the driver that changes the world, within a span of a client.
+    async fn call<T>(&self, method: &'static str, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let span = tracing::info_span!(
+            "driver",
+            otel.name = format_args!("{}/{method}", self.desired.driver),
+            otel.kind = "client",
+            rpc.system = "rug.driver",
+            rpc.service = %self.desired.driver,
+            rpc.method = method,
+        );
+        let result = call.instrument(span.clone()).await;
+        if let Err(error) = &result {
+            telemetry::fail(&span, &error.to_string());
+        }
+        result
     }
 
     async fn carry_out(&self, config: &Config) -> Result<StepOutcome, Error> {
@@ -120,7 +148,7 @@ impl StepTask {
                 if let Some(permit) = permit {
                     self.claim(permit).await?;
                 }
-                Ok(StepOutcome::Observed(self.driver.observe(self.appliance).await?))
+                Ok(StepOutcome::Observed(self.call("observe", self.driver.observe(self.appliance)).await?))
             }
             (LifecycleStep::Probe { .. }, _, Some(instance)) => {
                 let outcome = self.probe(instance, config).await;
@@ -132,7 +160,7 @@ impl StepTask {
             (LifecycleStep::Boot { ordinal, attempt, beside }, Some(permit), _) => {
                 let (desired, boot_digest) = (&*self.desired, &*self.boot_digest);
                 let wanted = Wanted { ordinal, attempt, desired, boot_digest, beside };
-                Ok(StepOutcome::Booted(self.driver.ensure(permit, wanted).await?))
+                Ok(StepOutcome::Booted(self.call("ensure", self.driver.ensure(permit, wanted)).await?))
             }
             (LifecycleStep::Configure { .. }, Some(permit), Some(instance)) => {
                 // As with a probe: another instance may have taken the address of a dead one.
@@ -144,11 +172,11 @@ impl StepTask {
             }
             (LifecycleStep::Replug { .. }, Some(permit), Some(instance)) => self.replug(permit, instance).await,
             (LifecycleStep::Destroy { .. }, Some(permit), Some(instance)) => {
-                self.destroy(permit, instance).await?;
+                self.call("destroy", self.destroy(permit, instance)).await?;
                 Ok(StepOutcome::Destroyed)
             }
             (LifecycleStep::Forget, Some(permit), _) => {
-                self.driver.forget(permit).await?;
+                self.call("forget", self.driver.forget(permit)).await?;
                 Ok(StepOutcome::Forgotten)
             }
             (LifecycleStep::Destroy { .. }, _, None) => Ok(StepOutcome::Destroyed),
@@ -185,17 +213,19 @@ impl StepTask {
         };
         let mut now = instance.clone();
         for port in &changes.detach {
-            now = self.driver.detach(permit, &now, port).await.map_err(|error| about("detach", port, error))?;
+            let detached = self.call("detach", self.driver.detach(permit, &now, port)).await;
+            now = detached.map_err(|error| about("detach", port, error))?;
         }
         for port in &changes.attach {
-            now = self.driver.attach(permit, &now, port).await.map_err(|error| about("attach", &port.name, error))?;
+            let attached = self.call("attach", self.driver.attach(permit, &now, port)).await;
+            now = attached.map_err(|error| about("attach", &port.name, error))?;
         }
         Ok(StepOutcome::Replugged(now))
     }
 
     /// Raises the token at the far side. A shut gate is no reason not to look.
     async fn claim(&self, permit: &Permit) -> Result<(), Error> {
-        match self.driver.claim(permit).await {
+        match self.call("claim", self.driver.claim(permit)).await {
             Ok(()) | Err(Error::Shut(_)) => Ok(()),
             Err(error) => Err(error),
         }

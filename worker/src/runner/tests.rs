@@ -355,8 +355,18 @@ impl RunnerBench {
     }
 
     fn grant(appliance: ApplianceId, token: Token, desired: Arc<Desired>, progress: Progress) -> RunnerCommand {
-        let fence_delay = Duration::ZERO;
-        RunnerCommand::Take { appliance, token, desired, progress, fence_delay, suspect: false, adopting: None }
+        let (fence_delay, traceparent) = (Duration::ZERO, String::new());
+        RunnerCommand::Take {
+            appliance,
+            token,
+            desired,
+            progress,
+            fence_delay,
+            suspect: false,
+            traceparent,
+            adopting: None,
+            cause: None,
+        }
     }
 
     /// Takes an appliance of whose former owner calls may still take effect. Only the runner waits for them here: the gate
@@ -409,7 +419,7 @@ impl RunnerBench {
     }
 
     async fn update(&self, n: u128, sequence: u64, desired: Arc<Desired>) {
-        let update = RunnerCommand::Update { appliance: id(n), token: token(sequence), desired };
+        let update = RunnerCommand::Update { appliance: id(n), token: token(sequence), desired, cause: None };
         self.handle.send(update).await.expect("it runs");
     }
 
@@ -717,6 +727,8 @@ async fn commands_of_an_old_token_change_nothing() {
         progress: Progress::default(),
         suspect: false,
         fence_delay: Duration::ZERO,
+        traceparent: String::new(),
+        cause: None,
         adopting: None,
     };
     bench.handle.send(take).await.expect("it runs");

@@ -19,7 +19,21 @@ use crate::runner::{RunnerCommand, RunnerEvent};
 impl Session {
     /// Takes in a message of the leader.
     pub(super) fn on_message(&mut self, received: FromCoordinator) {
-        let FromCoordinator { envelope: from, message, more, unreadable, traceparent } = received;
+        let FromCoordinator {
+            envelope: from,
+            message,
+            more,
+            unreadable,
+            traceparent,
+            causes,
+            telemetry: order,
+            keep_hand_offs,
+        } = received;
+        if let Some(order) = order {
+            telemetry::obey(order);
+        }
+        telemetry::keep_hand_offs(&keep_hand_offs);
+        self.causes = causes.into_iter().collect();
         let unreadable = unreadable.into_iter().map(|entry| (entry.grant, entry.problem)).collect();
         let draining = self.control.is_draining();
         let offered = &self.profile.drivers;
@@ -44,15 +58,17 @@ impl Session {
                 self.failure = None;
             }
             ConversationAction::Take { grant: GrantRef { appliance, token }, desired, carryover, suspect } => {
-                let adopting = hand_off(traceparent, appliance).map(|parent| {
+                let parent = hand_off(traceparent, appliance);
+                let adopting = parent.as_deref().map(|parent| {
                     let span = info_span!(
                         "adopt", %appliance, worker = %self.setup.name, %token, outcome = field::Empty,
                         otel.status_code = field::Empty
                     );
-                    telemetry::set_parent(&span, &parent);
+                    telemetry::set_parent(&span, parent);
                     span
                 });
                 self.gate.admit(appliance, token, carryover.fence_delay);
+                let cause = self.causes.remove(&appliance).map(Box::new);
                 self.command(RunnerCommand::Take {
                     appliance,
                     token,
@@ -60,7 +76,9 @@ impl Session {
                     progress: carryover.progress,
                     fence_delay: carryover.fence_delay,
                     suspect,
+                    traceparent: parent.unwrap_or_default(),
                     adopting,
+                    cause,
                 });
                 metrics::grant("taken");
                 debug!(%appliance, %token, "taken");
@@ -80,7 +98,8 @@ impl Session {
                 self.command(RunnerCommand::Release { appliance, token });
             }
             ConversationAction::Update(GrantRef { appliance, token }, desired) => {
-                self.command(RunnerCommand::Update { appliance, token, desired });
+                let cause = self.causes.remove(&appliance).map(Box::new);
+                self.command(RunnerCommand::Update { appliance, token, desired, cause });
             }
             ConversationAction::Check(GrantRef { appliance, token }, number) => {
                 self.command(RunnerCommand::Check { appliance, token, number });

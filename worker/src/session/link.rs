@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use common::TraceContext;
 use proto::convert::down::{self, FromCoordinator};
 use proto::worker::v1::session_client::SessionClient;
 use proto::worker::v1::{CoordinatorMessage, WorkerMessage};
@@ -12,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Endpoint;
+use tracing::{Instrument as _, Span, info_span};
 
 /// Messages that wait for the transport. Few, so that a heartbeat never stands behind many reports.
 const QUEUE: usize = 4;
@@ -62,15 +64,31 @@ pub(super) async fn open(address: &str, timeout: Duration, tls: Option<&ClientTl
         let channel = target.connect().await.map_err(|e| tls::chain(&e))?;
         let (out, messages) = mpsc::channel(QUEUE);
         let mut request = tonic::Request::new(ReceiverStream::new(messages));
-        let traceparent = telemetry::traceparent(&tracing::Span::current());
-        if let Ok(value) = traceparent.parse() {
-            request.metadata_mut().insert("traceparent", value);
+        let TraceContext { traceparent, tracestate, baggage: _ } = telemetry::trace_context(&Span::current());
+        for (name, part) in [("traceparent", traceparent), ("tracestate", tracestate)] {
+            if let Some(value) = part.parse().ok().filter(|_| !part.is_empty()) {
+                request.metadata_mut().insert(name, value);
+            }
         }
         // A server that refuses this side's certificate says so only now: with TLS 1.3 the client is done first.
         let answer = SessionClient::new(channel).open(request).await.map_err(|status| reason(&status))?;
         Ok(CoordinatorLink { out: Outlet(out), inlet: Inlet(answer.into_inner()) })
     };
-    tokio::time::timeout(timeout, connect).await.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")))
+    let span = info_span!(
+        "connect",
+        otel.name = "rug.worker.v1.Session/Open",
+        otel.kind = "client",
+        rpc.system = "grpc",
+        rpc.service = "rug.worker.v1.Session",
+        rpc.method = "Open",
+        server.address = address,
+    );
+    let opened = tokio::time::timeout(timeout, connect).instrument(span.clone()).await;
+    let opened = opened.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")));
+    if let Err(problem) = &opened {
+        telemetry::fail(&span, problem);
+    }
+    opened
 }
 
 impl Outlet {

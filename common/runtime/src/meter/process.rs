@@ -12,7 +12,7 @@ use tokio::runtime::RuntimeMetrics;
 use super::catalogue::{Label, Metric, Unit};
 use crate::log_limit;
 use crate::metric_group;
-use crate::telemetry::{self, SpanTally};
+use crate::telemetry::{self, KeptReason, QueueTally, SpanTally};
 
 metric_group! {
     GROUP = "Every process", "Shown by `rug-coordinator`, `rug-worker` and `rug-appliance`.";
@@ -24,6 +24,14 @@ metric_group! {
     SPANS = Metric::counter(
         "rug.telemetry.spans", Unit::Things("{span}"),
         "What became of the spans of this process; none while nothing is exported.")
+        .by(&[Label::fixed("outcome", &["exported", "dropped", "failed", "unsampled", "undecided"])]);
+    SPANS_KEPT = Metric::counter(
+        "rug.telemetry.spans_kept", Unit::Things("{span}"),
+        "Spans of this process that were kept, by why; what became of them is in rug.telemetry.spans.")
+        .by(&[Label::fixed("reason", &["always", "asked", "ratio", "failed", "slow", "later"])]);
+    LOG_RECORDS = Metric::counter(
+        "rug.telemetry.log_records", Unit::Things("{record}"),
+        "What became of the log records of this process; none while nothing is exported.")
         .by(&[Label::fixed("outcome", &["exported", "dropped", "failed"])]);
     CPU = Metric::counter("process.cpu", Unit::Seconds, "User and system time of all threads.");
     RESIDENT = Metric::gauge("process.resident_memory", Unit::Bytes, "Memory that is in RAM.");
@@ -49,9 +57,26 @@ pub(super) fn start(meter: &Meter) {
     BUILD.look(meter, |to| to.observe(1, &[KeyValue::new("version", env!("CARGO_PKG_VERSION"))]));
     LINES_SKIPPED.look(meter, |to| to.observe(log_limit::skipped(), &[]));
     SPANS.look(meter, |to| {
-        let SpanTally { exported, dropped, failed } = telemetry::span_tally();
-        for (outcome, spans) in [("exported", exported), ("dropped", dropped), ("failed", failed)] {
+        let SpanTally { exported, dropped, failed, unsampled, undecided, kept: _ } = telemetry::span_tally();
+        for (outcome, spans) in [
+            ("exported", exported),
+            ("dropped", dropped),
+            ("failed", failed),
+            ("unsampled", unsampled),
+            ("undecided", undecided),
+        ] {
             to.observe(spans, &[KeyValue::new("outcome", outcome)]);
+        }
+    });
+    SPANS_KEPT.look(meter, |to| {
+        for (reason, spans) in KeptReason::ALL.into_iter().zip(telemetry::span_tally().kept) {
+            to.observe(spans, &[KeyValue::new("reason", reason.name())]);
+        }
+    });
+    LOG_RECORDS.look(meter, |to| {
+        let QueueTally { exported, dropped, failed } = telemetry::log_tally();
+        for (outcome, records) in [("exported", exported), ("dropped", dropped), ("failed", failed)] {
+            to.observe(records, &[KeyValue::new("outcome", outcome)]);
         }
     });
     of_process(meter);

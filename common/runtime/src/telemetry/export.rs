@@ -1,17 +1,21 @@
 //! Where telemetry is sent to: the section `[telemetry]`, and the standard variables of OpenTelemetry, which win over it.
 //!
 //! The variables are those of the [specification](https://opentelemetry.io/docs/specs/otel/protocol/exporter/): `OTEL_SDK_DISABLED`,
-//! `OTEL_{TRACES,METRICS}_EXPORTER`, `OTEL_EXPORTER_OTLP_[{TRACES,METRICS}_]{ENDPOINT,PROTOCOL,HEADERS,COMPRESSION,TIMEOUT,CERTIFICATE,
-//! CLIENT_CERTIFICATE,CLIENT_KEY}`, `OTEL_METRIC_EXPORT_INTERVAL`, `OTEL_BSP_{MAX_QUEUE_SIZE,MAX_EXPORT_BATCH_SIZE,SCHEDULE_DELAY}`,
-//! `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`. A variable that is empty counts as not set.
+//! `OTEL_{TRACES,METRICS,LOGS}_EXPORTER`, `OTEL_EXPORTER_OTLP_[{TRACES,METRICS,LOGS}_]{ENDPOINT,PROTOCOL,HEADERS,COMPRESSION,TIMEOUT,CERTIFICATE,
+//! CLIENT_CERTIFICATE,CLIENT_KEY}`, `OTEL_METRIC_EXPORT_INTERVAL`, `OTEL_{BSP,BLRP}_{MAX_QUEUE_SIZE,MAX_EXPORT_BATCH_SIZE,SCHEDULE_DELAY}`,
+//! `OTEL_TRACES_SAMPLER[_ARG]`, `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`. A variable that is empty counts as not set.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use common::appliance::FieldViolation;
+use common::telemetry::{NoRatio, Ratio};
 use serde::{Deserialize, Serialize};
+
+use super::sampling::Sampling;
 
 /// How OTLP is spoken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +76,8 @@ pub struct ExportConfig {
     pub traces: bool,
     /// Whether metrics are pushed.
     pub metrics: bool,
+    /// Whether what is logged is exported, beside the lines that are printed.
+    pub logs: bool,
     /// Time between two pushes of metrics.
     #[serde(with = "humantime_serde")]
     pub metrics_interval: Duration,
@@ -79,6 +85,16 @@ pub struct ExportConfig {
     pub max_spans: usize,
     /// Where people look at traces: an address with [`TRACE_ID`] in it, such as `https://tempo.example/trace/{trace_id}`.
     pub trace_url: String,
+    /// Log records that wait to be exported; more are dropped and counted.
+    pub max_logs: usize,
+    /// Share of traces, and of hand-offs within a rebalance, that are kept whatever happens in them. What failed, was slow or was
+    /// asked for is kept beside them, and so is the rebalance itself.
+    pub sample_ratio: Ratio,
+    /// What takes longer is kept.
+    #[serde(with = "humantime_serde")]
+    pub sample_slow: Duration,
+    /// Spans that wait until it is known whether they are kept, and those that were not and can still be asked for.
+    pub max_undecided: usize,
 }
 
 /// What stands in [`ExportConfig::trace_url`] for the id of a trace.
@@ -97,9 +113,14 @@ impl Default for ExportConfig {
             key: PathBuf::new(),
             traces: true,
             metrics: true,
+            logs: true,
             metrics_interval: Duration::from_secs(60),
             max_spans: 16_384,
             trace_url: String::new(),
+            max_logs: 16_384,
+            sample_ratio: Ratio::ALL,
+            sample_slow: Duration::from_secs(5),
+            max_undecided: 16_384,
         }
     }
 }
@@ -128,6 +149,15 @@ impl ExportConfig {
                 format!("must be an address with {TRACE_ID} in it, such as https://tempo.example/trace/{TRACE_ID}");
             found.push(FieldViolation::new("trace_url", description));
         }
+        if !(1..=1_000_000).contains(&self.max_logs) {
+            found.push(FieldViolation::new("max_logs", "must be 1 to 1000000"));
+        }
+        if !SLOW.contains(&self.sample_slow) {
+            found.push(FieldViolation::new("sample_slow", SLOW_RULE));
+        }
+        if !(1..=1_000_000).contains(&self.max_undecided) {
+            found.push(FieldViolation::new("max_undecided", "must be 1 to 1000000"));
+        }
         if self.cert.as_os_str().is_empty() != self.key.as_os_str().is_empty() {
             found.push(FieldViolation::new("cert", "cert and key belong together: set both or none"));
         }
@@ -138,6 +168,10 @@ impl ExportConfig {
     }
 }
 
+/// What may count as slow.
+pub const SLOW: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
+/// The rule of it.
+pub const SLOW_RULE: &str = "must be 1ms to 1h";
 const ENDPOINT_RULE: &str = "must be http://HOST:PORT or https://HOST:PORT, without a user";
 
 fn is_endpoint(text: &str) -> bool {
@@ -188,6 +222,7 @@ pub struct SignalTarget {
 enum Signal {
     Traces,
     Metrics,
+    Logs,
 }
 
 impl Signal {
@@ -195,6 +230,7 @@ impl Signal {
         match self {
             Self::Traces => "TRACES",
             Self::Metrics => "METRICS",
+            Self::Logs => "LOGS",
         }
     }
 
@@ -202,8 +238,20 @@ impl Signal {
         match self {
             Self::Traces => "v1/traces",
             Self::Metrics => "v1/metrics",
+            Self::Logs => "v1/logs",
         }
     }
+}
+
+/// How what is exported is gathered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gathering {
+    /// How many may wait.
+    pub queue: usize,
+    /// How many go with one export.
+    pub batch: usize,
+    /// How long one waits for others to be exported with.
+    pub delay: Duration,
 }
 
 /// What is in force: the settings with what the standard variables say instead.
@@ -213,14 +261,20 @@ pub struct Exports {
     pub traces: Option<SignalTarget>,
     /// Where metrics are pushed to, if they are.
     pub metrics: Option<SignalTarget>,
+    /// Where log records are sent to, if they are.
+    pub logs: Option<SignalTarget>,
     /// Time between two pushes of metrics.
     pub metrics_interval: Duration,
-    /// Spans that wait to be exported.
-    pub max_spans: usize,
-    /// Spans of one export.
-    pub batch: usize,
-    /// How long a span waits for others to be exported with.
-    pub delay: Duration,
+    /// How spans are gathered.
+    pub spans: Gathering,
+    /// How log records are gathered.
+    pub records: Gathering,
+    /// Which spans are kept, at the start.
+    pub sampling: Sampling,
+    /// Whether the flag `sampled` of a caller counts.
+    pub follows_parent: bool,
+    /// Spans that wait until it is known whether they are kept.
+    pub max_undecided: usize,
     /// Name of the service, where the environment gives one.
     pub service: Option<String>,
     /// Attributes of everything that is exported, from the environment.
@@ -238,15 +292,18 @@ impl Exports {
         let target = |signal, wanted: bool| {
             if disabled { Ok(None) } else { vars.target(config, signal, wanted) }
         };
-        let max_spans = vars.number("OTEL_BSP_MAX_QUEUE_SIZE")?.unwrap_or(config.max_spans).clamp(1, 1_000_000);
         let attributes = vars.pairs("OTEL_RESOURCE_ATTRIBUTES")?.unwrap_or_default();
+        let sampler = vars.sampler(config.sample_ratio)?;
         Ok(Self {
-            traces: target(Signal::Traces, config.traces)?,
+            traces: if sampler.is_some() { target(Signal::Traces, config.traces)? } else { None },
             metrics: target(Signal::Metrics, config.metrics)?,
+            logs: target(Signal::Logs, config.logs)?,
             metrics_interval: vars.millis("OTEL_METRIC_EXPORT_INTERVAL")?.unwrap_or(config.metrics_interval),
-            max_spans,
-            batch: vars.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE")?.unwrap_or(BATCH).clamp(1, max_spans),
-            delay: vars.millis("OTEL_BSP_SCHEDULE_DELAY")?.unwrap_or(DELAY),
+            spans: vars.gathering("BSP", config.max_spans, DELAY)?,
+            records: vars.gathering("BLRP", config.max_logs, LOG_DELAY)?,
+            sampling: Sampling { ratio: sampler.map_or(Ratio::NONE, |(ratio, _)| ratio), slow: config.sample_slow },
+            follows_parent: sampler.is_none_or(|(_, follows_parent)| follows_parent),
+            max_undecided: config.max_undecided,
             service: vars.get("OTEL_SERVICE_NAME"),
             attributes,
         })
@@ -256,6 +313,7 @@ impl Exports {
 /// Spans of one export, and how long one waits for others, unless the environment says otherwise: the specification's defaults.
 const BATCH: usize = 512;
 const DELAY: Duration = Duration::from_secs(5);
+const LOG_DELAY: Duration = Duration::from_secs(1);
 
 struct Variables<'a, F>(&'a F);
 
@@ -329,6 +387,42 @@ impl<F: Fn(&str) -> Option<String>> Variables<'_, F> {
             file("CLIENT_KEY", &config.key),
         ];
         Ok(Some(SignalTarget { endpoint, protocol, headers, compression, timeout, tls }))
+    }
+
+    /// The variables of a processor.
+    fn gathering(&self, processor: &str, queue: usize, delay: Duration) -> Result<Gathering, VariableProblem> {
+        let name = |setting: &str| format!("OTEL_{processor}_{setting}");
+        let queue = self.number(&name("MAX_QUEUE_SIZE"))?.unwrap_or(queue).clamp(1, 1_000_000);
+        Ok(Gathering {
+            queue,
+            batch: self.number(&name("MAX_EXPORT_BATCH_SIZE"))?.unwrap_or(BATCH).clamp(1, queue),
+            delay: self.millis(&name("SCHEDULE_DELAY"))?.unwrap_or(delay),
+        })
+    }
+
+    /// The ratio, and whether the flag of a caller counts; `None` when nothing is to be exported.
+    fn sampler(&self, ours: Ratio) -> Result<Option<(Ratio, bool)>, VariableProblem> {
+        let by_argument = || {
+            let text = self.get("OTEL_TRACES_SAMPLER_ARG");
+            text.map_or(Ok(Ratio::ALL), |text| {
+                text.parse().map_err(|error: NoRatio| problem("OTEL_TRACES_SAMPLER_ARG", &error.to_string()))
+            })
+        };
+        Ok(Some(match self.get("OTEL_TRACES_SAMPLER").as_deref() {
+            None => (ours, true),
+            Some("always_on") => (Ratio::ALL, false),
+            Some("always_off") => return Ok(None),
+            Some("traceidratio") => (by_argument()?, false),
+            Some("parentbased_always_on") => (Ratio::ALL, true),
+            Some("parentbased_always_off") => (Ratio::NONE, true),
+            Some("parentbased_traceidratio") => (by_argument()?, true),
+            Some(_) => {
+                return Err(problem(
+                    "OTEL_TRACES_SAMPLER",
+                    "must be `always_on`, `always_off` or `traceidratio`, alone or after `parentbased_`",
+                ));
+            }
+        }))
     }
 
     fn number(&self, name: &str) -> Result<Option<usize>, VariableProblem> {
@@ -436,7 +530,9 @@ mod tests {
         let headers: Vec<_> = traces.headers.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         assert_eq!(headers, [("api-key", "a b"), ("x", "y=z")]);
         assert_eq!(traces.tls[0], PathBuf::from("/ca.pem"));
-        assert_eq!((exports.max_spans, exports.batch), (100, 100), "no export is larger than the queue");
+        assert_eq!((exports.spans.queue, exports.spans.batch), (100, 100), "no export is larger than the queue");
+        assert_eq!((exports.records.queue, exports.records.delay), (16_384, LOG_DELAY));
+        assert_eq!(exports.logs.expect("on").endpoint, "https://all:4318/base/v1/logs");
         assert_eq!(exports.metrics_interval, config.metrics_interval, "an empty variable is none");
         assert_eq!(exports.attributes.len(), 2);
         assert!(!format!("{traces:?}").contains("a b"), "values of headers are never shown");
@@ -456,10 +552,34 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "0"),
             ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "secret"),
             ("OTEL_TRACES_EXPORTER", "secret"),
+            ("OTEL_TRACES_SAMPLER", "secret"),
         ] {
             let error = resolved(&at("http://c:1"), &[(name, value)]).expect_err(value).to_string();
             assert!(error.starts_with(&format!("{name}: ")) && !error.contains("secret"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_standard_samplers_are_understood() {
+        let config = ExportConfig { sample_ratio: Ratio::NONE, ..at("http://c:1") };
+        let argument = ("OTEL_TRACES_SAMPLER_ARG", "0.5");
+        for (sampler, ratio, follows_parent) in [
+            ("", 0.0, true),
+            ("always_on", 1.0, false),
+            ("traceidratio", 0.5, false),
+            ("parentbased_always_on", 1.0, true),
+            ("parentbased_always_off", 0.0, true),
+            ("parentbased_traceidratio", 0.5, true),
+        ] {
+            let exports = resolved(&config, &[("OTEL_TRACES_SAMPLER", sampler), argument]).expect("fine");
+            assert_eq!((exports.sampling.ratio.get(), exports.follows_parent), (ratio, follows_parent), "{sampler}");
+            assert!(exports.traces.is_some());
+        }
+        let off = resolved(&config, &[("OTEL_TRACES_SAMPLER", "always_off")]).expect("fine");
+        assert!(off.traces.is_none() && off.metrics.is_some());
+        let odd = [("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "2secret")];
+        let error = resolved(&config, &odd).expect_err("no ratio").to_string();
+        assert_eq!(error, "OTEL_TRACES_SAMPLER_ARG: must be a number from 0 to 1");
     }
 
     #[test]
@@ -469,12 +589,26 @@ mod tests {
             timeout: Duration::ZERO,
             metrics_interval: Duration::ZERO,
             max_spans: 0,
+            max_logs: 0,
+            sample_slow: Duration::ZERO,
+            max_undecided: 0,
             cert: "/c".into(),
             headers: Headers(BTreeMap::from([("A b".into(), "x".into())])),
             ..ExportConfig::default()
         };
         let fields: Vec<_> = bad.validate().into_iter().map(|v| v.field).collect();
-        assert_eq!(fields, ["endpoint", "timeout", "metrics_interval", "max_spans", "cert", "headers"]);
+        let wrong = [
+            "endpoint",
+            "timeout",
+            "metrics_interval",
+            "max_spans",
+            "max_logs",
+            "sample_slow",
+            "max_undecided",
+            "cert",
+            "headers",
+        ];
+        assert_eq!(fields, wrong);
         for good in ["https://c:4317", "http://[::1]:4317", "http://[::1]", "https://c/base/", "http://10.0.0.1:1/x:y"]
         {
             assert_eq!(at(good).validate(), [], "{good}");

@@ -1,6 +1,6 @@
-//! Spans on their way out: a bounded queue, and a thread that exports them.
+//! Spans and log records on their way out: for each of the two a bounded queue, and a thread that exports them.
 //!
-//! Whoever ends a span never waits: a span that finds the queue full is dropped and counted. The thread has a runtime of its own, so
+//! Whoever ends a span or logs never waits: what finds the queue full is dropped and counted. The thread has a runtime of its own, so
 //! that neither a busy program holds exports up nor a collector that hangs the program. An export that fails is lost and counted; the
 //! next batch is tried all the same, so that a collector that is back is used at once.
 
@@ -15,12 +15,77 @@ use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{Span, SpanData, SpanExporter, SpanProcessor};
 use tokio::sync::{mpsc, oneshot};
 
-/// What became of spans since the start.
+use super::export;
+
+/// Why a span was kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeptReason {
+    /// Every one of its name is.
+    Always,
+    /// Its caller asked for the trace.
+    Asked,
+    /// By ratio.
+    Ratio,
+    /// It has failed, or another one of its trace in this process has.
+    Failed,
+    /// The outermost span of its trace in this process took longer than the threshold.
+    Slow,
+    /// It was asked for after its end.
+    Later,
+}
+
+impl KeptReason {
+    /// All of them.
+    pub const ALL: [Self; 6] = [Self::Always, Self::Asked, Self::Ratio, Self::Failed, Self::Slow, Self::Later];
+
+    /// Its name as a label.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::Asked => "asked",
+            Self::Ratio => "ratio",
+            Self::Failed => "failed",
+            Self::Slow => "slow",
+            Self::Later => "later",
+        }
+    }
+}
+
+/// What became of what was to be exported.
 #[derive(Debug, Default)]
-pub struct SpanCounts {
+pub(super) struct QueueCounts {
     exported: AtomicU64,
     full: AtomicU64,
     failed: AtomicU64,
+}
+
+/// [`QueueCounts`] at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueTally {
+    /// Taken by the collector.
+    pub exported: u64,
+    /// Dropped because the queue was full.
+    pub dropped: u64,
+    /// Lost with an export that failed.
+    pub failed: u64,
+}
+
+impl QueueCounts {
+    /// The counts now.
+    pub(super) fn tally(&self) -> QueueTally {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        QueueTally { exported: read(&self.exported), dropped: read(&self.full), failed: read(&self.failed) }
+    }
+}
+
+/// What became of spans since the start.
+#[derive(Debug, Default)]
+pub struct SpanCounts {
+    pub(super) queue: Arc<QueueCounts>,
+    unsampled: AtomicU64,
+    undecided: AtomicU64,
+    kept: [AtomicU64; KeptReason::ALL.len()],
 }
 
 /// [`SpanCounts`] at one moment.
@@ -32,6 +97,12 @@ pub struct SpanTally {
     pub dropped: u64,
     /// Lost with an export that failed.
     pub failed: u64,
+    /// Not kept.
+    pub unsampled: u64,
+    /// Dropped because there was no room to wait until it was known whether they are kept.
+    pub undecided: u64,
+    /// Kept, in the order of [`KeptReason::ALL`]; what became of them is counted above.
+    pub kept: [u64; KeptReason::ALL.len()],
 }
 
 impl SpanCounts {
@@ -39,48 +110,79 @@ impl SpanCounts {
     #[must_use]
     pub fn tally(&self) -> SpanTally {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        SpanTally { exported: read(&self.exported), dropped: read(&self.full), failed: read(&self.failed) }
+        let QueueTally { exported, dropped, failed } = self.queue.tally();
+        SpanTally {
+            exported,
+            dropped,
+            failed,
+            unsampled: read(&self.unsampled),
+            undecided: read(&self.undecided),
+            kept: std::array::from_fn(|at| read(&self.kept[at])),
+        }
+    }
+
+    /// So many spans were kept.
+    pub(super) fn kept(&self, reason: KeptReason, spans: usize) {
+        self.kept[reason as usize].fetch_add(spans as u64, Ordering::Relaxed);
+    }
+
+    /// So many were not.
+    pub(super) fn unsampled(&self, spans: usize) {
+        self.unsampled.fetch_add(spans as u64, Ordering::Relaxed);
+    }
+
+    /// So many had no room to wait.
+    pub(super) fn undecided(&self, spans: usize) {
+        self.undecided.fetch_add(spans as u64, Ordering::Relaxed);
     }
 }
 
-/// How spans are gathered.
+/// How batches are gathered.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Gathering {
-    /// Spans that may wait.
+    /// How many may wait.
     pub(super) queue: usize,
-    /// Spans of one export.
+    /// How many go with one export.
     pub(super) batch: usize,
-    /// How long a span waits for others.
+    /// How long one waits for others.
     pub(super) delay: Duration,
     /// How long one export may take.
     pub(super) timeout: Duration,
 }
 
-/// Takes spans that have ended, and never waits.
-pub(super) trait SpanSink: Send + Sync {
-    /// Takes one, or counts it as lost.
-    fn take(&self, span: SpanData);
-}
-
-/// The end of the queue where spans go in.
-#[derive(Clone)]
-pub(super) struct Queue {
-    spans: mpsc::Sender<Box<SpanData>>,
-    counts: Arc<SpanCounts>,
-}
-
-impl SpanSink for Queue {
-    fn take(&self, span: SpanData) {
-        if self.spans.try_send(Box::new(span)).is_err() {
-            self.counts.full.fetch_add(1, Ordering::Relaxed);
-        }
+impl Gathering {
+    pub(super) fn new(export::Gathering { queue, batch, delay }: export::Gathering, timeout: Duration) -> Self {
+        Self { queue, batch, delay, timeout }
     }
 }
 
-/// Takes spans that have ended.
-pub(super) struct Outbox {
-    queue: Queue,
+/// What exports batches of one kind.
+pub(super) trait BatchExporter<T>: 'static {
+    /// What is exported, in the log.
+    const WHAT: &'static str;
+
+    fn export(&self, batch: Vec<T>) -> impl Future<Output = OTelSdkResult>;
+
+    fn set_resource(&mut self, resource: &Resource);
+}
+
+impl<E: SpanExporter + 'static> BatchExporter<SpanData> for E {
+    const WHAT: &'static str = "spans";
+
+    fn export(&self, batch: Vec<SpanData>) -> impl Future<Output = OTelSdkResult> {
+        SpanExporter::export(self, batch)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        SpanExporter::set_resource(self, resource);
+    }
+}
+
+/// Takes what is to be exported.
+pub(super) struct Outbox<T> {
+    queue: mpsc::Sender<Box<T>>,
     orders: mpsc::Sender<Order>,
+    counts: Arc<QueueCounts>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -89,21 +191,21 @@ enum Order {
     Stop(oneshot::Sender<()>),
 }
 
-impl fmt::Debug for Outbox {
+impl<T> fmt::Debug for Outbox<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Outbox").field("counts", &self.queue.counts).finish_non_exhaustive()
+        f.debug_struct("Outbox").field("counts", &self.counts).finish_non_exhaustive()
     }
 }
 
-impl Outbox {
+impl<T: Send + 'static> Outbox<T> {
     /// Starts the thread. `exporter` is built on it, within its runtime.
-    pub(super) fn start<E: SpanExporter + 'static>(
+    pub(super) fn start<E: BatchExporter<T>>(
         gathering: Gathering,
         resource: Resource,
-        counts: Arc<SpanCounts>,
+        counts: Arc<QueueCounts>,
         exporter: impl FnOnce() -> Result<E, String> + Send + 'static,
     ) -> Result<Self, String> {
-        let (spans, arriving) = mpsc::channel(gathering.queue);
+        let (queue, arriving) = mpsc::channel(gathering.queue);
         let (orders, ordered) = mpsc::channel(1);
         let (built, result) = std::sync::mpsc::sync_channel(1);
         let of_thread = Arc::clone(&counts);
@@ -115,6 +217,8 @@ impl Outbox {
                     return;
                 }
             };
+            // What is logged about an export must not be exported: it would never end.
+            let _quiet = Context::enter_telemetry_suppressed_scope();
             runtime.block_on(async move {
                 let mut exporter = match exporter() {
                     Ok(exporter) => exporter,
@@ -132,12 +236,14 @@ impl Outbox {
         });
         let thread = thread.map_err(|error| format!("start a thread: {error}"))?;
         result.recv().map_err(|_| "the thread ended at once".to_owned())??;
-        Ok(Self { queue: Queue { spans, counts }, orders, thread: Mutex::new(Some(thread)) })
+        Ok(Self { queue, orders, counts, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Where spans go in.
-    pub(super) fn queue(&self) -> Queue {
-        self.queue.clone()
+    /// Puts one into the queue, or drops and counts it.
+    pub(super) fn take(&self, one: T) {
+        if self.queue.try_send(Box::new(one)).is_err() {
+            self.counts.full.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Gives an order and waits, blocking, until it is carried out.
@@ -159,18 +265,14 @@ impl Outbox {
     }
 }
 
-impl SpanProcessor for Outbox {
-    fn on_start(&self, _: &mut Span, _: &Context) {}
-
-    fn on_end(&self, span: SpanData) {
-        self.queue.take(span);
-    }
-
-    fn force_flush(&self) -> OTelSdkResult {
+impl<T: Send + 'static> Outbox<T> {
+    /// Exports what is there.
+    pub(super) fn flush(&self) -> OTelSdkResult {
         self.order(Order::Flush, FLUSH)
     }
 
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+    /// Exports what is there, and ends the thread.
+    pub(super) fn stop(&self, timeout: Duration) -> OTelSdkResult {
         let ended = self.order(Order::Stop, timeout);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if ended.is_ok()
@@ -182,21 +284,37 @@ impl SpanProcessor for Outbox {
     }
 }
 
+impl SpanProcessor for Outbox<SpanData> {
+    fn on_start(&self, _: &mut Span, _: &Context) {}
+
+    fn on_end(&self, span: SpanData) {
+        self.take(span);
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.stop(timeout)
+    }
+}
+
 /// How long a flush may take.
 const FLUSH: Duration = Duration::from_secs(5);
 
-/// Gathers spans and exports them.
-struct Gatherer<E> {
+/// Gathers batches and exports them.
+struct Gatherer<T, E> {
     gathering: Gathering,
     exporter: E,
-    counts: Arc<SpanCounts>,
-    batch: Vec<SpanData>,
+    counts: Arc<QueueCounts>,
+    batch: Vec<T>,
     /// The last export failed, and that was said.
     complained: bool,
 }
 
-impl<E: SpanExporter> Gatherer<E> {
-    async fn run(mut self, mut arriving: mpsc::Receiver<Box<SpanData>>, mut ordered: mpsc::Receiver<Order>) {
+impl<T, E: BatchExporter<T>> Gatherer<T, E> {
+    async fn run(mut self, mut arriving: mpsc::Receiver<Box<T>>, mut ordered: mpsc::Receiver<Order>) {
         let mut due = tokio::time::interval(self.gathering.delay);
         due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         due.tick().await;
@@ -204,8 +322,8 @@ impl<E: SpanExporter> Gatherer<E> {
             tokio::select! {
                 order = ordered.recv() => {
                     // What was ended before the order belongs to it.
-                    while let Ok(span) = arriving.try_recv() {
-                        self.take(span).await;
+                    while let Ok(one) = arriving.try_recv() {
+                        self.take(one).await;
                     }
                     self.export().await;
                     match order {
@@ -219,14 +337,14 @@ impl<E: SpanExporter> Gatherer<E> {
                         None => return,
                     }
                 }
-                Some(span) = arriving.recv() => self.take(span).await,
+                Some(one) = arriving.recv() => self.take(one).await,
                 _ = due.tick() => self.export().await,
             }
         }
     }
 
-    async fn take(&mut self, span: Box<SpanData>) {
-        self.batch.push(*span);
+    async fn take(&mut self, one: Box<T>) {
+        self.batch.push(*one);
         if self.batch.len() >= self.gathering.batch {
             self.export().await;
         }
@@ -237,23 +355,23 @@ impl<E: SpanExporter> Gatherer<E> {
             return;
         }
         let batch = std::mem::take(&mut self.batch);
-        let spans = batch.len() as u64;
+        let number = batch.len() as u64;
         let result = tokio::time::timeout(self.gathering.timeout, self.exporter.export(batch)).await;
         let problem = match result {
             Ok(Ok(())) => {
-                self.counts.exported.fetch_add(spans, Ordering::Relaxed);
+                self.counts.exported.fetch_add(number, Ordering::Relaxed);
                 if std::mem::take(&mut self.complained) {
-                    tracing::info!("the collector takes spans again");
+                    tracing::info!("the collector takes {} again", E::WHAT);
                 }
                 return;
             }
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {:?}", self.gathering.timeout),
         };
-        self.counts.failed.fetch_add(spans, Ordering::Relaxed);
+        self.counts.failed.fetch_add(number, Ordering::Relaxed);
         // Once, and not for each batch: a collector may be away for days.
         if !std::mem::replace(&mut self.complained, true) {
-            tracing::warn!("the collector takes no spans, they are lost until it does: {problem}");
+            tracing::warn!("the collector takes no {}, they are lost until it does: {problem}", E::WHAT);
         }
     }
 }
@@ -290,7 +408,8 @@ mod tests {
         let (batches, seen) = std::sync::mpsc::channel();
         let counts = Arc::<SpanCounts>::default();
         let exporter = TestExporter { batches, answers: tokio::sync::Mutex::new(answered) };
-        let outbox = Outbox::start(gathering, Resource::builder_empty().build(), Arc::clone(&counts), || Ok(exporter));
+        let outbox =
+            Outbox::start(gathering, Resource::builder_empty().build(), Arc::clone(&counts.queue), || Ok(exporter));
         let provider = SdkTracerProvider::builder().with_span_processor(outbox.expect("it starts")).build();
         (provider, counts, answers, seen)
     }
@@ -339,7 +458,7 @@ mod tests {
         spans(&provider, 4);
         assert_eq!(seen.recv_timeout(DEADLINE), Ok(4));
         provider.force_flush().expect("in time");
-        assert_eq!(counts.tally(), SpanTally { exported: 4, dropped: 0, failed: 4 });
+        assert_eq!(counts.tally(), SpanTally { exported: 4, failed: 4, ..SpanTally::default() });
     }
 
     #[test]

@@ -9,7 +9,9 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use opentelemetry::KeyValue;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
-use opentelemetry_otlp::{MetricExporter, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig};
+use opentelemetry_otlp::{
+    LogExporter, MetricExporter, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
+};
 use opentelemetry_sdk::Resource;
 use tokio::runtime::Handle;
 use tonic::metadata::MetadataMap;
@@ -62,6 +64,24 @@ pub(super) fn spans(target: &SignalTarget) -> Result<SpanExporter, String> {
         }
         OtlpProtocol::Http => {
             let builder = SpanExporter::builder().with_http();
+            http(builder.with_endpoint(&target.endpoint).with_timeout(target.timeout), target)?.build()
+        }
+    };
+    built.map_err(|error| error.to_string())
+}
+
+/// Exports log records to a collector. Call it within a Tokio runtime.
+///
+/// # Errors
+/// What is wrong with the settings, for people.
+pub(super) fn logs(target: &SignalTarget) -> Result<LogExporter, String> {
+    let built = match target.protocol {
+        OtlpProtocol::Grpc => {
+            let builder = LogExporter::builder().with_tonic();
+            grpc(builder.with_endpoint(&target.endpoint).with_timeout(target.timeout), target)?.build()
+        }
+        OtlpProtocol::Http => {
+            let builder = LogExporter::builder().with_http();
             http(builder.with_endpoint(&target.endpoint).with_timeout(target.timeout), target)?.build()
         }
     };

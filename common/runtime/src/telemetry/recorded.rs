@@ -5,7 +5,6 @@
 //! knows them without being told, and whichever leader ends a rebalance exports its root.
 
 use std::borrow::Cow;
-use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use common::ApplianceId;
@@ -13,19 +12,12 @@ use opentelemetry::trace::{Event, Link, SpanContext, SpanId, SpanKind, Status, T
 use opentelemetry::{InstrumentationScope, KeyValue, TraceId};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
-use super::outbox::SpanSink;
+use super::TAIL;
 
 /// Most events of one span; later ones are counted as dropped.
 const MAX_EVENTS: usize = 64;
 /// Most links of one span; later ones are counted as dropped.
 const MAX_LINKS: usize = 32;
-
-static SINK: OnceLock<Arc<dyn SpanSink>> = OnceLock::new();
-
-/// Where recorded spans go from now on. The first one counts.
-pub(super) fn export_to(sink: Arc<dyn SpanSink>) {
-    let _ = SINK.set(sink);
-}
 
 /// The trace of one rebalance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,11 +204,20 @@ impl RecordedSpan {
         self
     }
 
-    /// Exports it where spans are exported.
+    /// Exports it where spans are exported, whatever the sampling.
     pub fn export(self) {
-        if let Some(sink) = SINK.get() {
-            sink.take(self.0);
+        if let Some(tail) = TAIL.get() {
+            tail.pass(self.0);
         }
+    }
+
+    /// Exports a hand-off, and before it what belongs to it, if they are kept. Returns its id if that is for what happened, slow as
+    /// it was or failed: other processes may not have kept what they have of it, and are to be [asked](super::keep_hand_offs).
+    pub fn export_hand_off(self, parts: Vec<Self>) -> Option<u64> {
+        let tail = TAIL.get()?;
+        let id = u64::from_be_bytes(self.0.span_context.span_id().to_bytes());
+        let group = parts.into_iter().chain([self]).map(|span| span.0).collect();
+        tail.handed_off(group).then_some(id)
     }
 }
 

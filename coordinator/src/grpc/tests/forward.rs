@@ -62,7 +62,7 @@ impl TestCoordinator {
         let mut admission = Admission::new(Arc::clone(&catalog), Term::new(1), &[], received.settled());
         tokio::spawn(async move {
             while let Some(command) = received.recv().await {
-                let Command::Change { mutation, mut reply } = command else { continue };
+                let Command::Change { mutation, mut reply, .. } = command else { continue };
                 let _ = actor.send(mutation.actor.clone());
                 if mute {
                     reply.closed().await;

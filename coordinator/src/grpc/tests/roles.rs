@@ -74,7 +74,7 @@ impl RoleServer {
 async fn obey(catalog: Arc<Catalog>, mut received: CommandQueue, actor: mpsc::UnboundedSender<String>) {
     let mut admission = Admission::new(catalog, Term::new(1), &[], received.settled());
     while let Some(command) = received.recv().await {
-        if let Command::Change { mutation, reply } = command {
+        if let Command::Change { mutation, reply, .. } = command {
             let _ = actor.send(mutation.actor.clone());
             let _ = reply.send(carry_out(&mut admission, &mutation));
         }

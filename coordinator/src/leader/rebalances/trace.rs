@@ -115,16 +115,19 @@ impl OpenTrace {
         });
     }
 
-    /// The hand-off of `appliance` is over: it was adopted at `end`, or there is a problem.
+    /// The hand-off of `appliance` is over: it was adopted at `end`, or there is a problem. Returns its id if workers are to be asked for
+    /// what they have of it.
     pub(super) fn handed_off(
         &self,
         appliance: ApplianceId,
         hand_off: &HandOff,
         end: SystemTime,
         problem: Option<&'static str>,
-    ) {
+    ) -> Option<u64> {
+        let mut parts = Vec::new();
         if let (Some(began), Some(ended)) = (hand_off.times.released.or(hand_off.times.began), hand_off.committed) {
-            RecordedSpan::new(self.trace, SpanName::Commit(appliance), began, ended).export();
+            let commit = RecordedSpan::new(self.trace, SpanName::Commit(appliance), began, ended);
+            parts.push(commit.with("appliance", appliance.to_string()));
         }
         let began = hand_off.times.began.unwrap_or(end);
         let mut span = RecordedSpan::new(self.trace, SpanName::HandOff(appliance), began, end);
@@ -140,7 +143,7 @@ impl OpenTrace {
         if let Some(problem) = problem {
             span = span.failed(problem);
         }
-        span.export();
+        span.export_hand_off(parts)
     }
 
     /// The root, now that the rebalance has ended as `record` says. Exports what else is open.

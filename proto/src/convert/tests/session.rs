@@ -1,6 +1,9 @@
 //! What ends a session's stream, and what costs only the entry it is about.
 
-use super::super::down::Unreadable;
+use common::TraceContext;
+use common::telemetry::{LogOrder, SamplingOrder, TelemetryOrder};
+
+use super::super::down::{Unreadable, add_causes, order_to_wire};
 use super::*;
 
 fn first_envelope() -> Envelope {
@@ -67,6 +70,32 @@ fn delta_of(message: &mut worker_wire::CoordinatorMessage) -> &mut worker_wire::
         Some(worker_wire::coordinator_message::Body::Delta(delta)) => delta,
         other => panic!("not a delta: {other:?}"),
     }
+}
+
+#[test]
+fn calls_and_orders_about_telemetry_travel_beside_what_workers_act_on() {
+    let mut message = delta_on_the_wire();
+    let call =
+        TraceContext { traceparent: TRACEPARENT.into(), baggage: "user=alice".into(), ..TraceContext::default() };
+    let long = TraceContext { baggage: "x".repeat(10_000), ..call.clone() };
+    let id = ApplianceId::from_u128;
+    add_causes(&mut message, [(id(1), call.clone()), (id(3), long)]);
+    let read = down_from_wire(message).expect("it reads");
+    let short = TraceContext { baggage: String::new(), ..call.clone() };
+    assert_eq!(read.causes, [(id(1), call), (id(3), short)]);
+    let lasts = Some(Duration::from_secs(60));
+    let order = TelemetryOrder {
+        log: Some(LogOrder { filter: "worker=debug".into(), lasts }),
+        sampling: Some(SamplingOrder { ratio: 0.5.try_into().ok(), slow: lasts, lasts: None }),
+    };
+    for order in [order.clone(), TelemetryOrder::default()] {
+        let read = down_from_wire(order_to_wire(&first_envelope(), order.clone())).expect("it reads");
+        assert_eq!(read.message, ToWorker::Confirm(Confirm::default()), "earlier versions know no more of it");
+        assert_eq!(read.telemetry, Some(order));
+    }
+    let mut odd = order_to_wire(&first_envelope(), order);
+    odd.telemetry.as_mut().expect("an order").sample_ratio = Some(7.0);
+    assert_eq!(down_from_wire(odd).expect("no reason to end a session").telemetry, None);
 }
 
 #[test]

@@ -267,7 +267,20 @@ pub(super) fn down_seeds() -> Vec<Vec<u8>> {
         update: vec![wire::Update { appliance: ID.to_vec(), token: token(), desired: desired(custom()) }],
         check: vec![wire::Check { appliance: ID.to_vec(), token: token(), number: 8 }],
         traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into(),
+        cause: vec![wire::Cause {
+            appliance: ID.to_vec(),
+            traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into(),
+            tracestate: "rug=tail".into(),
+            baggage: "user=alice".into(),
+        }],
     };
+    let telemetry = Some(wire::TelemetryOrder {
+        log_filter: "worker=debug".into(),
+        log_for: seconds(60),
+        sample_ratio: Some(0.5),
+        sample_slow: seconds(1),
+        sample_for: None,
+    });
     let bodies = [
         Body::Welcome(wire::Welcome { keep: granted(), more: false, lease: seconds(10) }),
         Body::BeatAck(wire::BeatAck { number: 300 }),
@@ -276,7 +289,15 @@ pub(super) fn down_seeds() -> Vec<Vec<u8>> {
         Body::Refused(wire::Refused { reason: 4, detail: "why".into(), retry_after: seconds(1) }),
         Body::Drained(wire::Drained {}),
     ];
-    let message = |body| wire::CoordinatorMessage { envelope: envelope(), body: Some(body) }.encode_to_vec();
+    let message = |body| {
+        wire::CoordinatorMessage {
+            envelope: envelope(),
+            body: Some(body),
+            telemetry: telemetry.clone(),
+            keep_hand_offs: vec![7, u64::MAX],
+        }
+        .encode_to_vec()
+    };
     bodies.into_iter().map(message).collect()
 }
 

@@ -1,0 +1,232 @@
+//! What is logged and sampled, changed while the process runs.
+//!
+//! Only modules of ours can be more detailed than `info` so: what libraries print then are headers, statements and handshakes, and whoever may
+//! change a filter may not read secrets.
+//!
+//! The filter of the log can be changed, that of spans cannot: what is traced must not depend on what somebody looks at in the log. An
+//! order replaces the one before; one that lasts for a while goes back by itself, whether the one who gave it is still there or not.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use common::telemetry::{LogOrder, SamplingOrder, TelemetryOrder};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use super::sampling::Sampling;
+
+/// Longest filter that is taken, in bytes.
+pub const MAX_FILTER: usize = 1_000;
+
+/// What is in force without orders, and how it is changed.
+pub(super) struct Control {
+    /// The configured filter of the log.
+    pub(super) filter: String,
+    /// The configured sampling.
+    pub(super) sampling: Sampling,
+    /// Puts a filter into force.
+    pub(super) reload: Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>,
+}
+
+static CONTROL: OnceLock<Control> = OnceLock::new();
+/// The order in force. Held while one is carried out, so that two never mix.
+static ORDER: Mutex<Option<TelemetryOrder>> = Mutex::new(None);
+/// Orders about the log and about sampling so far: one that has lasted its time ends only what no later one has replaced.
+static GIVEN: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+/// Whose orders are followed from now on.
+pub(super) fn install(control: Control) {
+    let _ = CONTROL.set(control);
+}
+
+/// Packages whose lines are ours, and the target of the audit trail.
+const OURS: [&str; 13] = [
+    "audit",
+    "common",
+    "coordination",
+    "coordinator",
+    "coordinator_core",
+    "proto",
+    "rug_appliance",
+    "rug_coordinator",
+    "rug_worker",
+    "runtime",
+    "shim",
+    "worker",
+    "worker_core",
+];
+
+/// Checks a filter of the log, in the syntax of `RUST_LOG` without spans and fields.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_filter(filter: &str) -> Result<(), String> {
+    if filter.len() > MAX_FILTER {
+        return Err(format!("has {} bytes, at most {MAX_FILTER} are allowed", filter.len()));
+    }
+    expanded(filter).and_then(|filter| parse(&filter)).map(drop)
+}
+
+/// The filter with a level for everything as one for each of our packages, where it is more detailed than `info`.
+fn expanded(filter: &str) -> Result<String, String> {
+    let mut directives = Vec::new();
+    for part in filter.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        if part.contains(['[', '{', '/']) {
+            return Err("spans and fields cannot be named".to_owned());
+        }
+        let (target, level) = match part.split_once('=') {
+            Some((target, level)) => (Some(target), level.parse()),
+            None => match part.parse::<LevelFilter>() {
+                Ok(level) => (None, Ok(level)),
+                Err(_) => (Some(part), Ok(LevelFilter::TRACE)),
+            },
+        };
+        let level: LevelFilter = level.map_err(|_| format!("`{part}` has no level of a log"))?;
+        let package = target.map(|target| target.split("::").next().unwrap_or_default());
+        match package {
+            None if level > LevelFilter::INFO => directives.extend(OURS.map(|package| format!("{package}={level}"))),
+            Some(package) if level > LevelFilter::INFO && !OURS.contains(&package) => {
+                return Err(format!(
+                    "{package}: only modules of Rug can be more detailed than info, because libraries print secrets"
+                ));
+            }
+            _ => directives.push(part.to_owned()),
+        }
+    }
+    Ok(directives.join(","))
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, String> {
+    EnvFilter::builder().with_regex(false).parse(filter).map_err(|error| error.to_string())
+}
+
+/// Does what an order says, in place of the one before. Within a Tokio runtime, where something is to go back by itself.
+pub fn obey(order: TelemetryOrder) {
+    let Some(control) = CONTROL.get() else { return };
+    let mut in_force = ORDER.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = in_force.clone().unwrap_or_default();
+    if before.log.as_ref().map(|log| &log.filter) != order.log.as_ref().map(|log| &log.filter) {
+        control.log(order.log.as_ref());
+    }
+    let sampling = |order: &TelemetryOrder| order.sampling.map(|sampling| (sampling.ratio, sampling.slow));
+    if sampling(&before) != sampling(&order) {
+        control.sample(order.sampling);
+    }
+    // Also where it is the same as before: it may last longer now.
+    expire(&GIVEN[0], order.log.as_ref().and_then(|log| log.lasts), || {
+        end(|order| order.log = None);
+    });
+    expire(&GIVEN[1], order.sampling.and_then(|sampling| sampling.lasts), || {
+        end(|order| order.sampling = None);
+    });
+    *in_force = Some(order);
+}
+
+/// Ends a part of the order in force.
+fn end(part: impl FnOnce(&mut TelemetryOrder)) {
+    let mut order = ORDER.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default();
+    part(&mut order);
+    obey(order);
+}
+
+/// Has something done after this time, unless another order is given by then.
+fn expire(given: &'static AtomicU64, lasts: Option<Duration>, then: impl FnOnce() + Send + 'static) {
+    let number = given.fetch_add(1, Ordering::Relaxed) + 1;
+    let Some(lasts) = lasts else { return };
+    tokio::spawn(async move {
+        tokio::time::sleep(lasts).await;
+        if given.load(Ordering::Relaxed) == number {
+            then();
+        }
+    });
+}
+
+impl Control {
+    fn log(&self, order: Option<&LogOrder>) {
+        let filter = match order {
+            // What comes later wins where both are about the same module.
+            Some(order) => expanded(&order.filter).map(|added| format!("{},{added}", self.filter)),
+            None => Ok(self.filter.clone()),
+        };
+        let done = filter.and_then(|filter| parse(&filter)).and_then(|filter| (self.reload)(filter));
+        match done {
+            Ok(()) => tracing::info!(added = order.map(|order| order.filter.as_str()), "filter of the log changed"),
+            Err(error) => tracing::warn!("the filter of the log stays as it is: {error}"),
+        }
+    }
+
+    fn sample(&self, order: Option<SamplingOrder>) {
+        let SamplingOrder { ratio, slow, lasts: _ } = order.unwrap_or_default();
+        let sampling =
+            Sampling { ratio: ratio.unwrap_or(self.sampling.ratio), slow: slow.unwrap_or(self.sampling.slow) };
+        super::set_sampling(sampling);
+        tracing::info!(ratio = %sampling.ratio, slow = ?sampling.slow, "sampling of traces changed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use common::telemetry::Ratio;
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[test]
+    fn a_filter_that_cannot_be_read_is_refused() {
+        for good in ["debug", "worker::runner=trace,info", "info,h2=off", "coordinator", "warn"] {
+            assert_eq!(check_filter(good), Ok(()), "{good}");
+        }
+        for bad in
+            ["worker=loud", "a=b=c", "h2=debug", "sqlx::query", "worker[span]=debug", &"x".repeat(MAX_FILTER + 1)]
+        {
+            assert!(check_filter(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_level_for_everything_is_one_for_what_is_ours() {
+        let filter = expanded("trace,worker::runner=info").expect("a filter");
+        assert!(
+            filter.starts_with("audit=trace,common=trace,") && filter.ends_with(",worker::runner=info"),
+            "{filter}"
+        );
+        assert_eq!(expanded("warn").as_deref(), Ok("warn"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_order_goes_back_by_itself_unless_another_one_was_given() {
+        let filters = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&filters);
+        let before = super::super::sampling();
+        install(Control {
+            filter: "info,h2=error".into(),
+            sampling: before,
+            reload: Box::new(move |filter| {
+                seen.lock().expect("no panic").push(filter.to_string());
+                Ok(())
+            }),
+        });
+        let newest = || filters.lock().expect("no panic").last().cloned().unwrap_or_default();
+        let log =
+            |filter: &str, seconds| Some(LogOrder { filter: filter.into(), lasts: Some(Duration::from_secs(seconds)) });
+        obey(TelemetryOrder { log: log("worker=debug", 10), sampling: None });
+        assert!(newest().contains("worker=debug") && newest().contains("h2=error"), "{}", newest());
+        advance(Duration::from_secs(5)).await;
+        let sampling = SamplingOrder { ratio: Some(Ratio::NONE), slow: None, lasts: Some(Duration::from_secs(60)) };
+        obey(TelemetryOrder { log: log("worker=debug", 10), sampling: Some(sampling) });
+        assert_eq!(super::super::sampling(), Sampling { ratio: Ratio::NONE, slow: before.slow });
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        assert!(newest().contains("worker=debug"), "it lasts for ten seconds from the newest order on");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(!newest().contains("worker"), "{}", newest());
+        assert_eq!(super::super::sampling().ratio, Ratio::NONE);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(super::super::sampling(), before);
+        obey(TelemetryOrder { log: log("h2=off", 10), sampling: None });
+        obey(TelemetryOrder::default());
+        assert!(newest().contains("h2=error"), "{}", newest());
+    }
+}

@@ -1,0 +1,240 @@
+//! Which spans are kept: what is known when one begins, and the rules that can be changed while the process runs.
+//!
+//! | span | when it begins |
+//! |---|---|
+//! | `rebalance`, `plan`, `delta` | kept |
+//! | `hand-off`, and `release`, `adopt`, `commit` that belong to one | kept by ratio of the id of the hand-off, so that all processes decide alike |
+//! | with a parent of this process | as the parent |
+//! | whose caller has set the flag `sampled` | kept: it was asked for |
+//! | whose caller has not | not recorded, unless the caller is one of ours that has not decided yet |
+//! | without a caller | kept by ratio of the trace id |
+//!
+//! What is not kept by then is recorded all the same, and [decided](super::tail) when it is known how it ended. Between processes such a
+//! context has the flag `sampled` off, and `rug=tail` in its `tracestate`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use common::telemetry::Ratio;
+use opentelemetry::trace::{Link, SpanId, SpanKind, TraceContextExt, TraceId, TraceState};
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_sdk::trace::{SamplingDecision, SamplingResult, ShouldSample};
+
+/// Ids below this are kept; that of `TraceIdRatioBased` in SDKs of OpenTelemetry, so that all keep the same traces.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+fn bound(ratio: Ratio) -> u64 {
+    (ratio.get() * (1_u64 << 63) as f64) as u64
+}
+
+/// Which spans are kept beside those that always are. Can be changed while the process runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sampling {
+    /// Share of traces, and of hand-offs of a rebalance, that are kept whatever happens in them.
+    pub ratio: Ratio,
+    /// What takes longer is kept.
+    pub slow: Duration,
+}
+
+/// [`Sampling`] as all threads read it.
+#[derive(Debug)]
+pub(super) struct SamplingRules {
+    ratio: AtomicU64,
+    slow: AtomicU64,
+}
+
+impl SamplingRules {
+    pub(super) fn new(sampling: Sampling) -> Self {
+        let rules = Self { ratio: AtomicU64::new(0), slow: AtomicU64::new(0) };
+        rules.set(sampling);
+        rules
+    }
+
+    pub(super) fn set(&self, Sampling { ratio, slow }: Sampling) {
+        self.ratio.store(ratio.get().to_bits(), Ordering::Relaxed);
+        self.slow.store(u64::try_from(slow.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self) -> Sampling {
+        Sampling {
+            ratio: f64::from_bits(self.ratio.load(Ordering::Relaxed)).try_into().unwrap_or(Ratio::ALL),
+            slow: Duration::from_nanos(self.slow.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// Whether the ratio keeps what has these random bits.
+    fn keeps(&self, bits: u64) -> bool {
+        (bits >> 1) < bound(self.get().ratio)
+    }
+
+    pub(super) fn keeps_trace(&self, trace: TraceId) -> bool {
+        let [.., a, b, c, d, e, f, g, h] = trace.to_bytes();
+        self.keeps(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
+    }
+
+    pub(super) fn keeps_hand_off(&self, hand_off: SpanId) -> bool {
+        self.keeps(u64::from_be_bytes(hand_off.to_bytes()))
+    }
+}
+
+/// How a span is decided about, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    /// Kept.
+    Always,
+    /// The hand-off of one appliance.
+    HandOff,
+    /// Belongs to the hand-off that is its parent.
+    OfHandOff,
+    /// By its trace.
+    Other,
+}
+
+impl Family {
+    pub(super) fn of(name: &str) -> Self {
+        match name {
+            "rebalance" | "plan" | "delta" => Self::Always,
+            "hand-off" => Self::HandOff,
+            "release" | "adopt" | "commit" => Self::OfHandOff,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Key and value in the `tracestate` of a context that is not decided about.
+const UNDECIDED: (&str, &str) = ("rug", "tail");
+
+/// Marks the context of a caller of ours: without the flag `sampled` it is not decided about.
+pub(super) fn undecided(state: &TraceState) -> TraceState {
+    state.insert(UNDECIDED.0, UNDECIDED.1).unwrap_or_else(|_| state.clone())
+}
+
+/// Whether the caller with this context is one of ours that has not decided.
+pub(super) fn is_undecided(state: &TraceState) -> bool {
+    state.get(UNDECIDED.0) == Some(UNDECIDED.1)
+}
+
+/// Decides when a span begins.
+#[derive(Clone, Debug)]
+pub(super) struct HeadSampler {
+    pub(super) rules: Arc<SamplingRules>,
+    /// Whether the flag `sampled` of a caller counts.
+    pub(super) follows_parent: bool,
+}
+
+impl ShouldSample for HeadSampler {
+    fn should_sample(
+        &self,
+        parent: Option<&Context>,
+        trace: TraceId,
+        name: &str,
+        _: &SpanKind,
+        _: &[KeyValue],
+        _: &[Link],
+    ) -> SamplingResult {
+        let parent = parent.map(TraceContextExt::span);
+        let context = parent.as_ref().map(|span| span.span_context()).filter(|context| context.is_valid());
+        let state = context.map(|context| context.trace_state().clone()).unwrap_or_default();
+        let family = Family::of(name);
+        let kept = match (family, context) {
+            (Family::Always, _) => true,
+            // Its id is not known yet.
+            (Family::HandOff, _) => self.rules.get().ratio == Ratio::ALL,
+            (Family::OfHandOff, Some(context)) => self.rules.keeps_hand_off(context.span_id()),
+            (_, Some(context)) if !context.is_remote() => context.is_sampled(),
+            (_, Some(context)) if self.follows_parent && context.is_sampled() => true,
+            _ => self.rules.keeps_trace(trace),
+        };
+        let refused = match context {
+            Some(context) if family == Family::Other && !context.is_sampled() => match context.is_remote() {
+                true => self.follows_parent && !is_undecided(&state),
+                false => parent.is_some_and(|span| !span.is_recording()),
+            },
+            _ => false,
+        };
+        let (decision, trace_state) = if refused {
+            (SamplingDecision::Drop, state)
+        } else if kept {
+            (SamplingDecision::RecordAndSample, state.delete(UNDECIDED.0).unwrap_or_default())
+        } else {
+            (SamplingDecision::RecordOnly, undecided(&state))
+        };
+        SamplingResult { decision, attributes: Vec::new(), trace_state }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::trace::{SpanContext, TraceFlags};
+
+    use super::*;
+
+    fn sampler(ratio: f64, follows_parent: bool) -> HeadSampler {
+        let sampling = Sampling { ratio: ratio.try_into().expect("a ratio"), slow: Duration::from_secs(5) };
+        HeadSampler { rules: Arc::new(SamplingRules::new(sampling)), follows_parent }
+    }
+
+    /// A caller with this flag and state, in a trace with this number.
+    fn caller(trace: u128, span: u64, sampled: bool, state: &[(&str, &str)]) -> Context {
+        let state = TraceState::from_key_value(state.iter().copied()).expect("valid");
+        let flags = TraceFlags::default().with_sampled(sampled);
+        Context::new().with_remote_span_context(SpanContext::new(trace.into(), span.into(), flags, true, state))
+    }
+
+    fn decided(sampler: &HeadSampler, parent: Option<&Context>, trace: u128, name: &str) -> SamplingResult {
+        sampler.should_sample(parent, trace.into(), name, &SpanKind::Internal, &[], &[])
+    }
+
+    /// Trace ids, or span ids, in the lower and in the upper half.
+    const LOW: u64 = 1 << 62;
+    const HIGH: u64 = 3 << 62;
+
+    #[test]
+    fn all_processes_decide_alike_by_the_hand_off_and_not_by_its_trace() {
+        let half = sampler(0.5, true);
+        for (hand_off, decision) in [(LOW, SamplingDecision::RecordAndSample), (HIGH, SamplingDecision::RecordOnly)] {
+            for name in ["release", "adopt", "commit"] {
+                for sampled in [true, false] {
+                    let caller = caller(u128::from(LOW), hand_off, sampled, &[]);
+                    assert_eq!(decided(&half, Some(&caller), u128::from(LOW), name).decision, decision, "{name}");
+                }
+            }
+            assert_eq!(half.rules.keeps_hand_off(hand_off.into()), decision == SamplingDecision::RecordAndSample);
+        }
+        assert_eq!(decided(&half, None, u128::from(HIGH), "rebalance").decision, SamplingDecision::RecordAndSample);
+    }
+
+    #[test]
+    fn a_caller_that_asks_is_answered_and_one_that_does_not_is_left_alone() {
+        let none = sampler(0.0, true);
+        let asks = caller(1, 1, true, &[("rug", "tail"), ("other", "kept")]);
+        let answer = decided(&none, Some(&asks), 1, "rpc");
+        assert_eq!(answer.decision, SamplingDecision::RecordAndSample);
+        assert_eq!(answer.trace_state.header(), "other=kept");
+        let all = sampler(1.0, true);
+        assert_eq!(decided(&all, Some(&caller(1, 1, false, &[])), 1, "rpc").decision, SamplingDecision::Drop);
+        let undecided = decided(&none, Some(&caller(1, 1, false, &[("rug", "tail")])), 1, "rpc");
+        assert_eq!(undecided.decision, SamplingDecision::RecordOnly);
+        assert_eq!(undecided.trace_state.header(), "rug=tail", "the next process has to know");
+        let own_way = sampler(1.0, false);
+        assert_eq!(
+            decided(&own_way, Some(&caller(1, 1, false, &[])), 1, "rpc").decision,
+            SamplingDecision::RecordAndSample
+        );
+    }
+
+    #[test]
+    fn the_rules_change_at_once() {
+        let sampler = sampler(0.25, true);
+        let kept = |sampler: &HeadSampler| {
+            let step = u64::MAX / 1_000;
+            (0..1_000_u64).filter(|n| sampler.rules.keeps_trace(u128::from(n * step).into())).count()
+        };
+        assert!((249..=251).contains(&kept(&sampler)), "{}", kept(&sampler));
+        let slow = Duration::from_millis(1);
+        sampler.rules.set(Sampling { ratio: Ratio::ALL, slow });
+        assert_eq!((kept(&sampler), sampler.rules.get().slow), (1_000, slow));
+        sampler.rules.set(Sampling { ratio: Ratio::NONE, slow });
+        assert_eq!(kept(&sampler), 0);
+    }
+}
