@@ -152,6 +152,7 @@ async fn joins_deaths_and_drains_are_each_one_trace_with_a_span_for_each_move() 
     ensure!(moves("gone: worker-2") == of_second && moves("joined: worker-2") > 0, "{all:#?}");
     ensure!(moves("draining: worker-2") > 0, "{all:#?}");
     cluster.worker("worker-2")?.start()?;
+    ensure!(collector.undocumented().is_empty(), "{:#?}", collector.undocumented());
     cluster.finish().await
 }
 

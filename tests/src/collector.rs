@@ -1,6 +1,6 @@
 //! An OTLP collector for tests: it keeps what it is sent, and can be told to refuse or to hang.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,6 +15,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{Tra
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+use runtime::telemetry::spans;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
@@ -38,6 +39,8 @@ pub struct CollectedSpan {
     pub events: Vec<String>,
     /// The process it comes from.
     pub instance: String,
+    /// Its program.
+    pub program: String,
 }
 
 /// A log record as the collector got it.
@@ -107,6 +110,16 @@ impl Collector {
         self.kept().manner = manner;
     }
 
+    /// What programs exported that the reference of spans does not have.
+    #[must_use]
+    pub fn undocumented(&self) -> BTreeSet<String> {
+        let kept = self.kept();
+        let problems = kept.spans.iter().filter_map(|span| {
+            spans::undocumented(&span.program, &span.name, span.attributes.keys().map(String::as_str))
+        });
+        problems.collect()
+    }
+
     /// Every span so far.
     #[must_use]
     pub fn spans(&self) -> Vec<CollectedSpan> {
@@ -167,6 +180,7 @@ impl TraceService for Collector {
         for of_resource in request.into_inner().resource_spans {
             let resource = texts(of_resource.resource.as_ref().map_or(&[], |resource| &resource.attributes));
             let instance = resource.get("service.instance.id").cloned().unwrap_or_default();
+            let program = resource.get("service.name").cloned().unwrap_or_default();
             let spans = of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
             self.kept().spans.extend(spans.map(|span| CollectedSpan {
                 trace: hex(&span.trace_id),
@@ -177,6 +191,7 @@ impl TraceService for Collector {
                 events: span.events.into_iter().map(|event| event.name).collect(),
                 name: span.name,
                 instance: instance.clone(),
+                program: program.clone(),
             }));
         }
         Ok(Response::new(ExportTraceServiceResponse::default()))

@@ -14,6 +14,7 @@ mod outbox;
 mod pipeline;
 mod recorded;
 mod sampling;
+pub mod spans;
 mod tail;
 
 use std::io;
@@ -241,8 +242,16 @@ pub fn init(
     };
     let (of_records, records_handle) = reload::Layer::new(EnvFilter::try_new(&filter)?);
     let records = logger.as_ref().map(|logger| OpenTelemetryTracingBridge::new(logger).with_filter(of_records));
+    // Only what the table of spans says: not where in the source a span is made, on which thread, and the like.
+    let spans = tracing_opentelemetry::layer()
+        .with_tracer(tracer)
+        .with_location(false)
+        .with_threads(false)
+        .with_tracked_inactivity(false)
+        .with_level(false)
+        .with_target(false);
     tracing_subscriber::registry()
-        .with(tracing_opentelemetry::layer().with_tracer(tracer).with_filter(of_spans))
+        .with(spans.with_filter(of_spans))
         .with(lines.with_filter(of_lines))
         .with(records)
         .try_init()?;

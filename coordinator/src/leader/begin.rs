@@ -93,7 +93,7 @@ impl<'a> Leader<'a> {
         info!(%term, %cluster, appliances = records.len(), members = members.len(), "leading");
         let (appliances, entries) = restore(records, statuses, grants);
         let (rebalances, unfinished) =
-            RebalanceHistory::restore(setup.identity.coordinator.clone(), rebalances, &unfinished);
+            RebalanceHistory::restore(setup.identity.coordinator.clone(), store.system(), rebalances, &unfinished);
         setup.catalog.load(entries, rebalances.views());
         let catalog = Arc::clone(&setup.catalog);
         let mut admission = Admission::new(Arc::clone(&catalog), term, &requests, Arc::clone(&setup.settled));

@@ -64,6 +64,8 @@ pub(super) struct StoredRebalance {
 #[derive(Debug)]
 pub(super) struct RebalanceHistory {
     coordinator: CoordinatorId,
+    /// The kind of the database, for traces.
+    store: &'static str,
     open: BTreeMap<RebalanceId, OpenRebalance>,
     changed: BTreeSet<RebalanceId>,
     ended: Vec<RebalanceView>,
@@ -92,15 +94,17 @@ fn ask(asked: &mut Vec<(WorkerId, u64)>, hand_off: &HandOff, id: Option<u64>) {
 
 impl RebalanceHistory {
     /// History as the store has it. The newest of those that ran when the former leader ended, which has made the moves
-    /// `made`, is gone on with; others were superseded by it, and end here.
+    /// `made`, is gone on with; others were superseded by it, and end here. `store` is the kind of the database.
     pub(super) fn restore(
         coordinator: CoordinatorId,
+        store: &'static str,
         rebalances: Vec<RebalanceRecord>,
         made: &[MoveRecord],
     ) -> (Self, Option<UnfinishedRebalance>) {
         let now = SystemTime::now();
         let mut this = Self {
             coordinator,
+            store,
             open: BTreeMap::new(),
             changed: BTreeSet::new(),
             ended: Vec::with_capacity(rebalances.len()),
@@ -237,7 +241,7 @@ impl RebalanceHistory {
         let Some(open) = self.open.get_mut(&id) else { return };
         (open.view.record.moves, open.view.record.done) = (moves, done);
         for (appliance, hand_off) in open.hand_offs.extract_if(|_, hand_off| hand_off.ended.is_none()) {
-            let id = open.trace.handed_off(appliance, &hand_off, now, Some("given up"));
+            let id = open.trace.handed_off(appliance, &hand_off, now, Some("given up"), self.store);
             ask(&mut self.asked, &hand_off, id);
         }
         for at in open.shown.values() {
@@ -254,7 +258,7 @@ impl RebalanceHistory {
         let of = |open: &OpenRebalance| open.hand_offs.get(&appliance).is_some_and(|hand_off| hand_off.ended.is_some());
         let Some((&id, open)) = self.open.iter_mut().find(|(_, open)| of(open)) else { return };
         let Some(hand_off) = open.hand_offs.remove(&appliance) else { return };
-        let asked = open.trace.handed_off(appliance, &hand_off, now, None);
+        let asked = open.trace.handed_off(appliance, &hand_off, now, None, self.store);
         ask(&mut self.asked, &hand_off, asked);
         if let Some(closing) = &mut open.closing {
             closing.last = now;
@@ -276,7 +280,7 @@ impl RebalanceHistory {
         };
         let Some((&id, open)) = self.open.iter_mut().find(|(id, open)| waits(**id, open)) else { return };
         let Some(hand_off) = open.hand_offs.remove(&appliance) else { return };
-        let asked = open.trace.handed_off(appliance, &hand_off, now, Some(problem));
+        let asked = open.trace.handed_off(appliance, &hand_off, now, Some(problem), self.store);
         ask(&mut self.asked, &hand_off, asked);
         self.end_adopted(id);
     }
@@ -303,7 +307,7 @@ impl RebalanceHistory {
         for (appliance, hand_off) in open.hand_offs.drain() {
             let end = hand_off.ended.unwrap_or(closing.last);
             let problem = "its new owner did not say what it found";
-            let asked = open.trace.handed_off(appliance, &hand_off, end, Some(problem));
+            let asked = open.trace.handed_off(appliance, &hand_off, end, Some(problem), self.store);
             ask(&mut self.asked, &hand_off, asked);
         }
         let record = &mut open.view.record;

@@ -175,6 +175,13 @@ impl RecordedSpan {
         self
     }
 
+    /// As a call of this process to a database of this kind, as the semantic conventions name them.
+    #[must_use]
+    pub fn of_database(mut self, system: &'static str, operation: &'static str) -> Self {
+        self.0.span_kind = SpanKind::Client;
+        self.with("db.system.name", system).with("db.operation.name", operation)
+    }
+
     /// With an event, at most 64.
     #[must_use]
     pub fn event(mut self, name: &'static str, time: SystemTime, attributes: Vec<KeyValue>) -> Self {

@@ -116,18 +116,19 @@ impl OpenTrace {
     }
 
     /// The hand-off of `appliance` is over: it was adopted at `end`, or there is a problem. Returns its id if workers are to be asked for
-    /// what they have of it.
+    /// what they have of it. Its new owner was stored in a `store` of this kind.
     pub(super) fn handed_off(
         &self,
         appliance: ApplianceId,
         hand_off: &HandOff,
         end: SystemTime,
         problem: Option<&'static str>,
+        store: &'static str,
     ) -> Option<u64> {
         let mut parts = Vec::new();
         if let (Some(began), Some(ended)) = (hand_off.times.released.or(hand_off.times.began), hand_off.committed) {
             let commit = RecordedSpan::new(self.trace, SpanName::Commit(appliance), began, ended);
-            parts.push(commit.with("appliance", appliance.to_string()));
+            parts.push(commit.of_database(store, "transaction").with("appliance", appliance.to_string()));
         }
         let began = hand_off.times.began.unwrap_or(end);
         let mut span = RecordedSpan::new(self.trace, SpanName::HandOff(appliance), began, end);
