@@ -29,6 +29,8 @@ class Cluster:
             ["run", "--name", COORDINATOR, "--listen", self.socket, "--state-dir", self.root / "coordinator"],
             {**otlp(COORDINATOR), "RUG_COORDINATOR_METRICS__LISTEN": f"127.0.0.1:{ports[0]}"},
         )
+        # A worker that knows no coordinator that is there, once it is started.
+        self.astray = None
         self.workers = {}
         for number, port in enumerate(ports[1:], 1):
             name = f"worker-{number}"
@@ -53,9 +55,6 @@ class Cluster:
     def _process(self, name, words, env):
         binary = self.binaries / ("rug-coordinator" if name == COORDINATOR else "rug-worker")
         return Process(name, [binary, *words], self.root / "logs" / f"{name}.log", env)
-
-        # Of a worker that knows no coordinator that is there.
-        self.astray = None
 
     def start_astray(self, port):
         """A worker that cannot reach the cluster, and shows it at `port`."""

@@ -65,7 +65,7 @@ class Gateway:
         root = pathlib.Path(root)
         root.mkdir(parents=True)
         text = (pathlib.Path(__file__).resolve().parents[2] / "docs/observability/collector.yaml").read_text(encoding="utf-8")
-        for documented, port in zip((4317, 4318, 8889, 13133), ports):
+        for documented, port in zip((4317, 4318, 8889, 13133), ports, strict=True):
             text = text.replace(f"127.0.0.1:{documented}", f"127.0.0.1:{port}")
         (root / "collector.yaml").write_text(text, encoding="utf-8")
         self.grpc, self.http, self.metrics = f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", ports[2]

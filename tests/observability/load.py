@@ -65,6 +65,11 @@ def changes(cluster, say):
     cluster.ctl("get", "--tenant", "demo", "nothing", check=False)
     cluster.ctl("rebalance", "list")
     cluster.ctl("audit")
+    say("a client that speaks something else, again and again")
+    for _ in range(40):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(cluster.socket.removeprefix("unix:"))
+            client.sendall(b"no HTTP/2\r\n" * 10)
 
 
 def failures(cluster, ports, say):
@@ -95,7 +100,7 @@ def failures(cluster, ports, say):
 @contextlib.contextmanager
 def crowd(cluster, ports):
     """Two clients of a load balancer that may have one."""
-    with socket.create_server(("127.0.0.1", ports[4])) as member:
+    with socket.create_server(("127.0.0.1", ports[4])):
         full = balancer("full", ports[3], ports[4])
         full["spec"]["listeners"][0]["limits"] = {"max_connections": 1}
         cluster.apply(full)

@@ -12,7 +12,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.dates as dates
+from matplotlib import dates
 import matplotlib.pyplot as plt
 from matplotlib.colors import LogNorm
 from PIL import Image
@@ -244,4 +244,3 @@ def clock(axes):
     axes.grid(True, linewidth=0.3, color="#dddddd")
     for edge in axes.spines.values():
         edge.set_visible(False)
-

@@ -17,7 +17,6 @@ from boards.grafana import (
     quantiles,
     stat,
     steps,
-    table,
     variable,
 )
 from boards.process import process

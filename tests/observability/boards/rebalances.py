@@ -16,7 +16,6 @@ from boards.grafana import (
     quantiles,
     stat,
     steps,
-    table,
 )
 
 
