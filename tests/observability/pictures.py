@@ -153,8 +153,7 @@ def graph(figure, frame, box, height, panel, series, start, end):
     else:
         for at, (_, one) in enumerate(series):
             times, values = broken(points(one), (end - start) / 250)
-            style = {"marker": ".", "markersize": 2} if custom["showPoints"] == "always" else {}
-            axes.plot(times, values, linewidth=1, color=LINES[at % len(LINES)], **style)
+            axes.plot(times, values, linewidth=1, color=LINES[at % len(LINES)])
     axes.set_xlim(date(start), date(end))
     if custom.get("scaleDistribution", {}).get("type") == "log":
         axes.set_yscale("log")

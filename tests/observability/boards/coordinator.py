@@ -66,12 +66,14 @@ def board():
             ),
             graph(
                 "Beginning a term",
-                "From being elected to leading: the store is read.",
-                *quantiles("rug_term_begin_duration_seconds", where=INSTANCE),
+                "From being elected to leading, in which the store is read: the mean over the terms that the process has begun. They are few, so that rates say nothing.",
+                Query(
+                    f"rug_term_begin_duration_seconds_sum{{{INSTANCE}}} / rug_term_begin_duration_seconds_count{{{INSTANCE}}}",
+                    "{{instance}}",
+                ),
                 unit="s",
                 width=6,
                 least=0,
-                points=True,
             ),
             graph(
                 "Leader's task",

@@ -101,13 +101,13 @@ def stat(title, text, expression, width=3, unit="short", height=4, **more):
     return Panel("stat", title, text, [Query(expression, more.pop("legend", ""))], width, height, unit, options=options, **more)
 
 
-def graph(title, text, *queries, unit="short", width=8, height=8, stack=False, least=None, log=False, points=False):
+def graph(title, text, *queries, unit="short", width=8, height=8, stack=False, least=None, log=False):
     """Lines over time."""
     custom = {
         "drawStyle": "line",
         "lineWidth": 1,
         "fillOpacity": 30 if stack else 8,
-        "showPoints": "always" if points else "never",
+        "showPoints": "never",
         "spanNulls": False,
         "stacking": {"mode": "normal" if stack else "none", "group": "A"},
     }
