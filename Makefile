@@ -14,10 +14,19 @@ UP    ?=
 
 PLANS := 500000
 
-.PHONY: help up down build install test lint fmt bench sim fuzz model plans drill deps-build deps-test deps-bench clean
+# What `make test-observability` runs: binaries that are there, or the release binaries, which it builds first.
+BINARIES ?=
+OBSERVED := $(or $(BINARIES),$(TARGET)/release)
+# Python packages of that check.
+VENV := $(TARGET)/tmp/observability
+OBSERVABILITY = $(VENV)/bin/python tests/observability/check.py --binaries $(OBSERVED) \
+	--rotel "$$($(VENV)/bin/python -c 'import pathlib, rotel; print(pathlib.Path(rotel.__file__).parent / "rotel-agent")')"
+
+.PHONY: help up down build install test test-observability pictures-observability lint fmt bench sim fuzz model plans drill
+.PHONY: deps-build deps-test deps-bench deps-observability clean
 
 help: ## Show the targets.
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
 
 up: build ## Build (release) and run a cluster here: coordinator, three workers, driver process. UP="--workers 5" for more.
 	@exec target/release/rugctl up $(UP)
@@ -40,6 +49,15 @@ test: deps-test ## Run every test, with real processes, servers and python-tooz.
 	RUG_TEST_BIN_DIR=$(TARGET)/debug $(CARGO) test --locked $(TESTED)
 	@echo "==> building the simulation with optimisation, and running it"
 	$(CARGO) test --profile sim --locked $(MODELS) -- --nocapture
+
+test-observability: deps-observability $(if $(BINARIES),,build) ## Check rules, dashboards and collectors (docs/observability) with a real cluster: BINARIES=target/debug
+	@echo "==> checking docs/observability with a cluster, a Prometheus and a collector; takes about five minutes"
+	@$(OBSERVABILITY)
+
+pictures-observability: deps-observability $(if $(BINARIES),,build) ## The same, and draw the dashboards into docs/observability/pictures.
+	@echo "==> installing matplotlib with pip into $(VENV)"
+	@$(VENV)/bin/pip install --quiet matplotlib
+	@$(OBSERVABILITY) --pictures docs/observability/pictures
 
 lint: deps-build ## Check formatting, imports, lints and dependencies; warnings are errors.
 	@if $(CARGO) fmt --version >/dev/null 2>&1; then set -x; $(CARGO) fmt --all -- --check; \
@@ -87,6 +105,12 @@ deps-test:
 
 deps-bench:
 	@scripts/install-deps build test bench
+
+deps-observability:
+	@scripts/install-deps observability
+	@test -x $(VENV)/bin/python || python3 -m venv $(VENV)
+	@$(VENV)/bin/python -c 'import rotel' 2>/dev/null || { \
+	echo "==> installing rotel with pip into $(VENV)"; $(VENV)/bin/pip install --quiet rotel; }
 
 clean: ## Remove what cargo built.
 	$(CARGO) clean

@@ -1,0 +1,1 @@
+"""The dashboards below docs/observability/dashboards, as code."""
