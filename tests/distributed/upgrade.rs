@@ -48,7 +48,9 @@ async fn restored(kind: StageProcessKind, sandbox: Sandbox) -> Result<(UpgradeSt
 
 /// Fails unless everything that stands in `recorded` stands in `shown` as well; there may be more.
 fn contained(recorded: &Value, shown: &Value, at: &str) -> Result<()> {
-    if MEMORY.contains(&at) {
+    // A probe without settings of its own is a word now, as it may be in documents.
+    let word = |recorded: &Value| recorded["tcp"].as_object().is_some_and(serde_json::Map::is_empty) && shown == "tcp";
+    if MEMORY.contains(&at) || (at == "/spec/probe" && word(recorded)) {
         return Ok(());
     }
     match (recorded, shown) {

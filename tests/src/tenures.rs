@@ -42,12 +42,12 @@ pub fn tenures(fleet: &Fleet) -> Result<BTreeMap<String, Vec<LoggedTenure>>> {
             if let Some(joined) = field(line, " incarnation=").filter(|_| line.contains(" joined ")) {
                 joined.clone_into(&mut incarnation);
             }
-            let Some((head, tail)) = line.split_once("worker::session::incoming: ") else { continue };
-            let taken = tail == "taken";
+            let Some((_, tail)) = line.split_once("worker::session::incoming: ") else { continue };
+            let taken = tail.starts_with("taken ");
             if !taken && !tail.starts_with("released ") {
                 continue;
             }
-            let fields = if taken { head } else { tail };
+            let fields = tail;
             let appliance = field(fields, "appliance=").with_context(|| line.to_owned())?.to_owned();
             let token = token(field(fields, "token=").with_context(|| line.to_owned())?)?;
             let stamp = line.split_whitespace().next().unwrap_or_default();
