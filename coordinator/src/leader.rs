@@ -249,6 +249,9 @@ impl Leader<'_> {
 
     /// Feeds the machine one event and carries out what follows.
     fn step(&mut self, event: Event) -> Option<Timestamp> {
+        if let Event::Closed(stream) = &event {
+            self.rebalances.stream_closed(*stream);
+        }
         let (plans, began, timer) = (self.machine.counters().plans, SystemTime::now(), Instant::now());
         let output = self.machine.step(clock::now(), event);
         if self.machine.counters().plans > plans {
@@ -307,7 +310,7 @@ impl Leader<'_> {
     }
 
     fn on_rebalance(&mut self, event: RebalanceEvent, began: SystemTime) {
-        self.publisher.count_rebalance(&event, self.rebalances.cause(&event));
+        self.publisher.count_rebalance(&event);
         self.rebalances.take_in(event, began);
         self.store_history();
     }
@@ -360,6 +363,7 @@ impl Leader<'_> {
                     self.end = Some(TermEnd::StoreLost(error));
                 }
             }
+            WriteOutcome::NotStored(rebalance) => self.rebalances.not_stored(*rebalance),
             WriteOutcome::Nothing => {}
             WriteOutcome::TermOver(error) => self.end = Some(TermEnd::StoreLost(error)),
         }
@@ -432,7 +436,7 @@ impl Leader<'_> {
                         let _ = change.reply.send(Err(CommandError::Unavailable(error.to_string())));
                     }
                     WriteOutcome::Durable(_) | WriteOutcome::Undone(_) => {}
-                    WriteOutcome::Nothing | WriteOutcome::TermOver(_) => {}
+                    WriteOutcome::NotStored(_) | WriteOutcome::Nothing | WriteOutcome::TermOver(_) => {}
                 }
             }
         };

@@ -146,8 +146,13 @@ pub(crate) fn regained(regained: &Regained, trace: Option<TraceRef>) {
 pub struct RebalanceTally(HashMap<RebalanceId, (&'static str, Instant)>);
 
 impl RebalanceTally {
-    /// Counts how a rebalance goes on; `resumed` is what had set off one that a former leader began.
-    pub(crate) fn count(&mut self, event: &RebalanceEvent, resumed: Option<&'static str>) {
+    /// Goes on with a rebalance that a former leader began and did not end.
+    pub(crate) fn inherit(&mut self, id: RebalanceId, cause: Option<&'static str>) {
+        self.0.insert(id, (cause.unwrap_or(OTHER), Instant::now()));
+    }
+
+    /// Counts how a rebalance goes on.
+    pub(crate) fn count(&mut self, event: &RebalanceEvent) {
         let moved = |cause, outcome, moves| {
             let labels = [KeyValue::new("cause", cause), KeyValue::new("outcome", outcome)];
             INSTRUMENTS.moves.add(moves, &labels);
@@ -156,10 +161,7 @@ impl RebalanceTally {
             RebalanceEvent::Opened { id, cause, .. } => {
                 self.0.insert(*id, (cause.name(), Instant::now()));
             }
-            RebalanceEvent::Resumed { id, .. } => {
-                self.0.insert(*id, (resumed.unwrap_or(OTHER), Instant::now()));
-            }
-            RebalanceEvent::Planned { .. } => {}
+            RebalanceEvent::Resumed { .. } | RebalanceEvent::Planned { .. } => {}
             RebalanceEvent::Moved { id, .. } => {
                 moved(self.0.get(id).map_or(OTHER, |(cause, _)| cause), "done", 1);
             }

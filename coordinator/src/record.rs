@@ -79,7 +79,7 @@ impl RebalanceOutcome {
     }
 }
 
-/// One applied plan.
+/// What one cause moves, over all plans and leaders that make it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RebalanceRecord {
     /// Identity.

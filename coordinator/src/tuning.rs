@@ -36,8 +36,6 @@ pub struct Tuning {
 struct TuningState {
     /// By process; the empty name stands for all.
     orders: BTreeMap<String, TimedOrder>,
-    /// There was an order once: processes may follow one that is not in force any more.
-    touched: bool,
 }
 
 /// An order, and when its parts end.
@@ -88,7 +86,6 @@ impl Tuning {
         let now = Instant::now();
         {
             let mut state = self.state();
-            state.touched = true;
             let for_all = process.is_empty();
             for order in state.orders.values_mut().filter(|_| for_all) {
                 match &change {
@@ -114,7 +111,6 @@ impl Tuning {
             if orders.is_empty() && state.orders.is_empty() {
                 return;
             }
-            state.touched = true;
             let timed = |(process, order): (String, TelemetryOrder)| {
                 let mut timed = TimedOrder::default();
                 timed.set_log(now, order.log);
@@ -135,21 +131,19 @@ impl Tuning {
         left.filter(|(_, order)| *order != TelemetryOrder::default()).collect()
     }
 
-    /// What a process shall follow, if there ever was an order.
+    /// What a process shall follow. Said to every worker, also where it is nothing: an order of a coordinator that is gone may still be
+    /// in force there.
     #[must_use]
-    pub fn order_for(&self, process: &str) -> Option<TelemetryOrder> {
+    pub fn order_for(&self, process: &str) -> TelemetryOrder {
         let now = Instant::now();
         let state = self.state();
         let left = |process: &str| state.orders.get(process).map(|order| order.left(now)).unwrap_or_default();
         let (own, all) = (left(process), left(""));
-        let order = TelemetryOrder { log: own.log.or(all.log), sampling: own.sampling.or(all.sampling) };
-        state.touched.then_some(order)
+        TelemetryOrder { log: own.log.or(all.log), sampling: own.sampling.or(all.sampling) }
     }
 
     fn obey(&self) {
-        if let Some(order) = self.order_for(&self.own) {
-            telemetry::obey(order);
-        }
+        telemetry::obey(self.order_for(&self.own));
     }
 }
 
@@ -163,19 +157,19 @@ mod tests {
     }
 
     fn filter_of(tuning: &Tuning, process: &str) -> Option<String> {
-        tuning.order_for(process)?.log.map(|log| log.filter)
+        tuning.order_for(process).log.map(|log| log.filter)
     }
 
     #[test]
     fn an_order_for_one_counts_before_one_for_all_until_that_is_given_anew() {
         let tuning = Tuning::new("coordinator-1");
-        assert_eq!(tuning.order_for("worker-1"), None, "nobody ever asked for anything");
+        assert_eq!(tuning.order_for("worker-1"), TelemetryOrder::default(), "nobody ever asked for anything");
         tuning.change("worker-1", log("debug"));
         assert_eq!(filter_of(&tuning, "worker-1").as_deref(), Some("debug"));
-        assert_eq!(tuning.order_for("worker-2"), Some(TelemetryOrder::default()));
+        assert_eq!(tuning.order_for("worker-2"), TelemetryOrder::default());
         let sampling = SamplingOrder { ratio: 0.5.try_into().ok(), ..SamplingOrder::default() };
         tuning.change("", TuningChange::Sampling(Some(sampling)));
-        assert_eq!(tuning.order_for("worker-1").and_then(|order| order.sampling), Some(sampling));
+        assert_eq!(tuning.order_for("worker-1").sampling, Some(sampling));
         assert_eq!(filter_of(&tuning, "worker-1").as_deref(), Some("debug"), "that is another matter");
         tuning.change("", log("trace"));
         assert_eq!(filter_of(&tuning, "worker-1").as_deref(), Some("trace"));
@@ -198,6 +192,6 @@ mod tests {
         assert_eq!((process.as_str(), log.filter.as_str()), ("", "debug"));
         assert!(log.lasts.is_some_and(|lasts| lasts <= Duration::from_secs(60)), "{log:?}");
         next.take_over(Vec::new());
-        assert_eq!(next.order_for("worker-1"), Some(TelemetryOrder::default()), "workers have to hear that it is over");
+        assert_eq!(next.order_for("worker-1"), TelemetryOrder::default(), "workers hear that it is over");
     }
 }

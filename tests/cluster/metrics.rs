@@ -115,8 +115,12 @@ async fn sums_agree_with_list_and_history_whatever_happens_to_workers() -> Resul
     let drained = cluster.worker("worker-2")?.stop(PATIENCE).await?;
     ensure!(drained.success(), "{drained}");
     ensure_sums_agree(&cluster, port).await?;
-    let last = samples(port).await?;
-    ensure!(last.sum("rug_members", "") == 1.0, "one worker is left");
+    let last = until(PATIENCE, "one worker is left", async || {
+        let last = samples(port).await?;
+        ensure!(last.sum("rug_members", "") == 1.0, "{} are left", last.sum("rug_members", ""));
+        Ok(last)
+    })
+    .await?;
     ensure!(last.sum("rug_worker_appliances", "") == 12.0, "it has everything");
     let drains = last.sum("rug_messages_received_total", "message=\"drain\"");
     ensure!(drains == 2.0, "two have drained, one of them before there was anything to move, and not {drains}");

@@ -92,6 +92,7 @@ impl<'a> Trace<'a> {
         ensure!(roots.len() == 1 && roots[0].name == "rebalance", "{roots:?} for {rebalance:?}");
         let root = roots[0];
         let ids: BTreeSet<_> = self.all().map(|span| &span.id).collect();
+        ensure!(ids.len() == self.all().count(), "spans share ids");
         let orphan = self.all().find(|span| !span.parent.is_empty() && !ids.contains(&span.parent));
         ensure!(orphan.is_none(), "{orphan:?} has no parent");
         for span in self.all() {
@@ -189,6 +190,8 @@ async fn a_rebalance_whose_leader_is_killed_twice_is_one_trace_with_one_root() -
     until(PATIENCE, "its root is exported", async || {
         let spans = collector.spans();
         let trace = Trace::of(&spans, &rebalance.trace_id);
+        let ids: BTreeSet<_> = trace.all().map(|span| &span.id).collect();
+        ensure!(ids.len() == trace.all().count(), "spans of several leaders share ids");
         // What a killed leader had not exported is lost, so hand-offs may be missing, and parents of what workers did.
         let roots = trace.named("rebalance");
         ensure!(roots.len() == 1, "{} roots", roots.len());

@@ -193,6 +193,12 @@ impl Rebalances {
         self.inherited
     }
 
+    /// Whether the current one was opened by a former leader.
+    #[must_use]
+    pub fn is_of_former_leader(&self) -> bool {
+        self.current.is_some_and(|id| id.term != self.term)
+    }
+
     /// Goes on with the inherited one: so many moves are planned for it.
     pub fn resume(&mut self, cause: RebalanceCause, more: u64, events: &mut Vec<RebalanceEvent>) {
         let Some(id) = self.current.filter(|_| std::mem::take(&mut self.inherited)) else { return };
@@ -222,12 +228,7 @@ impl Rebalances {
         events: &mut Vec<RebalanceEvent>,
     ) -> RebalanceId {
         self.inherited = false;
-        if let Some(former) = self.current.take()
-            && let Some(open) = self.open.get_mut(&former)
-        {
-            open.superseded = true;
-            self.close_if_done(former, events);
-        }
+        let former = self.current.take();
         self.last += 1;
         let id = RebalanceId { term: self.term, number: self.last };
         let open = OpenRebalance {
@@ -241,6 +242,13 @@ impl Rebalances {
         self.open.insert(id, open);
         self.current = Some(id);
         events.push(RebalanceEvent::Opened { id, cause, moves, since });
+        // After the one that takes over from it, to which it can be linked.
+        if let Some(former) = former
+            && let Some(open) = self.open.get_mut(&former)
+        {
+            open.superseded = true;
+            self.close_if_done(former, events);
+        }
         id
     }
 
@@ -353,7 +361,7 @@ mod tests {
         let mut events = vec![];
         let former = r.current().expect("inherited");
         let next = r.open(RebalanceCause::Drift, 1, NOW, &mut events);
-        assert_eq!(events[0], RebalanceEvent::Closed { id: former, moves: 1, done: 1, superseded: true });
+        assert_eq!(events[1], RebalanceEvent::Closed { id: former, moves: 1, done: 1, superseded: true });
         assert_eq!((next.term, r.is_inherited()), (Term::new(4), false));
         let mut r = Rebalances::new(Term::new(4), unfinished(&[]));
         r.nothing_left(&mut events);

@@ -1,6 +1,6 @@
 //! The service `Rebalances`: recent ones from memory, including those in progress, older ones from the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use common::RebalanceId;
@@ -81,11 +81,17 @@ impl wire::rebalances_server::Rebalances for RebalancesService {
             status::invalid(&[FieldViolation::new("id", e.to_string())])
         })?;
         let in_memory = self.caller.catalog.rebalance(id);
-        if let Some(view) = in_memory.as_ref().filter(|view| view.record.ended.is_none()) {
-            return Ok(Response::new(self.linked(to_wire::rebalance(view))));
-        }
-        // The history knows every move, and what came after its end.
+        // The history knows every move that has ended, also those of former leaders, and what came after.
         let stored = self.caller.history.rebalance(id).await.map_err(|e| status::from_history(&e))?;
+        if let Some(view) = in_memory.as_ref().filter(|view| view.record.ended.is_none()) {
+            let mut rebalance = to_wire::rebalance(view);
+            let made = stored.map(|(_, moves)| moves).unwrap_or_default();
+            let known: HashSet<_> = view.moves.iter().map(|it| it.appliance).collect();
+            let further = made.iter().filter(|it| !known.contains(&it.appliance)).map(to_wire::move_record);
+            let room = to_wire::MAX_MOVES.saturating_sub(rebalance.r#move.len());
+            rebalance.r#move.extend(further.take(room));
+            return Ok(Response::new(self.linked(rebalance)));
+        }
         let stored = stored.filter(|(record, _)| record.ended.is_some() || in_memory.is_none());
         match (stored, in_memory) {
             (Some((record, moves)), _) => {

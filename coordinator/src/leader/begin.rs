@@ -92,14 +92,19 @@ impl<'a> Leader<'a> {
         }
         info!(%term, %cluster, appliances = records.len(), members = members.len(), "leading");
         let (appliances, entries) = restore(records, statuses, grants);
-        let (rebalances, unfinished) =
-            RebalanceHistory::restore(setup.identity.coordinator.clone(), store.system(), rebalances, &unfinished);
+        let (rebalances, unfinished) = RebalanceHistory::restore(
+            (setup.identity.coordinator.clone(), term),
+            store.system(),
+            rebalances,
+            &unfinished,
+        );
         setup.catalog.load(entries, rebalances.views());
         let catalog = Arc::clone(&setup.catalog);
         let mut admission = Admission::new(Arc::clone(&catalog), term, &requests, Arc::clone(&setup.settled));
         let mut config = setup.machine.clone();
         config.authority = if roster.is_some() { LeaseAuthority::External } else { LeaseAuthority::Embedded };
         let paused = pause.as_ref().map(why_paused);
+        let inherited = unfinished.as_ref().map(|unfinished| unfinished.id);
         let restored = Restored { appliances, members, raise_after, paused, unfinished };
         let began = clock::now();
         let machine = Machine::new(config, term, began, restored);
@@ -126,6 +131,9 @@ impl<'a> Leader<'a> {
             catalog,
             end: None,
         };
+        if let Some(id) = inherited {
+            leader.publisher.inherit_rebalance(id, leader.rebalances.cause(id));
+        }
         // Readers and the admission of changes see who owns what before the first call is answered.
         leader.step(Event::Tick);
         leader.publish();

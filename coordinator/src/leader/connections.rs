@@ -35,11 +35,10 @@ struct Connection {
 }
 
 impl Connection {
-    /// Tells the worker what to log and to sample, if there ever was an order.
+    /// Tells the worker what to log and to sample.
     fn tune(&self, tuning: &Tuning) {
-        if let Some(order) = tuning.order_for(self.worker.as_str()) {
-            let _ = self.out.send(down::order_to_wire(&self.envelope, order));
-        }
+        let order = tuning.order_for(self.worker.as_str());
+        let _ = self.out.send(down::order_to_wire(&self.envelope, order));
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use common::change::ApplianceTarget;
 use common::cluster::ClusterIdentity;
 use common::session::StatusReport;
-use common::{ApplianceId, Timestamp, WorkerId};
+use common::{ApplianceId, RebalanceId, Timestamp, WorkerId};
 use coordinator_core::machine::Machine;
 use coordinator_core::membership::LeaseAuthority;
 use coordinator_core::rebalance::RebalanceEvent;
@@ -151,9 +151,14 @@ impl Publisher {
         self.paused = paused;
     }
 
-    /// Counts how a rebalance goes on; `resumed` is what had set off one that a former leader began.
-    pub(super) fn count_rebalance(&mut self, event: &RebalanceEvent, resumed: Option<&'static str>) {
-        self.rebalances.count(event, resumed);
+    /// Goes on counting a rebalance that a former leader began, for this cause.
+    pub(super) fn inherit_rebalance(&mut self, id: RebalanceId, cause: Option<&'static str>) {
+        self.rebalances.inherit(id, cause);
+    }
+
+    /// Counts how a rebalance goes on.
+    pub(super) fn count_rebalance(&mut self, event: &RebalanceEvent) {
+        self.rebalances.count(event);
     }
 
     /// Shows what was noted of appliances. Callers who are answered next look into the catalog.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
 use common::session::DeltaEntry;
-use common::{ApplianceId, CoordinatorId, RebalanceId, WorkerId};
+use common::{ApplianceId, CoordinatorId, RebalanceId, Term, WorkerId};
 use coordinator_core::grants::GrantOp;
 use coordinator_core::machine::{BatchId, Commit, Machine, StreamId};
 use coordinator_core::rebalance::{RebalanceCause, RebalanceEvent, UnfinishedRebalance};
@@ -64,6 +64,8 @@ pub(super) struct StoredRebalance {
 #[derive(Debug)]
 pub(super) struct RebalanceHistory {
     coordinator: CoordinatorId,
+    /// The term of the leader: spans of two leaders have ids of their own.
+    term: Term,
     /// The kind of the database, for traces.
     store: &'static str,
     open: BTreeMap<RebalanceId, OpenRebalance>,
@@ -75,9 +77,16 @@ pub(super) struct RebalanceHistory {
     moves: Vec<MoveRecord>,
     adoptions: Vec<AdoptionRecord>,
     records: Vec<StoredRebalance>,
+    /// When the store refused one of them.
+    refused: Option<Instant>,
     /// Hand-offs whose workers are to be asked for what they have of them.
     asked: Vec<(WorkerId, u64)>,
 }
+
+/// After how long rebalances are offered to the store again that it refused.
+const STORE_AGAIN: Duration = Duration::from_millis(500);
+/// Most rebalances that wait for a store that takes nothing; a leader without its store opens no more of them.
+const MAX_UNSTORED: usize = 1_000;
 
 /// Most hand-offs that workers are asked for at once; the spans of others stay incomplete.
 const MAX_ASKED: usize = 20_000;
@@ -93,17 +102,18 @@ fn ask(asked: &mut Vec<(WorkerId, u64)>, hand_off: &HandOff, id: Option<u64>) {
 }
 
 impl RebalanceHistory {
-    /// History as the store has it. The newest of those that ran when the former leader ended, which has made the moves
-    /// `made`, is gone on with; others were superseded by it, and end here. `store` is the kind of the database.
+    /// History as the store has it. If the newest one ran when the former leader ended, it is gone on with; others that ran were
+    /// superseded, and end here. `made` are the moves of those that ran. `store` is the kind of the database.
     pub(super) fn restore(
-        coordinator: CoordinatorId,
+        (coordinator, term): (CoordinatorId, Term),
         store: &'static str,
         rebalances: Vec<RebalanceRecord>,
-        made: &[MoveRecord],
+        made: &HashMap<RebalanceId, Vec<MoveRecord>>,
     ) -> (Self, Option<UnfinishedRebalance>) {
         let now = SystemTime::now();
         let mut this = Self {
             coordinator,
+            term,
             store,
             open: BTreeMap::new(),
             changed: BTreeSet::new(),
@@ -112,26 +122,28 @@ impl RebalanceHistory {
             moves: Vec::new(),
             adoptions: Vec::new(),
             records: Vec::new(),
+            refused: None,
             asked: Vec::new(),
         };
         let mut unfinished = None;
-        for mut record in rebalances {
+        for (n, mut record) in rebalances.into_iter().enumerate() {
             if record.outcome != RebalanceOutcome::Running {
                 this.ended.push(RebalanceView { record, moves: Vec::new() });
                 continue;
             }
             let trace = OpenTrace::new(RebalanceTrace::parse(&record.trace_id).unwrap_or_else(RebalanceTrace::random));
             let id = record.id;
-            if unfinished.is_none() {
-                let moved: BTreeSet<_> = made.iter().filter(|it| it.done).map(|it| it.appliance).collect();
-                record.done = moved.len() as u64;
+            let moves = made.get(&id).map_or(&[][..], Vec::as_slice);
+            let moved: BTreeSet<_> = moves.iter().filter(|it| it.done).map(|it| it.appliance).collect();
+            record.done = moved.len() as u64;
+            if n == 0 {
                 let view = RebalanceView { record, moves: Vec::new() };
                 this.open.insert(id, OpenRebalance::new(view, trace));
                 this.changed.insert(id);
                 unfinished = Some(UnfinishedRebalance { id, moved });
             } else {
                 record.outcome = RebalanceOutcome::Interrupted;
-                record.ended = Some(now);
+                record.ended = Some(moves.iter().map(|it| it.time).max().unwrap_or(now));
                 this.ended.push(RebalanceView { record: record.clone(), moves: Vec::new() });
                 let root = Some(trace.root(&record, this.coordinator.as_str()));
                 this.records.push(StoredRebalance { record, root });
@@ -192,7 +204,7 @@ impl RebalanceHistory {
             done: 0,
         };
         let mut of_new = OpenTrace::new(trace);
-        // What it takes over from has moves that have not ended, or ends in this step.
+        // What it takes over from has moves that have not ended, or is told in this step, after this, to have ended.
         for (former, open) in self.open.iter_mut().filter(|(_, open)| open.closing.is_none()) {
             of_new.link(open.trace.id());
             open.trace.link(trace);
@@ -327,10 +339,9 @@ impl RebalanceHistory {
         TraceRef::of_trace(&self.open.get(&id)?.view.record.trace_id)
     }
 
-    /// What set off the rebalance that this event says is gone on with: only the history knows.
-    pub(super) fn cause(&self, event: &RebalanceEvent) -> Option<&'static str> {
-        let RebalanceEvent::Resumed { id, .. } = event else { return None };
-        RebalanceCause::name_in(&self.open.get(id)?.view.record.cause)
+    /// What set off a rebalance that has not ended, by its name in metrics.
+    pub(super) fn cause(&self, id: RebalanceId) -> Option<&'static str> {
+        RebalanceCause::name_in(&self.open.get(&id)?.view.record.cause)
     }
 
     /// Moves that ended and are to be stored.
@@ -350,7 +361,24 @@ impl RebalanceHistory {
 
     /// Rebalances that are to be stored, after their moves.
     pub(super) fn take_records(&mut self) -> Vec<StoredRebalance> {
+        if self.refused.is_some_and(|at| at.elapsed() < STORE_AGAIN) {
+            return Vec::new();
+        }
+        self.refused = None;
         std::mem::take(&mut self.records)
+    }
+
+    /// The store did not take one of them now: it is offered again, unless a newer state of it is waiting.
+    pub(super) fn not_stored(&mut self, rebalance: StoredRebalance) {
+        self.refused = Some(Instant::now());
+        let id = rebalance.record.id;
+        let has_newer = rebalance.root.is_none() && !self.open.contains_key(&id);
+        if has_newer || self.records.iter().any(|waiting| waiting.record.id == id) {
+            return;
+        }
+        if self.records.len() < MAX_UNSTORED {
+            self.records.push(rebalance);
+        }
     }
 
     /// Notes that a batch with these changes is being stored.
@@ -411,7 +439,7 @@ impl RebalanceHistory {
             }
         }
         self.changed.insert(id);
-        open.trace.sent(delta, worker, entries.len(), now)
+        open.trace.sent((self.term, delta.0, delta.1), worker, entries.len(), now)
     }
 
     /// A worker has applied everything that was sent on a stream up to this version.
@@ -420,6 +448,12 @@ impl RebalanceHistory {
             let now = SystemTime::now();
             self.open.values_mut().for_each(|open| open.trace.acknowledged(stream, applied, now));
         }
+    }
+
+    /// A stream is closed: what was sent on it is not acknowledged any more.
+    pub(super) fn stream_closed(&mut self, stream: StreamId) {
+        let now = SystemTime::now();
+        self.open.values_mut().for_each(|open| open.trace.stream_closed(stream, now));
     }
 
     /// Rebalances to be shown anew.

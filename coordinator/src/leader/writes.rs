@@ -10,7 +10,6 @@ use coordinator_core::machine::{BatchId, Commit};
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::FuturesUnordered;
-use runtime::telemetry::RecordedSpan;
 use runtime::{log_limited, telemetry};
 use tracing::instrument::Instrument;
 use tracing::{Span, info_span};
@@ -39,7 +38,7 @@ enum Ended {
     Change(Box<AdmittedChange>, Span, Reply<Changed>, Result<(), store::Error>),
     Pause(Box<PauseChange>, Result<(), store::Error>),
     History(&'static str, Result<(), store::Error>),
-    Rebalance(Option<Box<RecordedSpan>>, Result<(), store::Error>),
+    Rebalance(Box<StoredRebalance>, Result<(), store::Error>),
     Eviction(Life, Result<(), coordination::Error>),
 }
 
@@ -58,6 +57,8 @@ pub(super) enum WriteOutcome {
     Paused(Box<PauseChange>),
     /// It does not have it; whoever asked for it is to be told why.
     NotPaused(Box<PauseChange>, store::Error),
+    /// The store does not have how a rebalance goes on; it is to be offered again.
+    NotStored(Box<StoredRebalance>),
     /// Something else is stored, or was not stored and is not missed.
     Nothing,
     /// The store is lost to another term, or an outcome cannot be found out: the term is over.
@@ -78,14 +79,18 @@ impl Ended {
             Self::Pause(change, Ok(())) => WriteOutcome::Paused(change),
             Self::Pause(change, Err(error)) => WriteOutcome::NotPaused(change, error),
             Self::History(_, Ok(())) | Self::Eviction(_, Ok(())) => WriteOutcome::Nothing,
-            Self::Rebalance(root, Ok(())) => {
+            Self::Rebalance(rebalance, Ok(())) => {
                 // Only now: whoever cannot store that it has ended does not end it.
-                if let Some(root) = root {
+                if let Some(root) = rebalance.root {
                     root.export();
                 }
                 WriteOutcome::Nothing
             }
-            Self::Rebalance(_, Err(error)) => Self::History("rebalance", Err(error)).outcome(),
+            Self::Rebalance(_, Err(error)) if error.ends_term() => WriteOutcome::TermOver(error),
+            Self::Rebalance(rebalance, Err(error)) => {
+                log_limited!(warn, "a rebalance was not stored and will be stored later: {error}");
+                WriteOutcome::NotStored(rebalance)
+            }
             Self::History(what, Err(error)) => {
                 log_limited!(warn, "history ({what}) was not stored: {error}");
                 if error.ends_term() { WriteOutcome::TermOver(error) } else { WriteOutcome::Nothing }
@@ -184,10 +189,13 @@ impl PendingWrites {
     }
 
     /// Writes a rebalance, and exports its root, if it has one, once that is done.
-    pub(super) fn rebalance(&self, StoredRebalance { record, root }: StoredRebalance) {
-        let pending = self.store.submit(vec![StoreWrite::PutRebalance(record)]);
-        let root = root.map(Box::new);
-        self.pending.push(Box::pin(async move { Ended::Rebalance(root, pending.await) }));
+    pub(super) fn rebalance(&self, rebalance: StoredRebalance) {
+        let pending = self.store.submit(vec![StoreWrite::PutRebalance(rebalance.record.clone())]);
+        let rebalance = Box::new(rebalance);
+        self.pending.push(Box::pin(async move {
+            let result = pending.await;
+            Ended::Rebalance(rebalance, result)
+        }));
     }
 
     /// Waits for the lease node of `life` to be written over.

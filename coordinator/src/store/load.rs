@@ -26,6 +26,8 @@ use crate::record::{
 const RECENT_REBALANCES: u64 = 100;
 /// Rows of moves that are searched for one appliance; each has up to some 8,000 moves.
 const MOVE_ROWS: u64 = 1_000;
+/// Most rebalances that have not ended whose moves are read; more than two at once are rare.
+const MAX_RUNNING: usize = 16;
 /// Rows of moves read at once.
 const MOVE_PAGE: u64 = 32;
 /// Newest idempotent calls that a leader reads; clients choose how many there are.
@@ -68,8 +70,8 @@ pub struct StoredState {
     pub requests: Vec<RequestRecord>,
     /// The newest rebalances, newest first.
     pub rebalances: Vec<RebalanceRecord>,
-    /// The moves of the newest of them that has not ended.
-    pub unfinished: Vec<MoveRecord>,
+    /// The moves of those that have not ended.
+    pub unfinished: HashMap<RebalanceId, Vec<MoveRecord>>,
     /// An operator's stop of all planning, if there is one.
     pub pause: Option<PauseRecord>,
 }
@@ -104,11 +106,14 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
     // They are forgotten in the order in which they are remembered.
     requests.reverse();
     let rebalances = rebalances_before(db, None, RECENT_REBALANCES).await?;
-    let running = rebalances.iter().find(|record| record.outcome == RebalanceOutcome::Running);
-    let unfinished = match running {
-        Some(record) => rebalance(db, record.id).await?.map(|(_, moves)| moves).unwrap_or_default(),
-        None => Vec::new(),
-    };
+    let mut unfinished = HashMap::new();
+    for record in rebalances.iter().filter(|record| record.outcome == RebalanceOutcome::Running).take(MAX_RUNNING) {
+        // History that cannot be read keeps nobody from leading.
+        match rebalance(db, record.id).await {
+            Ok(found) => drop(unfinished.insert(record.id, found.map(|(_, moves)| moves).unwrap_or_default())),
+            Err(error) => tracing::warn!(rebalance = %record.id, "the moves it made are not known: {error}"),
+        }
+    }
     let pause = pauses::Entity::find_by_id(pauses::ROW).one(db).await.map_err(|e| failure("read the pause", &e))?;
     let (mut records, mut unreadable) = (Vec::with_capacity(stored.len()), Vec::new());
     for row in stored {

@@ -248,7 +248,7 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
     assert_eq!(loaded.rebalances, [ended.clone(), rebalance(1)]);
     let adopted = |moved: MoveRecord| MoveRecord { times: MoveTimes { adopted: Some(at(8)), ..moved.times }, ..moved };
     let made = vec![moved(1, 1, None), adopted(moved(1, 2, Some(5)))];
-    assert_eq!(loaded.unfinished, made, "of the newest that has not ended");
+    assert_eq!(loaded.unfinished[&rebalance(1).id], made, "of the newest that has not ended");
     assert_eq!(loaded.pause, Some(pause));
     store.submit(vec![StoreWrite::Pause(None)]).await.expect("stored");
     store.close().await;

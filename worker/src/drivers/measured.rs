@@ -125,6 +125,16 @@ impl Driver for Measured {
         self.measure("destroy", self.driver.destroy(permit, instance, stop)).await
     }
 
+    async fn destroy_first(
+        &self,
+        permit: &Permit,
+        instance: &Instance,
+        others: &[Instance],
+        stop: StopRecipe,
+    ) -> Result<(), Error> {
+        self.measure("destroy", self.driver.destroy_first(permit, instance, others, stop)).await
+    }
+
     async fn list(&self) -> Result<Vec<(ApplianceId, Instance)>, Error> {
         self.measure("list", self.driver.list()).await
     }

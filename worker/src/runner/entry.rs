@@ -9,8 +9,7 @@ use tracing::Span;
 use worker_core::lifecycle::{Lifecycle, LifecycleEvent, LifecycleStep, StepOutcome};
 
 use super::boots::Boots;
-
-use super::run::RunTrace;
+use super::run::{RunTrace, problem};
 
 /// Where the step of a machine is.
 #[derive(Debug)]
@@ -42,6 +41,8 @@ pub(super) struct ApplianceEntry {
     pub(super) announced: Option<u64>,
     /// Open until it was seen how the appliance is that a rebalance brought here.
     pub(super) adopting: Option<Span>,
+    /// That was seen. Said with each status that is told again, since the first may have been lost.
+    pub(super) seen: bool,
     /// Boots that have not been answered, for metrics.
     pub(super) boots: Boots,
     /// The trace of what is done about it.
@@ -65,9 +66,11 @@ impl ApplianceEntry {
         };
         let Some(span) = self.adopting.take_if(|_| seen) else { return false };
         span.record("outcome", outcome.name());
-        if !matches!(outcome, StepOutcome::Answered(_)) {
+        // Nothing runs, or what runs does not answer.
+        if matches!(outcome, StepOutcome::Observed(_)) || problem(outcome).is_some() {
             span.record("otel.status_code", "ERROR");
         }
+        self.seen = true;
         true
     }
 

@@ -25,6 +25,8 @@ pub(super) struct RunTrace {
 pub(super) enum RunStage {
     /// There is more to do.
     UnderWay,
+    /// It was looked. If nothing else is to be done now, this part of it is over; what it follows from is still to come.
+    Looked,
     /// If nothing else is to be done, it is over.
     Settled,
     /// It has come to nothing.
@@ -36,11 +38,10 @@ impl RunStage {
     pub(super) fn of(step: Option<LifecycleStep>, outcome: &StepOutcome) -> Self {
         let changes = step.is_some_and(LifecycleStep::changes_the_world);
         match outcome {
-            StepOutcome::Observed(_)
-            | StepOutcome::Answered(_)
-            | StepOutcome::Configured
-            | StepOutcome::Replugged(_)
-            | StepOutcome::Forgotten => Self::Settled,
+            StepOutcome::Observed(_) => Self::Looked,
+            StepOutcome::Answered(_) | StepOutcome::Configured | StepOutcome::Replugged(_) | StepOutcome::Forgotten => {
+                Self::Settled
+            }
             _ if changes && problem(outcome).is_some() => Self::Failed,
             _ => Self::UnderWay,
         }
@@ -114,7 +115,8 @@ impl RunTrace {
         match stage {
             RunStage::UnderWay => {}
             RunStage::Settled if idle => *self = Self::default(),
-            RunStage::Settled => {}
+            RunStage::Looked if idle => self.open = None,
+            RunStage::Looked | RunStage::Settled => {}
             // What it follows from is still what the next try follows from.
             RunStage::Failed => self.open = None,
         }

@@ -210,6 +210,7 @@ impl Scheduler {
                     suspect,
                     announced: None,
                     adopting,
+                    seen: false,
                     boots: Boots::default(),
                     run: RunTrace::of_grant(&traceparent, cause),
                     serial: 0,
@@ -236,7 +237,7 @@ impl Scheduler {
     fn restate(&mut self) {
         for (appliance, entry) in &self.entries {
             if !matches!(entry.stage, StepStage::Blocked(_)) {
-                self.unsent.reports.push(entry.report(*appliance, 0, false));
+                self.unsent.reports.push(entry.report(*appliance, 0, entry.seen));
             }
             if let Some(number) = entry.announced {
                 self.unsent.outbox.push_back(RunnerEvent::Begins { appliance: *appliance, token: entry.token, number });

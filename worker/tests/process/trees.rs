@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use worker::drivers::measured::Measured;
+
 use super::*;
 
 /// Processes whose command line has this word.
@@ -290,7 +292,9 @@ async fn what_is_in_the_control_group_of_an_instance_ends_with_it_whoever_kills_
 async fn instances_of_one_appliance_are_ended_at_the_same_time() {
     const INSTANCES: u16 = 4;
     let world = DriverWorld::new();
-    let driver = world.driver("w1");
+    let driver = Arc::new(world.driver("w1"));
+    // As a worker has it.
+    let measured = Measured::new("process", Arc::<ProcessDriver>::clone(&driver));
     // Deaf to the signal, so that each takes its whole time.
     let spec = shell("trap '' TERM; while :; do sleep 0.05; done");
     let mut made = Vec::new();
@@ -301,7 +305,7 @@ async fn instances_of_one_appliance_are_ended_at_the_same_time() {
     let stop = StopRecipe { timeout: Some(Duration::from_secs(2)), ..StopRecipe::default() };
     let began = std::time::Instant::now();
     for (n, instance) in made.iter().enumerate() {
-        driver.destroy_first(&permit(1), instance, &made[n + 1..], stop).await.expect("ends");
+        measured.destroy_first(&permit(1), instance, &made[n + 1..], stop).await.expect("ends");
     }
     let took = began.elapsed();
     // One after another they would take eight seconds.

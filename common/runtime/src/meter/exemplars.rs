@@ -36,7 +36,8 @@ impl TraceRef {
         let context = span.context();
         let context = context.span().span_context().clone();
         let name = || Self { trace: context.trace_id().to_string(), span: context.span_id().to_string() };
-        context.is_valid().then(name)
+        // One that is not kept for sure would name what nobody finds.
+        (context.is_valid() && context.is_sampled()).then(name)
     }
 
     /// A trace of which no span is known; `None` when there is no id.

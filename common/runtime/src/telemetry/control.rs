@@ -6,11 +6,12 @@
 //! The filter of the log can be changed, that of spans cannot: what is traced must not depend on what somebody looks at in the log. An
 //! order replaces the one before; one that lasts for a while goes back by itself, whether the one who gave it is still there or not.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Duration;
 
 use common::telemetry::{LogOrder, SamplingOrder, TelemetryOrder};
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -30,10 +31,52 @@ pub(super) struct Control {
 }
 
 static CONTROL: OnceLock<Control> = OnceLock::new();
-/// The order in force. Held while one is carried out, so that two never mix.
-static ORDER: Mutex<Option<TelemetryOrder>> = Mutex::new(None);
-/// Orders about the log and about sampling so far: one that has lasted its time ends only what no later one has replaced.
-static GIVEN: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+/// What is in force. Held while it is changed, so that two changes never mix.
+static IN_FORCE: Mutex<InForce> = Mutex::new(InForce::nothing());
+
+/// The order in force, and when its parts end.
+struct InForce {
+    order: TelemetryOrder,
+    log_ends: Option<Instant>,
+    sampling_ends: Option<Instant>,
+    /// Ends the part that ends first.
+    timer: Option<AbortHandle>,
+}
+
+impl InForce {
+    const fn nothing() -> Self {
+        let order = TelemetryOrder { log: None, sampling: None };
+        Self { order, log_ends: None, sampling_ends: None, timer: None }
+    }
+
+    /// Puts an order into force in place of the one before.
+    fn replace(&mut self, control: &Control, order: TelemetryOrder) {
+        let before = std::mem::replace(&mut self.order, order);
+        let filter = |order: &TelemetryOrder| order.log.as_ref().map(|log| log.filter.clone());
+        if filter(&before) != filter(&self.order) {
+            control.log(self.order.log.as_ref());
+        }
+        let sampling = |order: &TelemetryOrder| order.sampling.map(|sampling| (sampling.ratio, sampling.slow));
+        if sampling(&before) != sampling(&self.order) {
+            control.sample(self.order.sampling);
+        }
+    }
+
+    /// Has the part end in time that ends first.
+    fn arm(&mut self) {
+        if let Some(timer) = self.timer.take() {
+            timer.abort();
+        }
+        let next = self.log_ends.into_iter().chain(self.sampling_ends).min();
+        if let (Some(at), Ok(runtime)) = (next, Handle::try_current()) {
+            let timer = runtime.spawn(async move {
+                tokio::time::sleep_until(at).await;
+                end_due();
+            });
+            self.timer = Some(timer.abort_handle());
+        }
+    }
+}
 
 /// Whose orders are followed from now on.
 pub(super) fn install(control: Control) {
@@ -104,42 +147,29 @@ fn parse(filter: &str) -> Result<EnvFilter, String> {
 /// Does what an order says, in place of the one before. Within a Tokio runtime, where something is to go back by itself.
 pub fn obey(order: TelemetryOrder) {
     let Some(control) = CONTROL.get() else { return };
-    let mut in_force = ORDER.lock().unwrap_or_else(PoisonError::into_inner);
-    let before = in_force.clone().unwrap_or_default();
-    if before.log.as_ref().map(|log| &log.filter) != order.log.as_ref().map(|log| &log.filter) {
-        control.log(order.log.as_ref());
-    }
-    let sampling = |order: &TelemetryOrder| order.sampling.map(|sampling| (sampling.ratio, sampling.slow));
-    if sampling(&before) != sampling(&order) {
-        control.sample(order.sampling);
-    }
+    let now = Instant::now();
+    let mut in_force = IN_FORCE.lock().unwrap_or_else(PoisonError::into_inner);
     // Also where it is the same as before: it may last longer now.
-    expire(&GIVEN[0], order.log.as_ref().and_then(|log| log.lasts), || {
-        end(|order| order.log = None);
-    });
-    expire(&GIVEN[1], order.sampling.and_then(|sampling| sampling.lasts), || {
-        end(|order| order.sampling = None);
-    });
-    *in_force = Some(order);
+    in_force.log_ends = order.log.as_ref().and_then(|log| log.lasts).map(|lasts| now + lasts);
+    in_force.sampling_ends = order.sampling.and_then(|sampling| sampling.lasts).map(|lasts| now + lasts);
+    in_force.replace(control, order);
+    in_force.arm();
 }
 
-/// Ends a part of the order in force.
-fn end(part: impl FnOnce(&mut TelemetryOrder)) {
-    let mut order = ORDER.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default();
-    part(&mut order);
-    obey(order);
-}
-
-/// Has something done after this time, unless another order is given by then.
-fn expire(given: &'static AtomicU64, lasts: Option<Duration>, then: impl FnOnce() + Send + 'static) {
-    let number = given.fetch_add(1, Ordering::Relaxed) + 1;
-    let Some(lasts) = lasts else { return };
-    tokio::spawn(async move {
-        tokio::time::sleep(lasts).await;
-        if given.load(Ordering::Relaxed) == number {
-            then();
-        }
-    });
+/// Ends the parts of the order in force whose time is over.
+fn end_due() {
+    let Some(control) = CONTROL.get() else { return };
+    let now = Instant::now();
+    let mut in_force = IN_FORCE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut order = in_force.order.clone();
+    if in_force.log_ends.take_if(|at| *at <= now).is_some() {
+        order.log = None;
+    }
+    if in_force.sampling_ends.take_if(|at| *at <= now).is_some() {
+        order.sampling = None;
+    }
+    in_force.replace(control, order);
+    in_force.arm();
 }
 
 impl Control {
@@ -168,6 +198,7 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use common::telemetry::Ratio;
     use tokio::time::advance;
@@ -223,8 +254,10 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert!(!newest().contains("worker"), "{}", newest());
         assert_eq!(super::super::sampling().ratio, Ratio::NONE);
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        assert_eq!(super::super::sampling(), before);
+        tokio::time::sleep(Duration::from_secs(48)).await;
+        assert_eq!(super::super::sampling().ratio, Ratio::NONE, "its sixty seconds are not over");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(super::super::sampling(), before, "they did not begin again when the other part ended");
         obey(TelemetryOrder { log: log("h2=off", 10), sampling: None });
         obey(TelemetryOrder::default());
         assert!(newest().contains("h2=error"), "{}", newest());

@@ -206,7 +206,8 @@ impl<T: Send + 'static> Outbox<T> {
         exporter: impl FnOnce() -> Result<E, String> + Send + 'static,
     ) -> Result<Self, String> {
         let (queue, arriving) = mpsc::channel(gathering.queue);
-        let (orders, ordered) = mpsc::channel(1);
+        // A flush and the end.
+        let (orders, ordered) = mpsc::channel(2);
         let (built, result) = std::sync::mpsc::sync_channel(1);
         let of_thread = Arc::clone(&counts);
         let thread = std::thread::Builder::new().name("telemetry".to_owned()).spawn(move || {

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::time::SystemTime;
 
-use common::ApplianceId;
+use common::{ApplianceId, Term};
 use opentelemetry::trace::{Event, Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue, TraceId};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
@@ -38,8 +38,15 @@ pub enum SpanName {
     Adopt(ApplianceId),
     /// What was planned at this time, in nanoseconds since the Unix epoch.
     Plan(u64),
-    /// A delta to a worker: the number of its stream, and the version it leads to.
-    Delta(u64, u64),
+    /// A delta to a worker.
+    Delta {
+        /// Term of the leader that sent it.
+        term: Term,
+        /// Number of the stream at that leader.
+        stream: u64,
+        /// Version it leads to.
+        version: u64,
+    },
 }
 
 impl RebalanceTrace {
@@ -88,7 +95,8 @@ impl RebalanceTrace {
             | SpanName::Release(appliance)
             | SpanName::Adopt(appliance) => add(appliance.as_bytes()),
             SpanName::Plan(time) => add(&time.to_le_bytes()),
-            SpanName::Delta(stream, version) => {
+            SpanName::Delta { term, stream, version } => {
+                add(&term.get().to_le_bytes());
                 add(&stream.to_le_bytes());
                 add(&version.to_le_bytes());
             }
@@ -126,7 +134,7 @@ impl SpanName {
             Self::Release(_) => "release",
             Self::Adopt(_) => "adopt",
             Self::Plan(_) => "plan",
-            Self::Delta(..) => "delta",
+            Self::Delta { .. } => "delta",
         }
     }
 
@@ -135,7 +143,7 @@ impl SpanName {
     pub const fn parent(self) -> Option<Self> {
         match self {
             Self::Rebalance => None,
-            Self::HandOff(_) | Self::Plan(_) | Self::Delta(..) => Some(Self::Rebalance),
+            Self::HandOff(_) | Self::Plan(_) | Self::Delta { .. } => Some(Self::Rebalance),
             Self::Commit(appliance) | Self::Release(appliance) | Self::Adopt(appliance) => {
                 Some(Self::HandOff(appliance))
             }

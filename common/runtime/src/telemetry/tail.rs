@@ -27,7 +27,7 @@ use super::sampling::{Family, SamplingRules};
 
 /// How long spans that are not kept can still be asked for: longer than it takes until the leader knows how a hand-off went, which is
 /// rarely more than a boot or a release takes.
-const PARKED: Duration = Duration::from_secs(30);
+const PARKED: Duration = Duration::from_secs(60);
 /// How long it is remembered that something was asked for whose spans have not ended.
 const AWAITED: Duration = Duration::from_secs(120);
 /// Ids that are remembered so; the oldest is forgotten.

@@ -523,7 +523,11 @@ impl Machine {
         if self.pacing.rebalances.is_inherited() && !own_cause && !moved_before {
             let cause = cause.unwrap_or_else(|| self.cause_of(moves));
             self.pacing.rebalances.resume(cause, counted, &mut events);
-        } else if cause.is_none() && self.pacing.rebalances.current().is_some() && !moved_before {
+        } else if (cause.is_none() || self.pacing.rebalances.is_of_former_leader())
+            && !own_cause
+            && self.pacing.rebalances.current().is_some()
+            && !moved_before
+        {
             self.pacing.rebalances.planned(counted, &mut events);
         } else {
             // What one rebalance has moved it does not move again: whatever asks for that is another cause.
@@ -559,10 +563,15 @@ impl Machine {
     fn belongs_to_rebalance(&self, m: &PlannedMove<'_>) -> bool {
         // What is on a move already keeps its rebalance; a void offer is no move of its own.
         m.from.is_some()
-            || self
-                .table
-                .get(m.slot)
-                .is_some_and(|e| matches!(e.state, HandoffState::Orphaned(_)) && e.placement.rebalance.is_none())
+            || self.table.get(m.slot).is_some_and(|e| {
+                // What its owner has given up for the former leader was on a move of that leader's rebalance.
+                let given_up = || {
+                    self.pacing.rebalances.is_of_former_leader()
+                        && e.granted_before
+                        && matches!(e.state, HandoffState::Unowned | HandoffState::Freeing(_))
+                };
+                e.placement.rebalance.is_none() && (matches!(e.state, HandoffState::Orphaned(_)) || given_up())
+            })
     }
 
     fn begin(&mut self, now: Timestamp, m: &PlannedMove<'_>) -> bool {

@@ -15,7 +15,7 @@
 
 use std::time::SystemTime;
 
-use common::{ApplianceId, WorkerId};
+use common::{ApplianceId, Term, WorkerId};
 use coordinator_core::machine::StreamId;
 use opentelemetry::KeyValue;
 use runtime::telemetry::{RebalanceTrace, RecordedSpan, SpanName};
@@ -24,6 +24,9 @@ use crate::record::{MoveTimes, RebalanceRecord};
 
 /// Most events of a root; the rest is in the counts.
 const MAX_NOTES: usize = 48;
+
+/// Most rebalances that one is linked to.
+const MAX_LINKS: usize = 32;
 
 /// One appliance on its way.
 #[derive(Debug)]
@@ -47,6 +50,7 @@ impl HandOff {
 /// A delta that its worker has not acknowledged.
 #[derive(Debug)]
 struct OpenDelta {
+    term: Term,
     stream: StreamId,
     target: u64,
     worker: Option<WorkerId>,
@@ -59,6 +63,8 @@ struct OpenDelta {
 pub(super) struct OpenTrace {
     trace: RebalanceTrace,
     deltas: Vec<OpenDelta>,
+    /// When the step began that planned for it last.
+    planned: Option<SystemTime>,
     notes: Vec<(SystemTime, &'static str, Vec<KeyValue>)>,
     /// Rebalances that this one took over from, or that took over from it.
     links: Vec<RebalanceTrace>,
@@ -66,7 +72,7 @@ pub(super) struct OpenTrace {
 
 impl OpenTrace {
     pub(super) const fn new(trace: RebalanceTrace) -> Self {
-        Self { trace, deltas: Vec::new(), notes: Vec::new(), links: Vec::new() }
+        Self { trace, deltas: Vec::new(), planned: None, notes: Vec::new(), links: Vec::new() }
     }
 
     pub(super) const fn id(&self) -> RebalanceTrace {
@@ -81,11 +87,16 @@ impl OpenTrace {
     }
 
     pub(super) fn link(&mut self, other: RebalanceTrace) {
-        self.links.push(other);
+        if self.links.len() < MAX_LINKS {
+            self.links.push(other);
+        }
     }
 
-    /// A plan was made for it.
-    pub(super) fn planned(&self, (began, ended): (SystemTime, SystemTime), moves: u64) {
+    /// A plan was made for it. Of one step there is one span, whatever it plans.
+    pub(super) fn planned(&mut self, (began, ended): (SystemTime, SystemTime), moves: u64) {
+        if self.planned.replace(began) == Some(began) {
+            return;
+        }
         let nanos = began.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
         let of = SpanName::Plan(u64::try_from(nanos).unwrap_or(u64::MAX));
         RecordedSpan::new(self.trace, of, began, ended).with("moves", count(moves)).export();
@@ -94,13 +105,13 @@ impl OpenTrace {
     /// A delta of it is sent. Returns the `traceparent` that goes with it.
     pub(super) fn sent(
         &mut self,
-        (stream, target): (StreamId, u64),
+        (term, stream, target): (Term, StreamId, u64),
         worker: Option<&WorkerId>,
         entries: usize,
         now: SystemTime,
     ) -> String {
-        self.deltas.push(OpenDelta { stream, target, worker: worker.cloned(), entries, sent: now });
-        self.trace.traceparent(SpanName::Delta(stream, target))
+        self.deltas.push(OpenDelta { term, stream, target, worker: worker.cloned(), entries, sent: now });
+        self.trace.traceparent(SpanName::Delta { term, stream, version: target })
     }
 
     /// A worker has applied everything up to this version.
@@ -112,6 +123,17 @@ impl OpenTrace {
                 delta.span(trace, now).export();
             }
             !done
+        });
+    }
+
+    /// A stream is closed: what was sent on it is not acknowledged any more.
+    pub(super) fn stream_closed(&mut self, stream: StreamId, now: SystemTime) {
+        let trace = self.trace;
+        self.deltas.retain(|delta| {
+            if delta.stream == stream {
+                delta.span(trace, now).with("acknowledged", false).export();
+            }
+            delta.stream != stream
         });
     }
 
@@ -173,7 +195,12 @@ impl OpenTrace {
 
 impl OpenDelta {
     fn span(&self, trace: RebalanceTrace, end: SystemTime) -> RecordedSpan {
-        let span = RecordedSpan::new(trace, SpanName::Delta(self.stream, self.target), self.sent, end);
+        let span = RecordedSpan::new(
+            trace,
+            SpanName::Delta { term: self.term, stream: self.stream, version: self.target },
+            self.sent,
+            end,
+        );
         let span = span.with("entries", i64::try_from(self.entries).unwrap_or(i64::MAX));
         match &self.worker {
             Some(worker) => span.with("worker", worker.to_string()),
