@@ -39,7 +39,7 @@ struct Waterfall<'a> {
 impl<'a> Waterfall<'a> {
     fn new(moved: &'a v1::Move) -> Option<Self> {
         let time = |t: Option<prost_types::Timestamp>| t.and_then(|t| SystemTime::try_from(t).ok());
-        let stages = moved.stages.clone().unwrap_or_default();
+        let stages = moved.stages.unwrap_or_default();
         let ended = time(moved.time)?;
         let done = moved.state == "done";
         let began = time(stages.began).unwrap_or(ended);
