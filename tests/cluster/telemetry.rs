@@ -17,6 +17,7 @@ async fn observed(collector: &Collector) -> Result<Cluster> {
         env.push((name, collector.endpoint()));
         env.push(("OTEL_BSP_SCHEDULE_DELAY", "100".to_owned()));
         env.push(("OTEL_METRIC_EXPORT_INTERVAL", "200".to_owned()));
+        env.push(("OTEL_LOGS_EXPORTER", "otlp".to_owned()));
     }
     Cluster::start(options).await
 }

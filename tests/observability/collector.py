@@ -51,7 +51,7 @@ class Sink:
 
 def environment(name, grpc, http_endpoint):
     """What a process exports by: the coordinator over gRPC, workers over HTTP, the last of them compressed."""
-    env = {"OTEL_METRIC_EXPORT_INTERVAL": "1000", "OTEL_BSP_SCHEDULE_DELAY": "500"}
+    env = {"OTEL_METRIC_EXPORT_INTERVAL": "1000", "OTEL_BSP_SCHEDULE_DELAY": "500", "OTEL_LOGS_EXPORTER": "otlp"}
     if name.startswith("coordinator"):
         return {**env, "OTEL_EXPORTER_OTLP_ENDPOINT": grpc, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
     env |= {"OTEL_EXPORTER_OTLP_ENDPOINT": http_endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}

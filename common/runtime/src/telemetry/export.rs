@@ -113,7 +113,7 @@ impl Default for ExportConfig {
             key: PathBuf::new(),
             traces: true,
             metrics: true,
-            logs: true,
+            logs: false,
             metrics_interval: Duration::from_secs(60),
             max_spans: 16_384,
             trace_url: String::new(),
@@ -510,6 +510,7 @@ mod tests {
             &config,
             &[
                 ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://all:4318/base/"),
+                ("OTEL_LOGS_EXPORTER", "otlp"),
                 ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://metrics:1/m"),
                 ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
                 ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=a%20b, x=y=z"),
