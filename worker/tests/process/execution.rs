@@ -212,6 +212,7 @@ async fn limits_of_a_control_group_are_set_and_an_end_for_lack_of_memory_is_told
             if let Some(end) = driver.ended(A, &made).await {
                 return end;
             }
+            // What the shim writes is not announced: it is looked at again, under the deadline below.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };

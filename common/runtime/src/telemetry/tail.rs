@@ -25,8 +25,8 @@ use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
 use super::outbox::{KeptReason, Outbox, SpanCounts};
 use super::sampling::{Family, SamplingRules};
 
-/// How long spans that are not kept can still be asked for: longer than it takes until the leader knows how a hand-off went, which is
-/// rarely more than a boot or a release takes.
+/// How long spans that are not kept can still be asked for: longer than the 30 s for which the leader waits at most until it knows how a
+/// hand-off went.
 const PARKED: Duration = Duration::from_secs(60);
 /// How long it is remembered that something was asked for whose spans have not ended.
 const AWAITED: Duration = Duration::from_secs(120);
