@@ -9,16 +9,24 @@ use tests::cluster::{PATIENCE, specs};
 use tests::collector::{CollectedSpan, Collector};
 use tests::fleet::{Fleet, Options};
 
-/// A fleet whose processes export to a collector, ten times a second, and keep only what is asked for.
+/// A fleet of one worker whose processes export to a collector and keep only what is asked for.
 async fn observed(collector: &Collector) -> Result<Fleet> {
-    let mut options = Options { workers: 1, ..Options::default() };
-    for (env, program) in [(&mut options.coordinator_env, "COORDINATOR"), (&mut options.worker_env, "WORKER")] {
-        let name = |setting: &str| -> &'static str { format!("RUG_{program}_TELEMETRY__{setting}").leak() };
-        env.push((name("ENDPOINT"), collector.endpoint()));
-        env.push((name("SAMPLE_RATIO"), "0".to_owned()));
+    let mut options = exporting(collector, Options { workers: 1, ..Options::default() });
+    options.coordinator_env.push(("RUG_COORDINATOR_TELEMETRY__SAMPLE_RATIO", "0".to_owned()));
+    options.worker_env.push(("RUG_WORKER_TELEMETRY__SAMPLE_RATIO", "0".to_owned()));
+    Fleet::start(options).await
+}
+
+/// Has the processes of a fleet export to a collector, ten times a second.
+fn exporting(collector: &Collector, mut options: Options) -> Options {
+    for (env, name) in [
+        (&mut options.coordinator_env, "RUG_COORDINATOR_TELEMETRY__ENDPOINT"),
+        (&mut options.worker_env, "RUG_WORKER_TELEMETRY__ENDPOINT"),
+    ] {
+        env.push((name, collector.endpoint()));
         env.push(("OTEL_BSP_SCHEDULE_DELAY", "100".to_owned()));
     }
-    Fleet::start(options).await
+    options
 }
 
 /// Whether one of these spans has this name and process, and the named parent.
@@ -75,6 +83,80 @@ async fn a_call_to_a_standby_is_one_trace_from_its_client_to_the_driver() -> Res
     let later = collector.spans().split_off(before);
     let calls: Vec<_> = later.iter().filter(|span| span.name == CREATE).collect();
     ensure!(calls.is_empty(), "{calls:?}");
+    fleet.finish().await
+}
+
+#[tokio::test]
+async fn a_rebalance_over_three_leaders_is_one_trace_with_one_root() -> Result<()> {
+    let (collector, world) = (Collector::start().await?, tempfile::tempdir()?);
+    let mut options = exporting(&collector, Options { drivers: vec!["simulated"], ..Options::default() });
+    options.worker_env.push(("RUG_WORKER_SIMULATED__WORLD", world.path().to_string_lossy().into_owned()));
+    options.coordinator_env.push(("RUG_COORDINATOR_MACHINE__MAX_MOVES_IN_FLIGHT", "1".to_owned()));
+    let mut fleet = Fleet::start(options).await?;
+    fleet.worker("w3")?.kill()?;
+    fleet.create((0..240).map(|n| specs::simulated(&format!("s-{n}"))).collect()).await?;
+    let all_ended = async |fleet: &Fleet| {
+        until(PATIENCE, "every rebalance has ended", async || {
+            let all = fleet.api().rebalances().await?;
+            let open = all.iter().find(|rebalance| rebalance.end_time.is_none());
+            ensure!(open.is_none(), "{open:?}");
+            Ok(all)
+        })
+        .await
+    };
+    all_ended(&fleet).await?;
+    fleet.worker("w3")?.start()?;
+    // Whichever coordinator answers: the others name the leader, or there is none for a moment.
+    let under_way = async |fleet: &Fleet, more_than: u64| {
+        until(PATIENCE, "it goes on", async || {
+            let leader = fleet.leader().await?;
+            let all = fleet.apis[leader].rebalances().await?;
+            let found = all.into_iter().find(|rebalance| rebalance.cause == "joined: w3");
+            let found = found.context("no such rebalance")?;
+            ensure!(found.moves_done > more_than, "{found:?}");
+            Ok((leader, found))
+        })
+        .await
+    };
+    let (mut leader, mut seen) = under_way(&fleet, 1).await?;
+    let mut led = vec![leader];
+    for _ in 0..2 {
+        ensure!(seen.end_time.is_none(), "it has ended before its leader was killed: {seen:?}");
+        fleet.coordinators[leader].kill()?;
+        (leader, seen) = under_way(&fleet, seen.moves_done).await?;
+        ensure!(led.last() != Some(&leader), "the killed one still leads");
+        fleet.coordinators[led[led.len() - 1]].start()?;
+        led.push(leader);
+        until(PATIENCE, "the former leader stands by", async || {
+            let standby = (leader + 1) % fleet.coordinators.len();
+            fleet.apis[standby].rebalances().await?;
+            Ok(())
+        })
+        .await?;
+    }
+    let all = all_ended(&fleet).await?;
+    let found: Vec<_> = all.iter().filter(|rebalance| rebalance.cause == "joined: w3").collect();
+    ensure!(found.len() == 1 && found[0].id == seen.id && found[0].outcome == "completed", "{all:#?}");
+    let rebalance = found[0];
+    until(PATIENCE, "its root is exported", async || {
+        let spans: Vec<_> = collector.spans().into_iter().filter(|span| span.trace == rebalance.trace_id).collect();
+        let ids: BTreeSet<_> = spans.iter().map(|span| &span.id).collect();
+        ensure!(ids.len() == spans.len(), "spans of several leaders share ids");
+        let roots: Vec<_> = spans.iter().filter(|span| span.parent.is_empty()).collect();
+        ensure!(roots.len() == 1 && roots[0].name == "rebalance", "{roots:?}");
+        let root = roots[0];
+        ensure!(root.instance == fleet.coordinators[leader].name(), "its last leader ends it: {root:?}");
+        ensure!(root.attributes["moves_done"] == rebalance.moves_done.to_string(), "{root:?}: {rebalance:?}");
+        ensure!(spans.iter().all(|span| root.time.0 <= span.time.0 && span.time.1 <= root.time.1), "{root:?}");
+        let hand_offs: Vec<_> = spans.iter().filter(|span| span.name == "hand-off").collect();
+        // What a killed leader had not exported is lost.
+        ensure!(hand_offs.len() as u64 <= rebalance.moves_done, "{} hand-offs: {rebalance:?}", hand_offs.len());
+        let of: BTreeSet<_> = hand_offs.iter().map(|span| span.instance.as_str()).collect();
+        ensure!(of.len() == fleet.coordinators.len(), "each leader did some of it: {of:?}");
+        Ok(())
+    })
+    .await?;
+    fleet.healthy().await?;
     fleet.finish().await
 }
 

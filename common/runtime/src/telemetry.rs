@@ -19,7 +19,7 @@ mod tail;
 
 use std::io;
 use std::sync::{Arc, LazyLock, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use opentelemetry::trace::{SpanId, TracerProvider};
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
@@ -40,7 +40,7 @@ use control::Control;
 use lines::{EscapedLines, WithTrace};
 use logs::{LogBatches, LogQueue};
 use outbox::QueueCounts;
-use sampling::{HeadSampler, SamplingRules};
+use sampling::{HeadSampler, SamplingRules, TraceBudget};
 use tail::{SharedTail, TailSampler};
 
 pub use command::CommandTrace;
@@ -115,8 +115,9 @@ pub fn log_tally() -> QueueTally {
 
 /// Which spans are kept, by what is in force now.
 static RULES: LazyLock<Arc<SamplingRules>> = LazyLock::new(|| {
-    let ExportConfig { sample_ratio: ratio, sample_slow: slow, .. } = ExportConfig::default();
-    Arc::new(SamplingRules::new(Sampling { ratio, slow }))
+    let ExportConfig { sample_ratio: ratio, sample_slow: slow, max_traces_per_second, .. } = ExportConfig::default();
+    let budget = TraceBudget::new(max_traces_per_second, Instant::now());
+    Arc::new(SamplingRules::new(Sampling { ratio, slow }, budget))
 });
 
 /// Where spans of this process go; nowhere while nothing is exported.
@@ -192,6 +193,7 @@ fn tracing_of(program: Program<'_>, config: &ExportConfig) -> Result<SdkTracerPr
     let exports = exports(config).map_err(|problem| problem.to_string())?;
     let resource = pipeline::resource(program, &exports);
     RULES.set(exports.sampling);
+    RULES.set_budget(TraceBudget::new(exports.max_traces_per_second.unwrap_or(u32::MAX), Instant::now()));
     let sampler = HeadSampler { rules: Arc::clone(&RULES), follows_parent: exports.follows_parent };
     let builder = SdkTracerProvider::builder().with_resource(resource.clone()).with_sampler(sampler);
     let Some(target) = exports.traces else { return Ok(builder.build()) };

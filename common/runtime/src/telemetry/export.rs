@@ -90,6 +90,8 @@ pub struct ExportConfig {
     /// Share of traces, and of hand-offs within a rebalance, that are kept whatever happens in them. What failed, was slow or was
     /// asked for is kept beside them, and so is the rebalance itself.
     pub sample_ratio: Ratio,
+    /// Traces of calls and lifecycles that this share may come to in a second, over ten seconds; the rest counts as not sampled.
+    pub max_traces_per_second: u32,
     /// What takes longer is kept.
     #[serde(with = "humantime_serde")]
     pub sample_slow: Duration,
@@ -119,6 +121,7 @@ impl Default for ExportConfig {
             trace_url: String::new(),
             max_logs: 16_384,
             sample_ratio: Ratio::ALL,
+            max_traces_per_second: 100,
             sample_slow: Duration::from_secs(5),
             max_undecided: 16_384,
         }
@@ -151,6 +154,9 @@ impl ExportConfig {
         }
         if !(1..=1_000_000).contains(&self.max_logs) {
             found.push(FieldViolation::new("max_logs", "must be 1 to 1000000"));
+        }
+        if self.max_traces_per_second > 1_000_000 {
+            found.push(FieldViolation::new("max_traces_per_second", "must be 0 to 1000000"));
         }
         if !SLOW.contains(&self.sample_slow) {
             found.push(FieldViolation::new("sample_slow", SLOW_RULE));
@@ -271,6 +277,8 @@ pub struct Exports {
     pub records: Gathering,
     /// Which spans are kept, at the start.
     pub sampling: Sampling,
+    /// Traces of calls and lifecycles that the ratio may keep in a second; `None` where the environment says how is sampled.
+    pub max_traces_per_second: Option<u32>,
     /// Whether the flag `sampled` of a caller counts.
     pub follows_parent: bool,
     /// Spans that wait until it is known whether they are kept.
@@ -302,6 +310,10 @@ impl Exports {
             spans: vars.gathering("BSP", config.max_spans, DELAY)?,
             records: vars.gathering("BLRP", config.max_logs, LOG_DELAY)?,
             sampling: Sampling { ratio: sampler.map_or(Ratio::NONE, |(ratio, _)| ratio), slow: config.sample_slow },
+            max_traces_per_second: match vars.get("OTEL_TRACES_SAMPLER") {
+                Some(_) => None,
+                None => Some(config.max_traces_per_second),
+            },
             follows_parent: sampler.is_none_or(|(_, follows_parent)| follows_parent),
             max_undecided: config.max_undecided,
             service: vars.get("OTEL_SERVICE_NAME"),
@@ -576,6 +588,9 @@ mod tests {
             assert_eq!((exports.sampling.ratio.get(), exports.follows_parent), (ratio, follows_parent), "{sampler}");
             assert!(exports.traces.is_some());
         }
+        assert_eq!(resolved(&config, &[]).expect("fine").max_traces_per_second, Some(100));
+        let all = resolved(&config, &[("OTEL_TRACES_SAMPLER", "always_on")]).expect("fine");
+        assert_eq!(all.max_traces_per_second, None, "always means always");
         let off = resolved(&config, &[("OTEL_TRACES_SAMPLER", "always_off")]).expect("fine");
         assert!(off.traces.is_none() && off.metrics.is_some());
         let odd = [("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "2secret")];
@@ -591,6 +606,7 @@ mod tests {
             metrics_interval: Duration::ZERO,
             max_spans: 0,
             max_logs: 0,
+            max_traces_per_second: 1_000_001,
             sample_slow: Duration::ZERO,
             max_undecided: 0,
             cert: "/c".into(),
@@ -604,6 +620,7 @@ mod tests {
             "metrics_interval",
             "max_spans",
             "max_logs",
+            "max_traces_per_second",
             "sample_slow",
             "max_undecided",
             "cert",

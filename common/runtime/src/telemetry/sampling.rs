@@ -7,14 +7,14 @@
 //! | with a parent of this process | as the parent |
 //! | whose caller has set the flag `sampled` | kept: it was asked for |
 //! | whose caller has not | not recorded, unless the caller is one of ours that has not decided yet |
-//! | without a caller | kept by ratio of the trace id |
+//! | without a caller | kept by ratio of the trace id, as far as the [budget](TraceBudget) goes |
 //!
 //! What is not kept by then is recorded all the same, and [decided](super::tail) when it is known how it ended. Between processes such a
 //! context has the flag `sampled` off, and `rug=tail` in its `tracestate`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use common::telemetry::Ratio;
 use opentelemetry::trace::{Link, SpanId, SpanKind, TraceContextExt, TraceId, TraceState};
@@ -36,16 +36,47 @@ pub struct Sampling {
     pub slow: Duration,
 }
 
-/// [`Sampling`] as all threads read it.
+/// For how many seconds of its rate a [`TraceBudget`] can be saved up.
+const BURST: f64 = 10.0;
+
+/// How many traces of calls and lifecycles the ratio may keep in a second: a token bucket. Rebalances and their hand-offs are not
+/// among them, nor is what failed, was slow or was asked for. So exporting costs little however much is asked of this process.
+#[derive(Debug)]
+pub(super) struct TraceBudget {
+    per_second: f64,
+    /// What is left, and when that was.
+    left: Mutex<(f64, Instant)>,
+}
+
+impl TraceBudget {
+    pub(super) fn new(per_second: u32, now: Instant) -> Self {
+        let per_second = f64::from(per_second);
+        Self { per_second, left: Mutex::new((per_second * BURST, now)) }
+    }
+
+    /// Whether there is room for one more, which it then has.
+    fn take(&self, now: Instant) -> bool {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let (tokens, at) = *left;
+        let gained = now.saturating_duration_since(at).as_secs_f64() * self.per_second;
+        let tokens = (tokens + gained).min(self.per_second * BURST);
+        let taken = tokens >= 1.0;
+        *left = (if taken { tokens - 1.0 } else { tokens }, now.max(at));
+        taken
+    }
+}
+
+/// [`Sampling`] as all threads read it, and the budget.
 #[derive(Debug)]
 pub(super) struct SamplingRules {
     ratio: AtomicU64,
     slow: AtomicU64,
+    budget: Mutex<Arc<TraceBudget>>,
 }
 
 impl SamplingRules {
-    pub(super) fn new(sampling: Sampling) -> Self {
-        let rules = Self { ratio: AtomicU64::new(0), slow: AtomicU64::new(0) };
+    pub(super) fn new(sampling: Sampling, budget: TraceBudget) -> Self {
+        let rules = Self { ratio: AtomicU64::new(0), slow: AtomicU64::new(0), budget: Mutex::new(Arc::new(budget)) };
         rules.set(sampling);
         rules
     }
@@ -53,6 +84,10 @@ impl SamplingRules {
     pub(super) fn set(&self, Sampling { ratio, slow }: Sampling) {
         self.ratio.store(ratio.get().to_bits(), Ordering::Relaxed);
         self.slow.store(u64::try_from(slow.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub(super) fn set_budget(&self, budget: TraceBudget) {
+        *self.budget.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(budget);
     }
 
     pub(super) fn get(&self) -> Sampling {
@@ -65,6 +100,14 @@ impl SamplingRules {
     /// Whether the ratio keeps what has these random bits.
     fn keeps(&self, bits: u64) -> bool {
         (bits >> 1) < bound(self.get().ratio)
+    }
+
+    /// Whether the ratio keeps this trace and the budget has room for it.
+    pub(super) fn admits_trace(&self, trace: TraceId) -> bool {
+        self.keeps_trace(trace) && {
+            let budget = Arc::clone(&self.budget.lock().unwrap_or_else(PoisonError::into_inner));
+            budget.take(Instant::now())
+        }
     }
 
     pub(super) fn keeps_trace(&self, trace: TraceId) -> bool {
@@ -136,25 +179,25 @@ impl ShouldSample for HeadSampler {
         let context = parent.as_ref().map(|span| span.span_context()).filter(|context| context.is_valid());
         let state = context.map(|context| context.trace_state().clone()).unwrap_or_default();
         let family = Family::of(name);
-        let kept = match (family, context) {
+        let refused = match context {
+            Some(context) if family == Family::Other && !context.is_sampled() => match context.is_remote() {
+                true => self.follows_parent && !is_undecided(&state),
+                false => parent.as_ref().is_some_and(|span| !span.is_recording()),
+            },
+            _ => false,
+        };
+        let kept = || match (family, context) {
             (Family::Always, _) => true,
             // Its id is not known yet.
             (Family::HandOff, _) => self.rules.get().ratio == Ratio::ALL,
             (Family::OfHandOff, Some(context)) => self.rules.keeps_hand_off(context.span_id()),
             (_, Some(context)) if !context.is_remote() => context.is_sampled(),
             (_, Some(context)) if self.follows_parent && context.is_sampled() => true,
-            _ => self.rules.keeps_trace(trace),
-        };
-        let refused = match context {
-            Some(context) if family == Family::Other && !context.is_sampled() => match context.is_remote() {
-                true => self.follows_parent && !is_undecided(&state),
-                false => parent.is_some_and(|span| !span.is_recording()),
-            },
-            _ => false,
+            _ => self.rules.admits_trace(trace),
         };
         let (decision, trace_state) = if refused {
             (SamplingDecision::Drop, state)
-        } else if kept {
+        } else if kept() {
             (SamplingDecision::RecordAndSample, state.delete(UNDECIDED.0).unwrap_or_default())
         } else {
             (SamplingDecision::RecordOnly, undecided(&state))
@@ -171,7 +214,40 @@ mod tests {
 
     fn sampler(ratio: f64, follows_parent: bool) -> HeadSampler {
         let sampling = Sampling { ratio: ratio.try_into().expect("a ratio"), slow: Duration::from_secs(5) };
-        HeadSampler { rules: Arc::new(SamplingRules::new(sampling)), follows_parent }
+        let budget = TraceBudget::new(1_000_000, Instant::now());
+        HeadSampler { rules: Arc::new(SamplingRules::new(sampling, budget)), follows_parent }
+    }
+
+    #[test]
+    fn calls_and_lifecycles_are_kept_as_far_as_the_budget_goes_and_hand_offs_beyond() {
+        let sampler = sampler(1.0, true);
+        sampler.rules.set_budget(TraceBudget { per_second: 0.2, left: Mutex::new((2.0, Instant::now())) });
+        let of = |parent: Option<&Context>, name: &str| decided(&sampler, parent, 1, name).decision;
+        assert_eq!(of(Some(&caller(1, 1, false, &[])), "rpc"), SamplingDecision::Drop, "which takes nothing of it");
+        assert_eq!(of(None, "rpc"), SamplingDecision::RecordAndSample);
+        assert_eq!(of(Some(&caller(1, 1, false, &[("rug", "tail")])), "lifecycle"), SamplingDecision::RecordAndSample);
+        for name in ["rpc", "lifecycle"] {
+            assert_eq!(of(None, name), SamplingDecision::RecordOnly, "{name} is decided about when it has ended");
+        }
+        assert_eq!(of(Some(&caller(1, 1, true, &[])), "rpc"), SamplingDecision::RecordAndSample, "it was asked for");
+        for name in ["rebalance", "hand-off"] {
+            assert_eq!(of(None, name), SamplingDecision::RecordAndSample, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_budget_is_saved_up_for_some_seconds_and_no_longer() {
+        let start = Instant::now();
+        let budget = TraceBudget::new(2, start);
+        let spent =
+            |at: Duration| std::iter::repeat_with(|| budget.take(start + at)).take_while(|&taken| taken).count();
+        assert_eq!(spent(Duration::ZERO), 20);
+        assert_eq!(spent(Duration::from_millis(400)), 0);
+        assert_eq!(spent(Duration::from_millis(500)), 1, "what was refused took nothing");
+        assert_eq!(spent(Duration::from_millis(1_500)), 2);
+        assert_eq!(spent(Duration::from_secs(1)), 0, "a thread that looked at the clock before");
+        assert_eq!(spent(Duration::from_secs(3_600)), 20);
+        assert_eq!(TraceBudget::new(0, start).take(start), false);
     }
 
     /// A caller with this flag and state, in a trace with this number.

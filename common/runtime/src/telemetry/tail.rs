@@ -208,7 +208,8 @@ impl TailSampler {
         let took = root.end_time.duration_since(root.start_time).unwrap_or_default();
         let by_ratio = match Family::of(&root.name) {
             Family::HandOff | Family::OfHandOff => self.rules.keeps_hand_off(key),
-            Family::Always | Family::Other => self.rules.keeps_trace(root.span_context.trace_id()),
+            Family::Always => true,
+            Family::Other => self.rules.admits_trace(root.span_context.trace_id()),
         };
         if by_ratio {
             Some(KeptReason::Ratio)

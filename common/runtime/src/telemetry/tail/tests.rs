@@ -9,7 +9,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, SpanExporter};
 use super::super::outbox::{Gathering, SpanTally};
 use common::telemetry::Ratio;
 
-use super::super::sampling::{HeadSampler, Sampling};
+use super::super::sampling::{HeadSampler, Sampling, TraceBudget};
 use super::*;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -35,7 +35,8 @@ struct Process {
 impl Process {
     fn new(ratio: f64, limit: usize) -> Self {
         let ratio = Ratio::try_from(ratio).expect("a ratio");
-        let rules = Arc::new(SamplingRules::new(Sampling { ratio, slow: Duration::from_secs(5) }));
+        let budget = TraceBudget::new(1_000, Instant::now());
+        let rules = Arc::new(SamplingRules::new(Sampling { ratio, slow: Duration::from_secs(5) }, budget));
         let (sender, exported) = mpsc::channel();
         let gathering =
             Gathering { queue: 10_000, batch: 100, delay: Duration::from_secs(3600), timeout: Duration::from_secs(60) };
