@@ -13,6 +13,7 @@ use crate::limits::check_text;
 pub use crate::limits::{FieldViolation, MAX_ENTRIES, MAX_REPLICAS, MAX_SPEC, MAX_TEXT, MAX_VIOLATIONS, Violations};
 pub use crate::name::{InvalidName, MAX_NAME, Name};
 use crate::network_port::{self, NetworkPort};
+use crate::pod::PodTemplate;
 
 /// What a user asks of one appliance. Every change of it raises the generation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +33,9 @@ pub struct Spec {
     /// Network ports that every instance has, beside those its driver needs for itself.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<NetworkPort>,
+    /// What the pods of instances have besides, where the driver makes pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodTemplate>,
     /// What the appliance does.
     pub kind: KindSpec,
 }
@@ -148,6 +152,12 @@ impl Spec {
             check_text(&mut found, "spec.image", image, 1);
         }
         network_port::validate(&self.ports, self.replicas, "spec.ports", &mut found);
+        if self.image.is_none() && self.kind.needs_image() {
+            found.push(FieldViolation::new(
+                "spec.custom.command",
+                "must not be empty, unless there is an image that says what is run",
+            ));
+        }
         self.kind.validate(self.replicas, &mut found);
         found
     }
@@ -188,6 +198,7 @@ mod tests {
             probe_interval: None,
             timing: Timing::default(),
             image: None,
+            pod: None,
             ports: vec![],
             kind: KindSpec::Custom(Custom {
                 command: "sleep".into(),

@@ -12,6 +12,7 @@ use crate::appliance::{FieldViolation, Name, Spec, SpecTime, Violations};
 use crate::driver::DriverName;
 use crate::kind::KindSpec;
 use crate::network_port::NetworkPort;
+use crate::pod::PodTemplate;
 use crate::{ApplianceId, Generation};
 
 /// A complete appliance as a user describes it, before it has been given what the server gives.
@@ -75,6 +76,8 @@ pub struct SpecPatch {
     pub times: BTreeMap<SpecTime, Option<Duration>>,
     /// `spec.image`; inner `None` is no image.
     pub image: Option<Option<String>>,
+    /// `spec.pod`, as a whole; inner `None` is none.
+    pub pod: Option<Option<PodTemplate>>,
     /// `spec.ports`, as a whole.
     pub ports: Option<Vec<NetworkPort>>,
     /// The kind as a whole, such as `spec.custom`.
@@ -137,6 +140,9 @@ impl AppliancePatch {
         }
         if let Some(image) = &fields.image {
             spec.image.clone_from(image);
+        }
+        if let Some(pod) = &fields.pod {
+            spec.pod.clone_from(pod);
         }
         if let Some(ports) = &fields.ports {
             spec.ports.clone_from(ports);

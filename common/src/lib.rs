@@ -21,6 +21,7 @@ pub mod membership;
 pub mod mutant;
 mod name;
 pub mod network_port;
+pub mod pod;
 pub mod profile;
 pub mod ring;
 pub mod roster;

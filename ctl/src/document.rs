@@ -19,7 +19,7 @@ use common::driver::DriverName;
 use common::kind::{Algorithm, KindName, Network, ProxyProtocol, StopSignal};
 use common::network_port::{MacAddress, PortAddress};
 use proto::admin::v1;
-use proto::convert::{algorithm_to_wire, proxy_protocol_to_wire};
+use proto::convert::{algorithm_to_wire, proxy_protocol_to_wire, struct_from_json};
 use serde_saphyr::{budget, options};
 
 use crate::error::Failure;
@@ -120,7 +120,9 @@ fn document_field(api_field: &str) -> String {
         Some(rest)
             if matches!(rest, "replicas" | "image" | "kind" | "ports")
                 || SpecTime::ALL.iter().any(|time| time.name() == rest)
-                || rest.starts_with("ports[") =>
+                || rest.starts_with("ports[")
+                || rest == "pod"
+                || rest.starts_with("pod.") =>
         {
             rest.to_owned()
         }
@@ -310,6 +312,7 @@ fn appliance(
     let image = fields.take("image", report).and_then(|f| f.text(report));
     let ports = fields.take("ports", report).map(|f| f.list(report)).unwrap_or_default();
     let ports = ports.into_iter().filter_map(|field| network_port(field, report)).collect();
+    let pod = fields.take("pod", report).and_then(|field| field.object(report)).as_ref().and_then(struct_from_json);
     let spec = match kind {
         Some((kind, line)) => spec(&kind, line, &mut fields, report),
         None => {
@@ -336,6 +339,7 @@ fn appliance(
             settle_time,
             image: image.unwrap_or_default(),
             ports,
+            pod,
             kind: Some(spec?),
         }),
         ..v1::Appliance::default()

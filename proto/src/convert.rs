@@ -16,6 +16,7 @@ pub mod admin;
 pub mod down;
 mod driver;
 pub mod patch;
+mod pod;
 pub mod scalar;
 mod spec;
 pub mod telemetry;
@@ -26,6 +27,7 @@ mod worker;
 mod tests;
 
 pub use driver::offers_to_wire;
+pub use pod::{json_from_struct, struct_from_json};
 pub use spec::{
     UnknownNumber, algorithm_from_wire, algorithm_to_wire, proxy_protocol_from_wire, proxy_protocol_to_wire,
     spec_from_wire, spec_to_wire, take_maps,

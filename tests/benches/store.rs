@@ -165,6 +165,7 @@ fn create() -> Result<Vec<StoreWrite>> {
             probe_interval: None,
             timing: Timing::default(),
             image: None,
+            pod: None,
             ports: vec![],
             kind: KindSpec::Custom(Custom {
                 command: "sleep".into(),

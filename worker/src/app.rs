@@ -7,6 +7,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::driver::DriverName as Name;
 use common::status::PID_DETAIL;
@@ -26,6 +27,7 @@ use tracing::{info, warn};
 use worker_core::instance::Instance;
 
 use crate::config::Config;
+use crate::drivers::kubernetes::{self, KubernetesDriver};
 pub use crate::drivers::process::site::Correction;
 use crate::drivers::process::{self, ProcessDriver, site};
 use crate::drivers::{self, Driver as _};
@@ -132,6 +134,36 @@ pub fn print_instances(config: Config) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Prints pods of at least that age that no anchor names, and removes those that do not run if so asked.
+///
+/// # Errors
+/// When the API server cannot be asked, or nobody reads what is printed.
+pub fn sweep_orphans(config: Config, age: Duration, delete: bool) -> Result<(), Failure> {
+    let failed = |e| driver_failure(&Name::new(kubernetes::NAME).expect("the name of a driver"), &e);
+    let name = WorkerId::new(&config.name).map_err(Failure::other)?;
+    let stop = CancellationToken::new();
+    let _ended_with_this = stop.clone().drop_guard();
+    let limit = config.kubernetes.client.request_timeout;
+    program::runtime()?.block_on(async {
+        let driver = KubernetesDriver::new(config.kubernetes, name, &stop).await.map_err(failed)?;
+        driver.listed(limit).await.map_err(failed)?;
+        for orphan in driver.orphans(age).await.map_err(failed)? {
+            let what = match (orphan.runs, delete) {
+                (true, _) => "may run, left alone".to_owned(),
+                (false, false) => "can be removed".to_owned(),
+                (false, true) => match driver.remove_orphan(&orphan).await {
+                    Ok(()) => "removed".to_owned(),
+                    Err(error) => format!("not removed: {error}"),
+                },
+            };
+            let age = humantime::format_duration(Duration::from_secs(orphan.age.as_secs()));
+            writeln!(std::io::stdout().lock(), "{}\t{}\t{age}\t{what}", orphan.namespace, orphan.name)
+                .map_err(|e| Failure::other(format!("print orphans: {e}")))?;
+        }
+        Ok(())
+    })
+}
+
 /// Prints the id of the process driver's state directory and where it was made, after correcting it if so asked.
 ///
 /// # Errors
@@ -178,6 +210,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     tokio::spawn(orphans::reap(beside.clone()));
     let (terms, newest_term) = watch::channel(Term::default());
     let drivers = setup::drivers(&config, &name, &newest_term, &beside)
+        .await
         .map_err(|(driver, error)| driver_failure(&driver, &error))?;
     let (zone, host) = (config.zone.clone(), config.host.clone());
     let profile = profile(config.weight, zone, host, drivers.capabilities(), config.session.lease);

@@ -11,7 +11,7 @@ use runtime::config::Settings;
 use runtime::{meter, telemetry, tls};
 use serde::{Deserialize, Serialize};
 
-use crate::drivers::{self, DriverFencing, process, simulated};
+use crate::drivers::{self, DriverFencing, kubernetes, process, simulated};
 use crate::{runner, session};
 
 /// Everything that can be set, in `rug-worker.toml`, by `RUG_WORKER_<SECTION>__<FIELD>`, or by flags.
@@ -42,6 +42,8 @@ pub struct Config {
     pub process: process::Config,
     /// The simulated driver.
     pub simulated: simulated::Config,
+    /// The driver for pods.
+    pub kubernetes: kubernetes::Config,
     /// Where Prometheus reads metrics.
     pub metrics: meter::Config,
     /// Mutual TLS with coordinators. Without it their addresses are `http://`, with it `https://`.
@@ -66,6 +68,7 @@ impl Default for Config {
             runner: runner::Config::default(),
             process: process::Config { state_dir: PathBuf::new(), ..process::Config::default() },
             simulated: simulated::Config::default(),
+            kubernetes: kubernetes::Config::default(),
             metrics: meter::Config::default(),
             tls: tls::Config::default(),
             log: telemetry::Config::default(),
@@ -114,6 +117,7 @@ impl Settings for Config {
             ("runner", self.runner.validate()),
             ("process", self.process.validate()),
             ("simulated", self.simulated.validate()),
+            ("kubernetes", self.kubernetes.validate()),
         ];
         found.extend(FieldViolation::of_sections(sections));
         found
@@ -216,7 +220,7 @@ mod tests {
     fn a_driver_that_this_program_does_not_have_is_refused() {
         let config = |drivers| serde_json::from_str::<Config>(&format!(r#"{{"drivers": {drivers}}}"#));
         let unknown = violations(config(r#"["process", "hovercraft"]"#).expect("a name"));
-        assert_eq!(unknown, ["drivers: this program has no `hovercraft`; it has process, simulated"]);
+        assert_eq!(unknown, ["drivers: this program has no `hovercraft`; it has process, simulated, kubernetes"]);
         assert!(config(r#"["No Name"]"#).expect_err("no name").to_string().contains("is not the name of a driver"));
     }
 

@@ -29,6 +29,13 @@ enum WorkerSubcommand {
     Run(Flags),
     /// List every instance of the process driver that runs on this host, known to a coordinator or not.
     Instances(Flags),
+    /// List pods of the driver `kubernetes` that no anchor names, and remove those that do not run if so asked.
+    Orphans {
+        #[command(flatten)]
+        orphans: OrphanFlags,
+        #[command(flatten)]
+        flags: Flags,
+    },
     /// Show the id of the process driver's state directory, or correct it after the directory was moved or copied.
     Site {
         #[command(flatten)]
@@ -47,6 +54,17 @@ struct CorrectionFlags {
     /// It is a copy: it gets an id of its own, and no appliance is bound to it.
     #[arg(long)]
     copied: bool,
+}
+
+/// Which pods that no anchor names.
+#[derive(Debug, clap::Args)]
+struct OrphanFlags {
+    /// Remove those that do not run. Without it they are only listed.
+    #[arg(long)]
+    delete: bool,
+    /// Age from which on they count.
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
+    older_than: std::time::Duration,
 }
 
 impl CorrectionFlags {
@@ -124,6 +142,10 @@ fn main() -> ExitCode {
         WorkerSubcommand::Run(flags) => program::serve(NAME, flags.config.as_deref(), &flags, app::run_blocking),
         WorkerSubcommand::Instances(flags) => {
             program::once(NAME, flags.config.as_deref(), &flags, app::print_instances)
+        }
+        WorkerSubcommand::Orphans { orphans, flags } => {
+            let sweep = |config| app::sweep_orphans(config, orphans.older_than, orphans.delete);
+            program::once(NAME, flags.config.as_deref(), &flags, sweep)
         }
         WorkerSubcommand::Site { correction, flags } => {
             let site = |config| app::print_site(config, correction.correction());

@@ -23,16 +23,17 @@ use catalogue as metric;
 const OTHER: &str = "other";
 
 /// Names of drivers. Listed here because drivers measure their calls: a test of theirs compares the two.
-pub(crate) const DRIVERS: [&str; 2] = ["process", "simulated"];
+pub(crate) const DRIVERS: [&str; 3] = ["process", "simulated", "kubernetes"];
 
 /// Outcomes of steps.
-const OUTCOMES: [&str; 15] = [
+const OUTCOMES: [&str; 16] = [
     "observed",
     "booted",
     "replugged",
     "configured",
     "answered",
     "silent",
+    "unclear",
     "vanished",
     "destroyed",
     "forgotten",
@@ -94,8 +95,8 @@ impl Instruments {
 
 /// Every metric of workers beside those of every process, for the page about them.
 #[must_use]
-pub fn reference() -> [&'static MetricGroup; 1] {
-    catalogue::GROUPS
+pub fn reference() -> [&'static MetricGroup; 2] {
+    [catalogue::GROUPS[0], kubernetes::reference()]
 }
 
 /// Makes the instruments, so that those that have counted nothing are shown as well.
@@ -238,7 +239,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_shown_is_what_is_documented() {
-        let groups = [reference()[0], page::of_every_process()];
+        let groups = [catalogue::GROUPS[0], page::of_every_process()];
         assert_eq!(page::lint(&groups), Vec::<String>::new());
         let program = Program { name: "rug-worker", instance: "w1" };
         let meters = Arc::new(Meters::new(program, &ExportConfig::default()).expect("builds"));

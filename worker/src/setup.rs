@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::Config;
+use crate::drivers::kubernetes::{self, KubernetesDriver};
 use crate::drivers::measured::Measured;
 use crate::drivers::process::{self, ProcessDriver};
 use crate::drivers::simulated::{self, Simulated};
@@ -25,7 +26,7 @@ const SWEEP: Duration = Duration::from_secs(3600);
 ///
 /// # Errors
 /// The driver that cannot be used, and why.
-pub(crate) fn drivers(
+pub(crate) async fn drivers(
     config: &Config,
     worker: &WorkerId,
     term: &watch::Receiver<Term>,
@@ -46,6 +47,14 @@ pub(crate) fn drivers(
                 let simulated = Arc::new(Simulated::new(config.simulated.clone()).map_err(failed)?);
                 let driver = Measured::new(simulated::NAME, Arc::clone(&simulated) as _);
                 Offer { driver: Arc::new(driver), protocol: simulated }
+            }
+            kubernetes::NAME => {
+                let settings = config.kubernetes.clone();
+                let pods = KubernetesDriver::new(settings, worker.clone(), stop).await.map_err(failed)?;
+                tokio::spawn(pods.clone().sweep(stop.clone()));
+                let protocol = Standard::new().map_err(failed)?;
+                let driver = Measured::new(kubernetes::NAME, Arc::new(pods));
+                Offer { driver: Arc::new(driver), protocol: Arc::new(protocol) }
             }
             _ => return Err(failed(Error::Refused("this program has no such driver".to_owned()))),
         };

@@ -237,6 +237,19 @@ impl Folder {
         }
     }
 
+    /// A folder whose writers are not judged, for a process that has its files to itself, as in a container of its own. It and what is
+    /// missing above it is made.
+    ///
+    /// # Errors
+    /// It cannot be made or opened.
+    pub fn unjudged(path: &Path) -> Result<Self, Error> {
+        let path = std::path::absolute(path).map_err(|e| Error::io(path, e))?;
+        std::fs::create_dir_all(&path).map_err(|e| Error::io(&path, e))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let handle = openat(rustix::fs::CWD, &path, flags, Mode::empty()).map_err(|e| Error::io(&path, e))?;
+        Ok(Self(Arc::new(OpenFolder { path, handle, tightened: None })))
+    }
+
     /// A folder that is there already, to be read: `None` when there is none, or this user may not look into it. It belongs to
     /// this user or root, and no other user can write to it. Nothing about it is changed; folders above are not judged, because
     /// what others put in its place is theirs.

@@ -27,7 +27,7 @@ const PROCESS_SETTLE_TIME: Duration = Duration::from_secs(1);
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "StoredCustom", into = "StoredCustom")]
 pub struct Custom {
-    /// Program to run: an absolute path, or a name looked up in the worker's `PATH`.
+    /// Program to run: an absolute path, or a name looked up in the worker's `PATH`. Empty for what the image runs by itself.
     pub command: String,
     /// Arguments; `{port}`, `{ordinal}`, `{name}` and `{id}` are replaced.
     pub args: Vec<String>,
@@ -130,7 +130,7 @@ impl Custom {
 
 impl Kind for Custom {
     fn validate(&self, replicas: u16, found: &mut Vec<FieldViolation>) {
-        check_text(found, "spec.custom.command", &self.command, 1);
+        check_text(found, "spec.custom.command", &self.command, 0);
         check_count(found, "spec.custom.args", self.args.len());
         for (i, arg) in self.args.iter().enumerate() {
             check_text(found, &format!("spec.custom.args[{i}]"), arg, 0);
@@ -192,6 +192,10 @@ impl Kind for Custom {
         let program = Program::Command(self.command.clone());
         let execution = self.options().execution();
         Ok(LaunchRecipe { program, args: self.args.clone(), env: self.env.clone(), execution, listen })
+    }
+
+    fn needs_image(&self) -> bool {
+        self.command.is_empty()
     }
 
     fn stop(&self) -> StopRecipe {

@@ -52,6 +52,11 @@ pub trait Kind {
     /// How to find out whether an instance is well.
     fn probe(&self) -> ProbeSpec;
 
+    /// Whether only an image can say what is run.
+    fn needs_image(&self) -> bool {
+        false
+    }
+
     /// How an instance is ended.
     fn stop(&self) -> StopRecipe {
         StopRecipe::default()
@@ -126,7 +131,7 @@ pub enum Program {
     /// driver waits for and reports. The driver makes a secret for each attempt, hands it over where only the instance can read
     /// it (a file; for a virtual machine its configuration drive), and reports it with the instance.
     Appliance,
-    /// A command: an absolute path, or a name to be looked up in the worker's `PATH`.
+    /// A command: an absolute path, or a name to be looked up in the worker's `PATH`. An empty one is what an image runs by itself.
     Command(String),
 }
 

@@ -32,6 +32,7 @@ fn spec(port: Option<u16>) -> Spec {
         probe_interval: None,
         timing: Timing::default(),
         image: None,
+        pod: None,
         ports: vec![],
         kind: KindSpec::Custom(custom),
     }

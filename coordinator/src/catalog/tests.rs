@@ -34,6 +34,7 @@ fn record(n: u128, text: &str) -> Record {
             probe_interval: None,
             timing: Timing::default(),
             image: None,
+            pod: None,
             ports: vec![],
             kind: KindSpec::Custom(custom),
         },

@@ -151,7 +151,7 @@ fn invalid_input_is_refused_with_line_and_field() {
         (
             &custom_with("replica: 2"),
             "f.yaml:3: replica: unknown field; known are name, tenant, cluster, id, kind, driver, placement_key, labels, \
-             replicas, probe_interval, probe_timeout, boot_timeout, settle_time, image, ports, spec, managed_by, status",
+             replicas, probe_interval, probe_timeout, boot_timeout, settle_time, image, ports, pod, spec, managed_by, status",
         ),
         (
             &custom_with("probe_interval: 5"),

@@ -114,6 +114,8 @@ pub(crate) struct Appliance {
     image: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ports: Vec<NetworkPort>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod: Option<serde_json::Value>,
     spec: Spec,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<Status>,
@@ -382,6 +384,7 @@ impl Appliance {
             settle_time: spec.settle_time.as_ref().map(duration),
             image: spec.image,
             ports: spec.ports.into_iter().map(NetworkPort::from).collect(),
+            pod: spec.pod.map(|pod| pod_template(pod, secrets)),
             spec: match spec.kind {
                 Some(v1::spec::Kind::Loadbalancer(lb)) => {
                     Spec::LoadBalancer { listeners: lb.listeners.into_iter().map(listener).collect() }
@@ -454,6 +457,24 @@ fn listener(listener: v1::Listener) -> Listener {
         proxy_protocol: proxy_protocol_from_wire(listener.proxy_protocol).ok().flatten().map(ProxyProtocol::name),
         trust_proxy_from: listener.trust_proxy_from,
     }
+}
+
+/// A template of pods. Values of variables are hidden as those of commands are.
+fn pod_template(pod: prost_types::Struct, secrets: Secrets) -> serde_json::Value {
+    let mut value = proto::convert::json_from_struct(pod);
+    if secrets == Secrets::Hidden {
+        for list in ["containers", "initContainers"] {
+            let containers = value["spec"].get_mut(list).and_then(serde_json::Value::as_array_mut);
+            let variables =
+                containers.into_iter().flatten().filter_map(|container| container.get_mut("env")?.as_array_mut());
+            for variable in variables.flatten() {
+                if let Some(value) = variable.get_mut("value") {
+                    *value = HIDDEN.into();
+                }
+            }
+        }
+    }
+    value
 }
 
 fn custom(custom: v1::Custom, secrets: Secrets) -> Custom {

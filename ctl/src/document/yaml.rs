@@ -117,6 +117,38 @@ impl<'de> Deserialize<'de> for Value {
     }
 }
 
+impl YamlNode {
+    fn json(&self, path: &str, report: &mut ReadReport) -> Option<serde_json::Value> {
+        report.lines.insert(path.to_owned(), self.line);
+        Some(match &self.value {
+            Value::Null => serde_json::Value::Null,
+            Value::Bool(value) => (*value).into(),
+            Value::Text(text) => text.as_str().into(),
+            Value::Int(value) => match i64::try_from(*value) {
+                Ok(value) => value.into(),
+                Err(_) => {
+                    report.problem(self.line, path, "is too large a number");
+                    return None;
+                }
+            },
+            Value::Float => {
+                report.problem(self.line, path, "must be a whole number or text (put it in quotes)");
+                return None;
+            }
+            Value::List(nodes) => {
+                let items = nodes.iter().enumerate().map(|(i, node)| node.json(&format!("{path}[{i}]"), report));
+                items.collect::<Option<Vec<_>>>()?.into()
+            }
+            Value::Map(entries) => {
+                let fields = entries
+                    .iter()
+                    .map(|(key, _, node)| Some((key.clone(), node.json(&format!("{path}.{key}"), report)?)));
+                serde_json::Value::Object(fields.collect::<Option<_>>()?)
+            }
+        })
+    }
+}
+
 /// One problem and its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct YamlProblem {
@@ -196,6 +228,15 @@ impl Field {
         }
         report.wrong_type(self, "true or false");
         None
+    }
+
+    /// An object of JSON, whatever is in it. A number with a fraction is refused: text keeps its digits.
+    pub(super) fn object(&self, report: &mut ReadReport) -> Option<serde_json::Value> {
+        if !matches!(self.node.value, Value::Map(_)) {
+            report.wrong_type(self, "a mapping");
+            return None;
+        }
+        self.node.json(&self.path, report)
     }
 
     /// A length of time such as `1m 30s`.

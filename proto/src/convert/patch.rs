@@ -10,7 +10,7 @@ use common::kind;
 
 use super::admin::{chosen_texts, draft_from_wire, id_or_none, labels, placement_key, tenant};
 use super::scalar::clip;
-use super::spec;
+use super::{pod, spec};
 use crate::admin::v1 as wire;
 
 /// Path of the specification.
@@ -108,6 +108,7 @@ fn masked(paths: &[String], source: PatchSource, patch: &mut AppliancePatch, fou
             "spec.image" => {
                 fields.image = Some((!source.spec.image.is_empty()).then(|| source.spec.image.clone()));
             }
+            "spec.pod" => fields.pod = Some(pod::read_pod(source.spec.pod.clone(), AT, found)),
             "spec.ports" => fields.ports = Some(spec::read_ports(source.spec.ports.clone(), AT, found)),
             other => match (time_of(other), field_of_kind(other)) {
                 (Some(time), _) => drop(fields.times.insert(time, spec::read_time(time, &source.spec, AT, found))),
@@ -123,7 +124,7 @@ fn masked(paths: &[String], source: PatchSource, patch: &mut AppliancePatch, fou
 
 /// Paths an update mask may name.
 fn known_paths() -> String {
-    let mut known = "name, labels, spec, spec.replicas, spec.image, spec.ports".to_owned();
+    let mut known = "name, labels, spec, spec.replicas, spec.image, spec.ports, spec.pod".to_owned();
     for time in SpecTime::ALL {
         let _ = write!(known, ", spec.{}", time.name());
     }

@@ -11,6 +11,7 @@ use common::kind::{
 use common::network_port::{MAX_NETWORK_PORTS, NetworkPort};
 use prost::Message;
 
+use super::pod::{pod_to_wire, read_pod};
 use super::scalar::{address_from_wire, duration_from_wire, duration_to_wire, port_from_wire};
 use crate::admin::v1 as wire;
 
@@ -34,12 +35,13 @@ pub(super) fn read(wire: wire::Spec, at: &str, found: &mut Violations) -> Option
     let times = SpecTime::ALL.map(|time| (time, read_time(time, &wire, at, &mut own)));
     let image = (!wire.image.is_empty()).then_some(wire.image);
     let ports = read_ports(wire.ports, at, &mut own);
+    let pod = read_pod(wire.pod, at, &mut own);
     let kind = read_kind(wire.kind, at, &mut own);
     let readable = kind.is_some();
     // A missing kind gets a placeholder, so that one answer also has what is wrong with the other fields.
     let kind = kind.unwrap_or_else(|| KindSpec::Custom(Custom { command: "-".to_owned(), ..Custom::default() }));
     let (probe_interval, timing) = (None, Timing::default());
-    let mut spec = Spec { replicas: replicas.unwrap_or(1), probe_interval, timing, image, ports, kind };
+    let mut spec = Spec { replicas: replicas.unwrap_or(1), probe_interval, timing, image, ports, pod, kind };
     times.into_iter().for_each(|(time, value)| *spec.time_mut(time) = value);
     spec.validate_at(at, &mut own);
     let usable = readable && own.is_empty();
@@ -328,6 +330,7 @@ pub fn spec_to_wire(spec: &Spec) -> wire::Spec {
         settle_time: spec.timing.settle_time.map(duration_to_wire),
         image: spec.image.clone().unwrap_or_default(),
         ports: spec.ports.iter().map(port_to_wire).collect(),
+        pod: spec.pod.as_ref().and_then(pod_to_wire),
         kind: Some(match &spec.kind {
             KindSpec::Loadbalancer(lb) => wire::spec::Kind::Loadbalancer(wire::LoadBalancer {
                 listeners: lb.listeners.iter().map(listener_to_wire).collect(),

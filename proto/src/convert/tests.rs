@@ -16,6 +16,7 @@ use common::kind::{
     ProcessOptions, ProxyProtocol,
 };
 use common::network_port::{NetworkPort, PortAddress};
+use common::pod::PodTemplate;
 use common::ring::MAX_WEIGHT;
 use common::secret::LifeSecret;
 use common::session::{
@@ -152,7 +153,9 @@ fn spec() -> impl Strategy<Value = Spec> {
             if let Some(port) = ports.first_mut().filter(|_| replicas == 1) {
                 port.mac = "fa:16:3e:00:00:01".parse().ok();
             }
-            Spec { replicas, probe_interval, timing, image, ports, kind }
+            let pod = image.as_ref().map(|image| serde_json::json!({"metadata": {"labels": {"image": image}}}));
+            let pod = pod.map(|pod| PodTemplate::new(&pod).expect("valid"));
+            Spec { replicas, probe_interval, timing, image, ports, pod, kind }
         },
     )
 }
@@ -712,6 +715,14 @@ fn a_reference_names_what_it_lacks() {
 fn the_environment_keeps_its_order_and_content() {
     let env = BTreeMap::from([("A".to_owned(), "1".to_owned()), ("B".to_owned(), String::new())]);
     let kind = KindSpec::Custom(Custom { command: "x".into(), env, ..Custom::default() });
-    let spec = Spec { replicas: 1, probe_interval: None, timing: Timing::default(), image: None, ports: vec![], kind };
+    let spec = Spec {
+        replicas: 1,
+        probe_interval: None,
+        timing: Timing::default(),
+        image: None,
+        pod: None,
+        ports: vec![],
+        kind,
+    };
     assert_eq!(spec_from_wire(spec_to_wire(&spec), "spec"), Ok(spec));
 }

@@ -25,6 +25,9 @@ pub fn boot_digest(desired: &Desired, plugs_ports: bool) -> String {
     field("image", desired.spec.image.as_deref().unwrap_or(""));
     field("kind", desired.spec.kind.name());
     desired.spec.kind.restart_inputs(&mut field);
+    if let Some(pod) = &desired.spec.pod {
+        field("pod", pod.as_str());
+    }
     if !plugs_ports {
         for PluggedPort { name, digest } in PluggedPorts::from_iter(&desired.spec.ports).iter() {
             field(name.as_str(), &digest.to_string());
@@ -55,6 +58,7 @@ mod tests {
             probe_interval: None,
             timing: Timing::default(),
             image: image.map(str::to_owned),
+            pod: None,
             ports: vec![],
             kind,
         };

@@ -36,6 +36,9 @@ pub struct Instance {
     pub secret: Option<ManagementSecret>,
     /// Whether another instance that is started beside it can take its service over, so that it need not be ended first.
     pub hands_over: bool,
+    /// Whether it has an address of its own: then every instance of an appliance uses the ports of the first one, and its driver knows
+    /// where its service is.
+    pub has_own_address: bool,
     /// Network ports that are plugged, as far as its driver plugs ports.
     pub ports: PluggedPorts,
     /// What its driver knows of it, for people.

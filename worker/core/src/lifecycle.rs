@@ -63,7 +63,7 @@ pub use self::vocabulary::{
     LifecycleEnd, LifecycleEvent, LifecycleOutput, LifecycleStep, StepOutcome, Transition, TransitionCause, Trigger,
 };
 use crate::desired::{self, Desired};
-use crate::instance::Instance;
+use crate::instance::{Addresses, Instance};
 use crate::ports::PluggedPorts;
 use common::backoff::Retry;
 
@@ -330,6 +330,13 @@ impl Lifecycle {
     pub fn instance(&self, ordinal: u16, attempt: Option<u32>) -> Option<&Instance> {
         let kept = self.fleet.slots.iter().map(|slot| &slot.instance);
         kept.chain(&self.fleet.doomed).find(|i| i.ordinal == ordinal && attempt.is_none_or(|n| n == i.attempt))
+    }
+
+    /// Its driver says where an instance can be reached now: one that is started somewhere may have its address later.
+    pub fn found_at(&mut self, ordinal: u16, attempt: u32, addresses: Addresses) {
+        if let Some(slot) = self.fleet.slot_mut(ordinal).filter(|slot| slot.instance.attempt == attempt) {
+            slot.instance.addresses = addresses;
+        }
     }
 
     /// The instances that are to be ended after the one that the running step ends.

@@ -6,6 +6,7 @@
 //! newest it has seen. At SIGTERM it stops listening, lets its connections end within a grace, and exits. Another instance that is
 //! started beside it can take its service over before that, with all its connections.
 
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -59,6 +60,8 @@ pub struct Config {
     pub secret_file: Option<PathBuf>,
     /// Serve it without a secret, or beyond loopback, where the secret can be read on its way.
     pub insecure: bool,
+    /// It has its files to itself, as in a container of its own: who could have put them there is not asked.
+    pub contained: bool,
     /// Where `/metrics` is served; nowhere when absent. Port 0 picks one.
     pub metrics: Option<SocketAddr>,
     /// Connections forwarded at a time, over all listeners; fewer where the process may not have that many files open. Each takes
@@ -97,12 +100,21 @@ fn read_secret(file: &Path) -> anyhow::Result<ManagementSecret> {
     ManagementSecret::new(text.trim()).with_context(no_secret)
 }
 
+/// The secret in a file that nobody else can have put there.
+fn read_contained_secret(file: &Path) -> anyhow::Result<ManagementSecret> {
+    let mut text = String::new();
+    let opened = std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    opened.take(MAX_FILE).read_to_string(&mut text).with_context(|| format!("cannot read {}", file.display()))?;
+    ManagementSecret::new(text.trim()).with_context(|| format!("{} holds no secret", file.display()))
+}
+
 /// Runs the appliance until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When it cannot start: the address cannot be served or the state directory cannot be written.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let secret = config.secret_file.as_deref().map(read_secret).transpose()?;
+    let secret = config.secret_file.as_deref();
+    let secret = secret.map(if config.contained { read_contained_secret } else { read_secret }).transpose()?;
     if secret.is_none() && !config.insecure {
         bail!("--secret-file is missing: every user of this host could configure this; --insecure allows it");
     }
@@ -113,7 +125,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         );
     }
     // Exclusive, because what is read there is believed: in a folder such as /tmp others could have put it.
-    let folder = Folder::exclusive(&config.state_dir)
+    let open = if config.contained { Folder::unjudged } else { Folder::exclusive };
+    let folder = open(&config.state_dir)
         .with_context(|| format!("cannot use the state directory {}", config.state_dir.display()))?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;

@@ -27,6 +27,10 @@ struct Flags {
     /// Serve it without a secret, to anybody who reaches it, or beyond loopback, where the secret can be read on its way.
     #[arg(long)]
     insecure: bool,
+    /// It has its files to itself, as in a container of its own: its state directory may be one that every user can write to, as volumes of
+    /// pods are, and its secret a symbolic link.
+    #[arg(long)]
+    contained: bool,
     /// Where `/metrics` for Prometheus is served, over plain HTTP; port 0 picks one, which the file `metrics` of the state directory
     /// says. Nowhere when absent.
     #[arg(long)]
@@ -73,6 +77,7 @@ fn main() -> ExitCode {
         management: flags.management,
         secret_file: flags.secret_file,
         insecure: flags.insecure,
+        contained: flags.contained,
         metrics: flags.metrics,
         max_connections: flags.max_connections,
         drain_grace: Duration::from_secs(flags.drain_grace),

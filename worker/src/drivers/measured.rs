@@ -13,12 +13,12 @@ use common::{ApplianceId, SiteId};
 use worker_core::desired::Desired;
 use worker_core::instance::{Instance, Observation};
 
-use super::{Driver, DriverFencing, EndSender, Error, Wanted};
+use super::{Driver, DriverFencing, EndSender, Error, Standing, Wanted};
 use crate::gate::Permit;
 use crate::metrics;
 
-/// Passes every call on to a driver, and measures those that take time. [`Driver::is_alive`] is not among them: it is asked
-/// thousands of times a second, and answers at once.
+/// Passes every call on to a driver, and measures those that take time. [`Driver::is_alive`] and [`Driver::standing`] are not among them:
+/// they are asked thousands of times a second, and answer at once.
 pub struct Measured {
     name: &'static str,
     driver: Arc<dyn Driver>,
@@ -89,6 +89,10 @@ impl Driver for Measured {
         self.driver.is_alive(appliance, instance).await
     }
 
+    async fn standing(&self, appliance: ApplianceId, instance: &Instance) -> Option<Standing> {
+        self.driver.standing(appliance, instance).await
+    }
+
     fn watch(&self, appliance: ApplianceId, instance: &Instance, ends: &EndSender) {
         self.driver.watch(appliance, instance, ends);
     }
@@ -111,6 +115,10 @@ impl Driver for Measured {
 
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error> {
         self.measure("ensure", self.driver.ensure(permit, wanted)).await
+    }
+
+    async fn expose(&self, permit: &Permit, instance: &Instance, desired: &Desired) -> Result<(), Error> {
+        self.measure("expose", self.driver.expose(permit, instance, desired)).await
     }
 
     async fn attach(&self, permit: &Permit, instance: &Instance, port: &NetworkPort) -> Result<Instance, Error> {

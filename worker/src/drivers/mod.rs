@@ -11,17 +11,18 @@ use common::status::InstanceEnd;
 use common::{ApplianceId, SiteId};
 use tokio::sync::mpsc;
 use worker_core::desired::Desired;
-use worker_core::instance::{Instance, Observation};
+use worker_core::instance::{Addresses, Instance, Observation};
 
 pub use crate::error::Error;
 use crate::gate::Permit;
 
+pub mod kubernetes;
 pub mod measured;
 pub mod process;
 pub mod simulated;
 
 /// The drivers that this program has.
-pub const NAMES: [&str; 2] = [process::NAME, simulated::NAME];
+pub const NAMES: [&str; 3] = [process::NAME, simulated::NAME, kubernetes::NAME];
 
 /// How a call is kept from taking effect once its caller is no longer the owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +60,15 @@ pub struct EndedInstance {
     pub ordinal: u16,
     /// Attempt that started it.
     pub attempt: u32,
+}
+
+/// What a driver knows of an instance now that may have changed since it was started or found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Where it can be reached.
+    pub addresses: Addresses,
+    /// Why it cannot be reached, or is not well, in the words of where it runs.
+    pub problem: Option<String>,
 }
 
 /// Where drivers report instances that have ended. Bounded by its receiver.
@@ -114,6 +124,12 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// What is known of an instance now, where that may be another thing than was known when it was started: its addresses, and what
+    /// keeps it from being well. Asked before every probe, as [`Driver::is_alive`] is. `None` where nothing of that changes.
+    async fn standing(&self, _appliance: ApplianceId, _instance: &Instance) -> Option<Standing> {
+        None
+    }
+
     /// Reports to `ends`, once, as soon as exactly this instance does not run any more, and at once if it does not run now. Returns
     /// immediately; repeating it changes nothing. A report may be lost: the next probe finds what has ended.
     fn watch(&self, _appliance: ApplianceId, _instance: &Instance, _ends: &EndSender) {}
@@ -140,6 +156,12 @@ pub trait Driver: Send + Sync + 'static {
     /// probes. Another attempt that still runs at the ordinal, and is not [`Wanted::beside`], is [`Error::Failed`]: ending it is the caller's decision. So is
     /// plugging what an instance that was found lacks.
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error>;
+
+    /// Makes the service of an instance reachable as its configuration will have it, where something beside the instance has to know of
+    /// that. Called before each configuration is put in place. Repeating it changes nothing.
+    async fn expose(&self, permit: &Permit, _: &Instance, _: &Desired) -> Result<(), Error> {
+        Ok(permit.check()?)
+    }
 
     /// Plugs a network port into an instance that runs, and answers the instance as it is then. One that is plugged already is
     /// found and not plugged twice, also when an earlier call was not answered. Another port of the same name was detached

@@ -67,7 +67,8 @@ impl Standard {
 #[async_trait]
 impl Protocol for Standard {
     async fn configure(&self, permit: &Permit, instance: &Instance, desired: &Desired) -> Result<(), Error> {
-        let configuration = desired.spec.kind.configuration(desired.edition.generation, instance.ordinal);
+        let ordinal = if instance.has_own_address { 0 } else { instance.ordinal };
+        let configuration = desired.spec.kind.configuration(desired.edition.generation, ordinal);
         match configuration.map_err(|overflow| Error::Refused(overflow.to_string()))? {
             Configuration::None => Ok(permit.check()?),
             Configuration::Rest(body) => rest::configure(&self.client, permit, instance, &body).await,
@@ -129,6 +130,7 @@ mod tests {
                 probe_interval: None,
                 timing: Timing::default(),
                 image: None,
+                pod: None,
                 ports: vec![],
                 kind,
             },

@@ -54,6 +54,7 @@ pub(super) fn problem(outcome: &StepOutcome) -> Option<&str> {
         StepOutcome::Failed(text)
         | StepOutcome::Refused(text)
         | StepOutcome::Silent(text)
+        | StepOutcome::Unclear(text)
         | StepOutcome::Vanished(text, _) => Some(text),
         StepOutcome::TimedOut => Some("it took too long"),
         _ => None,

@@ -22,7 +22,7 @@ use super::announced::{Announced, PATIENCE};
 use super::boots::{Boots, EndedBoot};
 use super::entry::{ApplianceEntry, StepStage};
 use super::run::{RunStage, RunTrace};
-use super::steps::{Done, StepTask, fenced};
+use super::steps::{Done, FoundAt, StepTask, fenced};
 use super::timers::Timers;
 use super::{Config, RunnerClock, RunnerCommand, RunnerEvent};
 use crate::drivers::{DriverFencing, EndSender, EndedInstance};
@@ -310,7 +310,7 @@ impl Scheduler {
 
     fn ended(&mut self, done: Result<Done, JoinError>) {
         // Panics are caught within the task, so this one was dropped on purpose.
-        let Ok(Done { appliance, serial, outcome, claimed }) = done else { return };
+        let Ok(Done { appliance, serial, outcome, claimed, found_at }) = done else { return };
         if let MapEntry::Occupied(former) = self.former.entry(appliance)
             && *former.get() == serial
         {
@@ -326,6 +326,9 @@ impl Scheduler {
         entry.stage = StepStage::Idle;
         entry.stop = None;
         entry.claimed |= claimed;
+        if let Some(FoundAt { ordinal, attempt, addresses }) = found_at {
+            entry.lifecycle.found_at(ordinal, attempt, addresses);
+        }
         if let Some(step) = entry.lifecycle.running() {
             let over = entry.boots.ended(now, step, &outcome);
             count_boot(entry.lifecycle.desired(), over);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::ApplianceId;
 use common::appliance::{MAX_TEXT, Name};
-use common::kind::StopRecipe;
+use common::kind::{ProbeSpec, StopRecipe};
 use common::status::{Details, InstanceEnd};
 use common::text::escaped;
 use futures::FutureExt as _;
@@ -17,12 +17,12 @@ use runtime::telemetry;
 use tokio::sync::watch;
 use tracing::{Instrument as _, Span, field};
 use worker_core::desired::Desired;
-use worker_core::instance::{BootState, Instance};
+use worker_core::instance::{Addresses, BootState, Instance};
 use worker_core::lifecycle::{Config, LifecycleStep, StepOutcome};
 use worker_core::ports::PortChanges;
 
 use super::run;
-use crate::drivers::{Driver, Error, Wanted};
+use crate::drivers::{Driver, Error, Standing, Wanted};
 use crate::gate::{Permit, Shut};
 use crate::kinds::{ProbeAnswer, Protocol};
 use crate::metrics;
@@ -41,6 +41,16 @@ pub(super) struct Done {
     pub(super) outcome: StepOutcome,
     /// The far side has seen our token.
     pub(super) claimed: bool,
+    /// Where the instance that it was about can be reached now, if its driver says so.
+    pub(super) found_at: Option<FoundAt>,
+}
+
+/// Where an instance can be reached.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FoundAt {
+    pub(super) ordinal: u16,
+    pub(super) attempt: u32,
+    pub(super) addresses: Addresses,
 }
 
 /// Everything one step needs.
@@ -68,14 +78,17 @@ pub(super) struct StepTask {
 
 impl StepTask {
     /// Runs the step within its time-out. A panic of a driver counts as a failure of the step.
-    pub(super) async fn run(self, config: Config) -> Done {
+    pub(super) async fn run(mut self, config: Config) -> Done {
         let span = self.span();
         let (appliance, serial, step) = (self.appliance, self.serial, self.step);
         let (kind, driver) = (self.desired.spec.kind.kind_name(), self.desired.driver.clone());
         let mut claimed = self.permit.is_some();
         let began = Instant::now();
         async move {
-            let work = AssertUnwindSafe(self.carry_out(&config)).catch_unwind();
+            let standing = self.look_at_instance().await;
+            let found_at = self.found_at(standing.as_ref());
+            let problem = standing.and_then(|standing| standing.problem);
+            let work = AssertUnwindSafe(self.carry_out(&config, problem)).catch_unwind();
             let ended = tokio::time::timeout(self.total_limit(&config), work).await;
             let outcome = match ended {
                 Ok(Ok(Ok(outcome))) => outcome,
@@ -101,7 +114,7 @@ impl StepTask {
             } else if matches!(outcome, StepOutcome::TimedOut) && step.changes_the_world() {
                 tracing::info!(%appliance, %step, "step took too long, its outcome is unknown");
             }
-            Done { appliance, serial, outcome, claimed }
+            Done { appliance, serial, outcome, claimed, found_at }
         }
         .instrument(span)
         .await
@@ -142,7 +155,25 @@ impl StepTask {
         result
     }
 
-    async fn carry_out(&self, config: &Config) -> Result<StepOutcome, Error> {
+    /// Asks the driver what has changed about the instance that is to be spoken to, and takes that in.
+    async fn look_at_instance(&mut self) -> Option<Standing> {
+        if !matches!(self.step, LifecycleStep::Probe { .. } | LifecycleStep::Configure { .. }) {
+            return None;
+        }
+        let instance = self.instance.as_mut()?;
+        let asked = AssertUnwindSafe(self.driver.standing(self.appliance, instance)).catch_unwind();
+        let standing = within(ASK_DRIVER, asked).await?.ok().flatten()?;
+        instance.addresses = standing.addresses;
+        Some(standing)
+    }
+
+    fn found_at(&self, standing: Option<&Standing>) -> Option<FoundAt> {
+        let (instance, standing) = (self.instance.as_ref()?, standing?);
+        Some(FoundAt { ordinal: instance.ordinal, attempt: instance.attempt, addresses: standing.addresses })
+    }
+
+    /// `problem`: what its driver says is wrong with the instance.
+    async fn carry_out(&self, config: &Config, problem: Option<String>) -> Result<StepOutcome, Error> {
         match (self.step, self.permit.as_ref(), self.instance.as_ref()) {
             (LifecycleStep::Observe, permit, _) => {
                 if let Some(permit) = permit {
@@ -151,7 +182,7 @@ impl StepTask {
                 Ok(StepOutcome::Observed(self.call("observe", self.driver.observe(self.appliance)).await?))
             }
             (LifecycleStep::Probe { .. }, _, Some(instance)) => {
-                let outcome = self.probe(instance, config).await;
+                let outcome = self.probe(instance, config, problem).await;
                 if matches!(outcome, StepOutcome::Answered(_)) {
                     self.note_answer(instance).await;
                 }
@@ -165,8 +196,9 @@ impl StepTask {
             (LifecycleStep::Configure { .. }, Some(permit), Some(instance)) => {
                 // As with a probe: another instance may have taken the address of a dead one.
                 if self.is_alive(instance).await == Some(false) {
-                    return Ok(self.vanished(instance).await);
+                    return Ok(self.vanished(instance, problem).await);
                 }
+                self.call("expose", self.driver.expose(permit, instance, &self.desired)).await?;
                 self.protocol.configure(permit, instance, &self.desired).await?;
                 Ok(StepOutcome::Configured)
             }
@@ -203,7 +235,7 @@ impl StepTask {
     /// Detaches the ports that the instance shall not have, then attaches those that it lacks.
     async fn replug(&self, permit: &Permit, instance: &Instance) -> Result<StepOutcome, Error> {
         if self.is_alive(instance).await == Some(false) {
-            return Ok(self.vanished(instance).await);
+            return Ok(self.vanished(instance, None).await);
         }
         let changes = PortChanges::between(&self.desired.spec.ports, &instance.ports);
         let about = |verb: &str, port: &Name, error| match error {
@@ -231,30 +263,37 @@ impl StepTask {
         }
     }
 
-    async fn probe(&self, instance: &Instance, config: &Config) -> StepOutcome {
+    async fn probe(&self, instance: &Instance, config: &Config, problem: Option<String>) -> StepOutcome {
         // Asked first, because whoever took the port of a dead instance may answer in its place.
         if self.is_alive(instance).await == Some(false) {
-            return self.vanished(instance).await;
+            return self.vanished(instance, problem).await;
         }
         let limit = self.probe_timeout(config);
         let error = match self.ask(instance, limit).await {
             Some(Ok(ProbeAnswer::Answered(conditions))) => return StepOutcome::Answered(conditions),
             Some(Ok(ProbeAnswer::LeftToDriver | ProbeAnswer::ByCommand(_))) => {
-                return match self.runs(instance).await {
-                    Some(true) => StepOutcome::Answered(Details::default()),
-                    Some(false) => self.vanished(instance).await,
-                    None => StepOutcome::Silent("its driver cannot tell whether it runs".to_owned()),
+                return match (self.runs(instance).await, problem) {
+                    (Some(true), None) => StepOutcome::Answered(Details::default()),
+                    (Some(true), Some(problem)) => StepOutcome::Silent(problem),
+                    (Some(false), problem) => self.vanished(instance, problem).await,
+                    (None, problem) => StepOutcome::Unclear(
+                        problem.unwrap_or_else(|| "its driver cannot tell whether it runs".to_owned()),
+                    ),
                 };
             }
             Some(Err(error)) => error.to_string(),
             None => format!("no answer within {limit:?}"),
         };
+        // What its driver says explains what was seen.
+        let error = problem.map_or(error.clone(), |problem| format!("{problem} ({error})"));
         // Doubt is not death: an instance that hangs is replaced after several probes.
         match self.runs(instance).await {
             Some(false) => match self.end_of(instance).await {
                 Some(end) => vanished(end),
                 None => StepOutcome::Vanished(error, None),
             },
+            // The command was not run, or is run by what does not answer.
+            None if matches!(self.desired.spec.kind.probe(), ProbeSpec::Exec { .. }) => StepOutcome::Unclear(error),
             Some(true) | None => StepOutcome::Silent(error),
         }
     }
@@ -292,10 +331,15 @@ impl StepTask {
         Some(found.running.iter().any(same))
     }
 
-    /// What to say of an instance that does not run any more.
-    async fn vanished(&self, instance: &Instance) -> StepOutcome {
-        let unknown = || StepOutcome::Vanished("it does not run any more".to_owned(), None);
-        self.end_of(instance).await.map_or_else(unknown, vanished)
+    /// What to say of an instance that does not run any more. `problem`: what its driver says of it beside how it ended.
+    async fn vanished(&self, instance: &Instance, problem: Option<String>) -> StepOutcome {
+        match (self.end_of(instance).await, problem) {
+            (Some(end), None) => vanished(end),
+            (Some(end), Some(problem)) => StepOutcome::Vanished(format!("{problem}: {end}"), Some(Box::new(end))),
+            (None, problem) => {
+                StepOutcome::Vanished(problem.unwrap_or_else(|| "it does not run any more".to_owned()), None)
+            }
+        }
     }
 
     /// How an instance ended, as far as its driver knows.
@@ -357,6 +401,7 @@ fn clipped(outcome: StepOutcome) -> StepOutcome {
     };
     match outcome {
         StepOutcome::Silent(text) => StepOutcome::Silent(short(text)),
+        StepOutcome::Unclear(text) => StepOutcome::Unclear(short(text)),
         StepOutcome::Vanished(text, end) => StepOutcome::Vanished(short(text), end),
         StepOutcome::Refused(text) => StepOutcome::Refused(short(text)),
         StepOutcome::Failed(text) => StepOutcome::Failed(short(text)),

@@ -48,6 +48,7 @@ fn desired(generation: u64, change: impl FnOnce(&mut Desired)) -> Arc<Desired> {
             probe_interval: None,
             timing: Timing::default(),
             image: None,
+            pod: None,
             ports: vec![],
             kind: KindSpec::Custom(Custom {
                 command: "serve".into(),

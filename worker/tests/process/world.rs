@@ -116,7 +116,15 @@ pub(crate) fn desired(kind: KindSpec) -> Desired {
         edition: Edition::new(Generation::new(1), Term::new(1)),
         revision: 0,
         deleting: false,
-        spec: Spec { replicas: 1, probe_interval: None, timing: Timing::default(), image: None, ports: vec![], kind },
+        spec: Spec {
+            replicas: 1,
+            probe_interval: None,
+            timing: Timing::default(),
+            image: None,
+            pod: None,
+            ports: vec![],
+            kind,
+        },
     }
 }
 

@@ -86,6 +86,7 @@ fn record(name: &str) -> Record {
             probe_interval: None,
             timing: Timing::default(),
             image: None,
+            pod: None,
             ports: vec![],
             kind: KindSpec::Custom(custom),
         },

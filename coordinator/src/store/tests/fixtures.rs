@@ -32,6 +32,7 @@ pub(super) fn record(n: u128, name: &str) -> Record {
             probe_interval: Some(Duration::from_millis(1500)),
             timing: Timing::default(),
             image: None,
+            pod: None,
             ports: vec![],
             kind: KindSpec::Custom(Custom {
                 command: "server".into(),

@@ -8,8 +8,8 @@ use proto::admin::v1 as admin;
 use proto::convert::admin::{draft_from_wire, status_from_wire, status_to_wire, target_from_wire};
 use proto::convert::down::{down_from_wire, down_to_wire};
 use proto::convert::patch::update_from_wire;
-use proto::convert::spec_to_wire;
 use proto::convert::up::{hello_to_wire, up_from_wire, up_to_wire};
+use proto::convert::{spec_to_wire, struct_from_json};
 use proto::worker::v1 as wire;
 
 use crate::{Outcome, size};
@@ -114,6 +114,15 @@ fn wire_status() -> admin::Status {
     }
 }
 
+/// A template of pods with every sort of value.
+fn pod() -> prost_types::Struct {
+    let value = serde_json::json!({
+        "metadata": {"labels": {"a": "b"}},
+        "spec": {"x": [1, 0.5, true, null, "y"], "containers": [{"name": "appliance", "env": []}]},
+    });
+    struct_from_json(&value).unwrap_or_default()
+}
+
 fn custom() -> admin::Spec {
     let probe = admin::Probe { probe: Some(admin::probe::Probe::Http(admin::HttpProbe { path: "/".into() })) };
     let custom = admin::Custom {
@@ -152,6 +161,7 @@ fn custom() -> admin::Spec {
         settle_time: seconds(2),
         image: "i".into(),
         ports: vec![port],
+        pod: Some(pod()),
         kind: Some(admin::spec::Kind::Custom(custom)),
     }
 }

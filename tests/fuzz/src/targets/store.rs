@@ -40,7 +40,7 @@ pub(super) fn spec_seeds() -> Vec<Vec<u8>> {
     texts([
         r#"{"replicas":1,"probe_interval":null,"image":null,"kind":{"custom":{"command":"x","args":["{port}"],"env":{"A":"b"},"port":1,"probe":{"http":{"path":"/"}}}}}"#,
         r#"{"replicas":2,"probe_interval":{"secs":1,"nanos":0},"timing":{"probe_timeout":{"secs":1,"nanos":0},"boot_timeout":{"secs":9,"nanos":0},"settle_time":{"secs":2,"nanos":0}},"image":"i","kind":{"loadbalancer":{"listeners":[{"name":"a","address":"::1","port":80,"members":[{"address":"127.0.0.1","port":1}],"limits":{"max_connections":7,"drain_timeout":{"secs":9,"nanos":0}},"algorithm":"least_connections","proxy_protocol":"v1","trust_proxy_from":["10.0.0.0/8"]}]}}}"#,
-        r#"{"replicas":1,"probe_interval":null,"image":null,"ports":[{"name":"a","network":"n","addresses":["10.0.0.1/8"],"mac":"fa:16:3e:00:00:01"}],"kind":{"custom":{"command":"x","probe":"tcp"}}}"#,
+        r#"{"replicas":1,"probe_interval":null,"image":null,"ports":[{"name":"a","network":"n","addresses":["10.0.0.1/8"],"mac":"fa:16:3e:00:00:01"}],"pod":{"metadata":{"labels":{"a":"b"}},"spec":{"x":[1,0.5,true,null]}},"kind":{"custom":{"command":"x","probe":"tcp"}}}"#,
         r#"{"replicas":1,"kind":{"custom":{"command":"x","probe":{"exec":{"command":["a","b"]}},"env_from":["/e"],"user":"u","group":"g","working_dir":"/w","limits":{"nofile":9,"nproc":9,"core":0,"memory":1048576,"cpu_percent":5},"nice":-1,"no_new_privileges":true,"stop_signal":"SIGINT","stop_timeout":{"secs":1,"nanos":0}}}}"#,
         r#"{"replicas":1,"kind":{"custom":{"command":"x","probe":"none"}}}"#,
     ])

@@ -95,7 +95,7 @@ impl InstanceSlot {
     /// The same one as its driver describes it now. Drivers know the address it was started with; the one of a
     /// configuration that was accepted since is known here only.
     pub(super) fn see(&mut self, mut instance: Instance) {
-        if self.serves_since.is_some() {
+        if self.serves_since.is_some() && !instance.has_own_address {
             instance.addresses.service = self.instance.addresses.service;
         }
         self.instance = instance;

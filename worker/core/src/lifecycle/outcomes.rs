@@ -49,6 +49,7 @@ impl Lifecycle {
             (L::Probe { ordinal }, O::Silent(text) | O::Failed(text) | O::Refused(text)) => {
                 self.silent(ordinal, &text, at);
             }
+            (L::Probe { ordinal }, O::Unclear(text)) => self.unclear(ordinal, &text, at),
             (L::Probe { ordinal }, O::TimedOut) => self.silent(ordinal, "no answer in time", at),
             (L::Boot { ordinal, .. }, O::Vanished(text, end)) => {
                 self.fleet.known = false;
@@ -177,7 +178,7 @@ impl Lifecycle {
         slot.serves_since.get_or_insert(now);
         slot.retry = Retry::default();
         // What serves no REST contract was not told where to serve either.
-        if address.is_some() && slot.instance.addresses.management.is_some() {
+        if address.is_some() && slot.instance.addresses.management.is_some() && !slot.instance.has_own_address {
             slot.instance.addresses.service = address;
         }
     }
@@ -278,6 +279,15 @@ impl Lifecycle {
                 self.ended(&condemned, text, at);
             }
             InstanceLife::Alive | InstanceLife::Adopted => slot.next_probe = retry,
+        }
+    }
+
+    /// Nobody can say how an instance is. It is asked again soon, and nothing is counted against it: it may serve all the while.
+    fn unclear(&mut self, ordinal: u16, text: &str, at: Occasion<'_>) {
+        let retry = at.now + at.config.probe_retry.min(self.interval(at.config));
+        if let Some(slot) = self.fleet.slot_mut(ordinal) {
+            slot.next_probe = retry;
+            self.troubles.last_error = Some(format!("instance {ordinal}: {text}").into());
         }
     }
 

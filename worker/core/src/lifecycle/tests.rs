@@ -32,6 +32,7 @@ pub(super) fn desired(generation: u64, replicas: u16, change: impl FnOnce(&mut D
             probe_interval: None,
             timing: Timing::default(),
             image: None,
+            pod: None,
             ports: vec![],
             kind: KindSpec::Custom(Custom {
                 command: "serve".into(),

@@ -113,6 +113,9 @@ pub enum StepOutcome {
     Answered(Details),
     /// Of `Probe`: it gave no good answer, and its driver still finds it (or cannot tell).
     Silent(String),
+    /// Of `Probe`: neither it nor its driver says how it is, because what its driver asks does not answer. That is no failure of the
+    /// instance.
+    Unclear(String),
     /// Its driver does not find it any more, of which this is said, and how it ended if that is known. Of `Boot`: it was started and
     /// ended at once.
     Vanished(String, Option<Box<InstanceEnd>>),
@@ -148,6 +151,7 @@ impl StepOutcome {
             Self::Configured => "configured",
             Self::Answered(_) => "answered",
             Self::Silent(_) => "silent",
+            Self::Unclear(_) => "unclear",
             Self::Vanished(..) => "vanished",
             Self::Destroyed => "destroyed",
             Self::Forgotten => "forgotten",
@@ -164,6 +168,7 @@ impl StepOutcome {
     pub(super) fn text(&self) -> &str {
         match self {
             Self::Silent(text)
+            | Self::Unclear(text)
             | Self::Vanished(text, _)
             | Self::Refused(text)
             | Self::Failed(text)

@@ -54,6 +54,9 @@ impl Order {
                 "the process driver has no networks: its instances use those of the host, and `ports` must be empty";
             return Err(Error::Refused(text.into()));
         }
+        if wanted.desired.spec.pod.is_some() {
+            return Err(Error::Refused("the process driver makes no pods, and `pod` must be absent".into()));
+        }
         let recipe = wanted.desired.spec.kind.launch(wanted.ordinal);
         Ok(Self {
             appliance,
@@ -273,6 +276,10 @@ fn substitute(text: &str, order: &Order, port: Option<u16>) -> String {
 
 /// Finds a program as a shell would: a path as it is, a bare name in the folders of `path`, from all of them.
 fn find_program(command: &str, path: Option<&std::ffi::OsStr>) -> Result<Vec<PathBuf>, Error> {
+    if command.is_empty() {
+        let text = "spec.custom.command is empty: the driver process has no images, whose own program could be run";
+        return Err(Error::Refused(text.into()));
+    }
     let executable =
         |file: &Path| file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
     if command.contains('/') {

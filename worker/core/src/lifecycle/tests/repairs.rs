@@ -289,3 +289,39 @@ fn one_dead_of_several_degrades_while_the_others_serve() {
     assert_eq!(bench.wake(), Duration::from_secs(1));
     bench.play(vec![(LifecycleEvent::Tick, boot(ordinal, 3), Phase::Degraded)]);
 }
+
+#[test]
+fn doubt_about_an_instance_counts_nothing_against_it() {
+    let d = desired(1, 1, |_| {});
+    let mut bench = LifecycleBench::configured(&d);
+    for _ in 0..10 {
+        bench.wake();
+        assert_eq!(bench.feed(LifecycleEvent::Tick).action, probe(0));
+        bench.feed(ended(StepOutcome::Unclear("the API does not answer".into())));
+        assert_eq!((bench.last.action, bench.life.status().phase), (None, Phase::Configured));
+    }
+    let status = bench.life.status();
+    assert_eq!(status.last_error.as_deref(), Some("instance 0: the API does not answer"));
+    bench.wake();
+    bench.feed(LifecycleEvent::Tick);
+    bench.feed(ended(StepOutcome::Answered(Details::default())));
+    assert_eq!((bench.last.action, bench.life.status().phase), (None, Phase::Configured));
+}
+
+#[test]
+fn where_an_instance_is_now_is_what_its_driver_says() {
+    let d = balancer(1, 8_000);
+    let mut bench = LifecycleBench::new(&d);
+    let pod = Instance { has_own_address: true, ..instance(0, 1, &d) };
+    bench.feed(LifecycleEvent::Tick);
+    bench.feed(found(&[pod]));
+    let at = |port| Some(([10, 0, 0, 1], port).into());
+    let addresses = Addresses { management: at(8_079), service: at(80) };
+    bench.life.found_at(0, 2, Addresses { management: at(1), service: None });
+    bench.life.found_at(0, 1, addresses);
+    bench.feed(ended(StepOutcome::Answered(Details::default())));
+    assert_eq!(bench.last.action, configure(0, 1));
+    bench.feed(ended(StepOutcome::Configured));
+    let known = bench.life.instance(0, None).map(|instance| instance.addresses);
+    assert_eq!(known, Some(addresses), "and not the address of its listener");
+}

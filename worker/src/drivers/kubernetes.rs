@@ -1,0 +1,383 @@
+//! The `kubernetes` driver: an instance is a pod.
+//!
+//! What one appliance's instances are is written in its [anchor](anchor), a Lease: the token in force and the pods that may run. A pod
+//! is made with a scheduling gate, written down in the anchor, and released to run by removing the gate. Every write names uid and version
+//! of what it changes, so that the API server refuses it once a new owner has raised the token there
+//! ([decision 58](../../../docs/decisions/0058-pods-are-fenced-by-preconditions.md)).
+//!
+//! Pods are known from one [watch](watch) per worker and namespace. The API is asked only where the watch cannot be trusted: right
+//! after a claim, after an answer that was lost, and when the watch is out of date.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use common::kind::StopRecipe;
+use common::status::InstanceEnd;
+use common::{ApplianceId, WorkerId};
+use kubernetes::Connection;
+use kubernetes::k8s_openapi::api::core::v1::Pod;
+use kubernetes::kube::Client;
+use tokio_util::sync::CancellationToken;
+use worker_core::desired::Desired;
+use worker_core::instance::{Instance, ManagementSecret, Observation};
+
+use self::api::{Exactly, Resource};
+use self::cache::{Known, LastWords, PodCache};
+pub use self::config::Config;
+use self::config::WatchScope;
+use self::names::{PodKey, annotation};
+use self::nodes::Nodes;
+use self::ownership::Holdings;
+use self::view::PodView;
+use crate::drivers::{Driver, DriverFencing, EndSender, EndedInstance, Error, Standing, Wanted};
+use crate::gate::Permit;
+
+mod anchor;
+mod api;
+mod boot;
+mod cache;
+mod config;
+mod names;
+mod nodes;
+pub mod orphans;
+mod ownership;
+mod pod;
+mod removal;
+mod service;
+mod view;
+mod watch;
+
+/// Name of the driver.
+pub const NAME: &str = "kubernetes";
+
+/// The driver. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct KubernetesDriver {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    worker: WorkerId,
+    client: Client,
+    /// Namespace of the anchors, and of pods whose tenant has none of its own.
+    namespace: String,
+    cache: Arc<PodCache>,
+    holdings: Holdings,
+    /// Secrets of pods that run, by uid.
+    secrets: Mutex<HashMap<String, ManagementSecret>>,
+    nodes: Nodes,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KubernetesDriver").field("namespace", &self.namespace).finish_non_exhaustive()
+    }
+}
+
+/// Secrets that are kept; more are read again.
+const MAX_SECRETS: usize = 8_192;
+
+impl KubernetesDriver {
+    /// Sets the driver up, and begins to watch pods until `stop`. Makes no call itself: an API server that cannot be reached now is
+    /// tried again for as long as the driver lives.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the settings are wrong, or say of no API server.
+    pub async fn new(config: Config, worker: WorkerId, stop: &CancellationToken) -> Result<Self, Error> {
+        if let Some(violation) = config.validate().first() {
+            return Err(Error::Refused(violation.to_string()));
+        }
+        let connection =
+            kubernetes::connect(&config.client).await.map_err(|error| Error::Refused(error.to_string()))?;
+        let Connection { client, namespace, server } = connection;
+        let namespace = if config.namespace.is_empty() { namespace } else { config.namespace.clone() };
+        let watched: Vec<Option<String>> = match config.scope(&namespace) {
+            WatchScope::All => vec![None],
+            WatchScope::Namespaces(all) => all.into_iter().map(Some).collect(),
+        };
+        let names = watched.iter().map(|namespace| watch::name(namespace.as_deref()));
+        let cache = Arc::new(PodCache::new(config.watch_stale_after, names));
+        tracing::info!(server, namespace, "pods are made by this API server");
+        for namespace in watched {
+            let (client, cache, stop) = (client.clone(), Arc::clone(&cache), stop.clone());
+            tokio::spawn(watch::run(client, namespace, cache, config.watch_stale_after, stop));
+        }
+        let inner = Inner {
+            config,
+            worker,
+            client,
+            namespace,
+            cache,
+            holdings: Holdings::default(),
+            secrets: Mutex::default(),
+            nodes: Nodes::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Waits until pods were listed, at most that long. Answers why they were not.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] with the reason.
+    pub async fn listed(&self, limit: Duration) -> Result<(), Error> {
+        let mut changes = self.inner.cache.changes();
+        let listed = async {
+            while self.inner.cache.trouble().is_some() {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        _ = tokio::time::timeout(limit, listed).await;
+        self.inner.cache.trouble().map_or(Ok(()), |problem| Err(Error::Failed(problem)))
+    }
+
+    /// Has the API server judge the pod that would be made, and makes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with what the API server says against it.
+    pub async fn judge(&self, permit: &Permit, wanted: &Wanted<'_>) -> Result<(), Error> {
+        let inner = &self.inner;
+        let plan = inner.plan(permit, wanted)?;
+        let judged = api::create::<Pod>(&inner.client, Resource::Pods, &plan.namespace, &plan.pod, true).await;
+        judged.map(drop).map_err(|error| failed("dry run", error))
+    }
+}
+
+/// What an error of the API means to the lifecycle.
+fn failed(what: &str, error: kubernetes::Error) -> Error {
+    use kubernetes::Error as E;
+    match error {
+        // Nothing but a change of rights, quotas, policies or the specification helps.
+        E::Forbidden(_) | E::Quota(_) | E::Invalid(_) => Error::Refused(format!("{what}: {error}")),
+        other => Error::Failed(format!("{what}: {other}")),
+    }
+}
+
+impl Inner {
+    fn plan(&self, permit: &Permit, wanted: &Wanted<'_>) -> Result<pod::PodPlan, Error> {
+        pod::PodPlan::new(&self.config, &self.namespace, permit.appliance(), permit.token(), wanted)
+    }
+
+    /// The pod with this uid as it is now: from the watch where that counts, from the API otherwise. `None` when it is gone.
+    async fn current(&self, key: PodKey, namespace: &str, uid: &str) -> Result<Option<PodView>, Error> {
+        match self.cache.get(key, uid) {
+            Known::There(view) => Ok(Some(*view)),
+            Known::Gone(_) => Ok(None),
+            Known::Unknown => self.read(key, namespace, uid).await,
+        }
+    }
+
+    /// The same from the API.
+    async fn read(&self, key: PodKey, namespace: &str, uid: &str) -> Result<Option<PodView>, Error> {
+        let found: Option<Pod> = api::get(&self.client, Resource::Pods, namespace, &key.name())
+            .await
+            .map_err(|error| failed("read pod", error))?;
+        let view = found.as_ref().and_then(PodView::of);
+        if let Some(view) = &view {
+            self.cache.put(view.clone());
+        }
+        match view.filter(|view| view.uid == uid) {
+            Some(view) => Ok(Some(view)),
+            None => {
+                self.cache.bury(key, uid, None);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The pod of an instance.
+    fn pod_of(appliance: ApplianceId, instance: &Instance) -> Option<(PodKey, &str, &str)> {
+        let (namespace, uid) = instance.handle.as_str().split_once('/')?;
+        Some((PodKey { appliance, ordinal: instance.ordinal, attempt: instance.attempt }, namespace, uid))
+    }
+
+    /// The instance that a pod is, with its secret.
+    async fn instance(&self, view: &PodView) -> Result<Instance, Error> {
+        let secret = if view.management_port.is_some() { self.secret(view).await? } else { None };
+        Ok(view.instance(secret))
+    }
+
+    async fn secret(&self, view: &PodView) -> Result<Option<ManagementSecret>, Error> {
+        let known = self.secrets.lock().unwrap_or_else(PoisonError::into_inner).get(&view.uid).cloned();
+        if known.is_some() {
+            return Ok(known);
+        }
+        let secret = service::read_secret(&self.client, view).await?;
+        if let Some(secret) = &secret {
+            self.keep_secret(&view.uid, secret);
+        }
+        Ok(secret)
+    }
+
+    fn keep_secret(&self, uid: &str, secret: &ManagementSecret) {
+        let mut secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+        if secrets.len() >= MAX_SECRETS {
+            secrets.clear();
+        }
+        secrets.insert(uid.to_owned(), secret.clone());
+    }
+
+    async fn observe(&self, appliance: ApplianceId) -> Result<Observation, Error> {
+        let Some(journal) = self.journal(appliance).await? else { return Ok(Observation::default()) };
+        let mut running = Vec::new();
+        for entry in &journal.instances {
+            let view = self.current(entry.key(appliance), &entry.namespace, &entry.uid).await?;
+            if let Some(view) = view.filter(PodView::runs) {
+                running.push(self.instance(&view).await?);
+            }
+        }
+        running.sort_by_key(|instance| (instance.ordinal, instance.attempt));
+        Ok(Observation { running, attempts: journal.attempts })
+    }
+
+    /// What is known of an instance without asking the API.
+    fn known(&self, appliance: ApplianceId, instance: &Instance) -> Known {
+        Self::pod_of(appliance, instance).map_or(Known::Unknown, |(key, _, uid)| self.cache.get(key, uid))
+    }
+
+    async fn problem(&self, view: &PodView) -> Option<String> {
+        let runs = view.problem.is_none() || view.deleting.is_some();
+        let node = view.node.as_ref().filter(|_| runs && !view.ready && !view.ended);
+        let lost = match node {
+            Some(node) => self.nodes.problem(&self.client, node).await,
+            None => None,
+        };
+        match (lost, &view.problem) {
+            (Some(lost), Some(problem)) => Some(format!("{lost}; {problem}")),
+            (lost, problem) => lost.or_else(|| problem.clone()),
+        }
+    }
+}
+
+#[async_trait]
+impl Driver for KubernetesDriver {
+    fn fencing(&self) -> DriverFencing {
+        DriverFencing::Token
+    }
+
+    async fn claim(&self, permit: &Permit) -> Result<(), Error> {
+        self.inner.hold(permit).await.map(drop)
+    }
+
+    async fn observe(&self, appliance: ApplianceId) -> Result<Observation, Error> {
+        self.inner.observe(appliance).await
+    }
+
+    async fn note_answer(&self, appliance: ApplianceId, instance: &Instance) -> Result<(), Error> {
+        let Some((key, namespace, uid)) = Inner::pod_of(appliance, instance) else { return Ok(()) };
+        let inner = &self.inner;
+        if matches!(inner.cache.get(key, uid), Known::There(view) if view.answered) {
+            return Ok(());
+        }
+        let change = serde_json::json!({"metadata": {"annotations": {annotation::ANSWERED: "true"}}});
+        let exactly = Exactly { uid, version: None };
+        let noted = api::patch::<Pod>(&inner.client, Resource::Pods, namespace, &key.name(), exactly, change).await;
+        let pod = noted.map_err(|error| failed("note the answer", error))?;
+        PodView::of(&pod).into_iter().for_each(|view| inner.cache.put(view));
+        Ok(())
+    }
+
+    async fn is_alive(&self, appliance: ApplianceId, instance: &Instance) -> Option<bool> {
+        match self.inner.known(appliance, instance) {
+            Known::There(view) => Some(view.runs()),
+            Known::Gone(_) => Some(false),
+            Known::Unknown => None,
+        }
+    }
+
+    async fn standing(&self, appliance: ApplianceId, instance: &Instance) -> Option<Standing> {
+        let inner = &self.inner;
+        let (key, _, uid) = Inner::pod_of(appliance, instance)?;
+        match inner.cache.get(key, uid) {
+            Known::There(view) => {
+                let problem = inner.problem(&view).await;
+                Some(Standing { addresses: view.addresses(), problem })
+            }
+            Known::Gone(last) => {
+                let LastWords { problem, .. } = *last;
+                Some(Standing { addresses: instance.addresses, problem })
+            }
+            // What is out of date still says where to probe.
+            Known::Unknown => {
+                let addresses = inner.cache.last_known(key, uid).map_or(instance.addresses, |view| view.addresses());
+                Some(Standing { addresses, problem: inner.cache.trouble() })
+            }
+        }
+    }
+
+    fn watch(&self, appliance: ApplianceId, instance: &Instance, ends: &EndSender) {
+        if let Some((key, _, uid)) = Inner::pod_of(appliance, instance) {
+            let ended = EndedInstance { appliance, ordinal: key.ordinal, attempt: key.attempt };
+            self.inner.cache.report(key, uid, ended, ends);
+        }
+    }
+
+    async fn ended(&self, appliance: ApplianceId, instance: &Instance) -> Option<InstanceEnd> {
+        match self.inner.known(appliance, instance) {
+            Known::There(view) => view.end,
+            Known::Gone(last) => last.end,
+            Known::Unknown => None,
+        }
+    }
+
+    /// Nothing is run: the kubelet runs the command as the probe of the pod's readiness, and this answers what it found.
+    async fn run_beside(
+        &self,
+        appliance: ApplianceId,
+        instance: &Instance,
+        desired: &Desired,
+        command: &[String],
+        _: Duration,
+    ) -> Result<(), Error> {
+        let Known::There(view) = self.inner.known(appliance, instance) else {
+            let problem =
+                self.inner.cache.trouble().unwrap_or_else(|| "it is not known whether the pod is ready".into());
+            return Err(Error::Failed(problem));
+        };
+        let fill = pod::Fill { key: view.key, name: desired.name.as_str(), port: view.port };
+        let command: Vec<_> = command.iter().map(|word| fill.text(word)).collect();
+        if view.exec_probe.as_deref() != Some(&pod::exec_probe(&command)) {
+            return Err(Error::Failed("its pod was made with another command to be probed by".into()));
+        }
+        if view.ready { Ok(()) } else { Err(Error::Failed("the pod is not ready".into())) }
+    }
+
+    async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error> {
+        self.inner.ensure(permit, &wanted).await
+    }
+
+    async fn expose(&self, permit: &Permit, _: &Instance, desired: &Desired) -> Result<(), Error> {
+        self.inner.expose(permit, desired).await
+    }
+
+    async fn destroy(&self, permit: &Permit, instance: &Instance, stop: StopRecipe) -> Result<(), Error> {
+        self.inner.destroy(permit, instance, &[], stop).await
+    }
+
+    async fn destroy_first(
+        &self,
+        permit: &Permit,
+        instance: &Instance,
+        others: &[Instance],
+        stop: StopRecipe,
+    ) -> Result<(), Error> {
+        self.inner.destroy(permit, instance, others, stop).await
+    }
+
+    async fn list(&self) -> Result<Vec<(ApplianceId, Instance)>, Error> {
+        self.listed(self.inner.config.client.request_timeout).await?;
+        let views = self.inner.cache.all().unwrap_or_default();
+        let mut found: Vec<_> =
+            views.iter().filter(|view| view.runs()).map(|view| (view.key.appliance, view.instance(None))).collect();
+        found.sort_by_key(|(appliance, instance)| (*appliance, instance.ordinal, instance.attempt));
+        Ok(found)
+    }
+
+    async fn forget(&self, permit: &Permit) -> Result<(), Error> {
+        self.inner.forget(permit).await
+    }
+}

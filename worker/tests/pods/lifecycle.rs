@@ -1,0 +1,252 @@
+//! Boots and ends, and an API server that refuses, loses answers, or is not there.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use worker::drivers::{Driver as _, Error};
+
+use crate::api_server::Fault;
+use crate::world::{A, World, anchor, balancer, boot, custom, destroy, eventually, permit, pod};
+
+fn container(state: Value) -> Value {
+    json!([{"name": "appliance", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state}])
+}
+
+#[tokio::test]
+async fn an_answer_that_is_lost_doubles_nothing() {
+    for (verb, resource) in [("create", "pods"), ("update", "leases"), ("patch", "pods")] {
+        let world = World::new().await;
+        let driver = world.driver("w").await;
+        driver.claim(&permit(1)).await.expect("the first");
+        world.api.fault("w", verb, resource, 1, Fault::LoseAnswer);
+        let mut attempt = 1;
+        let mut last = boot(&driver, &permit(1), &custom(), attempt).await;
+        for _ in 0..3 {
+            if last.is_ok() {
+                break;
+            }
+            // As the lifecycle does: it looks again, and begins with the next number what is not found running.
+            let found = driver.observe(A).await.expect("observed");
+            if let Some(instance) = found.running.into_iter().next() {
+                last = Ok(instance);
+                break;
+            }
+            attempt += 1;
+            last = boot(&driver, &permit(1), &custom(), attempt).await;
+        }
+        let instance = last.unwrap_or_else(|error| panic!("{verb} {resource}: {error}"));
+        assert_eq!(world.api.running(), [pod(instance.attempt)], "{verb} {resource}");
+        let repeated = boot(&driver, &permit(1), &custom(), instance.attempt).await.expect("found");
+        assert_eq!(repeated.handle, instance.handle);
+    }
+}
+
+#[tokio::test]
+async fn what_keeps_a_pod_from_running_is_told_and_its_address_is_known_once_it_has_one() {
+    let world = World::without_kubelet().await;
+    let driver = world.driver("w").await;
+    let instance = boot(&driver, &permit(1), &custom(), 1).await.expect("made");
+    assert_eq!(instance.addresses.service, None);
+    let told = async |text: &str| {
+        eventually(text, async || {
+            let problem = driver.standing(A, &instance).await?.problem?;
+            problem.contains(text).then_some(())
+        })
+        .await;
+    };
+    let set = |status: Value| world.api.change("pods", &pod(1), |pod| pod["status"] = status);
+    set(json!({"phase": "Pending", "conditions": [
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"},
+    ]}));
+    told("Unschedulable: 0/3 nodes are available").await;
+    set(
+        json!({"phase": "Pending", "containerStatuses": container(json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}))}),
+    );
+    told("ImagePullBackOff: no such image").await;
+    assert_eq!(driver.is_alive(A, &instance).await, Some(true));
+    world.api.run(&pod(1));
+    let address = eventually("an address", async || driver.standing(A, &instance).await?.addresses.service).await;
+    assert_eq!(address, ([127, 0, 0, 1], 8000).into());
+    set(
+        json!({"phase": "Running", "podIP": "127.0.0.1", "reason": "NodeLost", "message": "Node n1 which was running pod"}),
+    );
+    told("NodeLost: Node n1").await;
+    assert_eq!(driver.is_alive(A, &instance).await, Some(true), "until the API says that it cannot run any more");
+    world.api.remove("pods", &pod(1));
+    eventually("it is gone", async || (driver.is_alive(A, &instance).await == Some(false)).then_some(())).await;
+    assert!(driver.observe(A).await.expect("observed").running.is_empty());
+}
+
+#[tokio::test]
+async fn an_instance_that_ended_says_how_and_its_successor_takes_its_place() {
+    let mut world = World::new().await;
+    let driver = world.driver("w").await;
+    let instance = boot(&driver, &permit(1), &custom(), 1).await.expect("booted");
+    let (ends, mut ended) = mpsc::channel(4);
+    driver.watch(A, &instance, &ends);
+    world.stop_kubelet();
+    let oom = json!({"terminated": {"exitCode": 137, "reason": "OOMKilled", "message": "out of\nmemory\n"}});
+    world
+        .api
+        .change("pods", &pod(1), |pod| pod["status"] = json!({"phase": "Failed", "containerStatuses": container(oom)}));
+    let told = tokio::time::timeout(Duration::from_secs(20), ended.recv()).await.expect("in time").expect("told");
+    assert_eq!((told.appliance, told.ordinal, told.attempt), (A, 0, 1));
+    let end = driver.ended(A, &instance).await.expect("known");
+    assert!(end.out_of_memory, "{end}");
+    assert_eq!(
+        driver.standing(A, &instance).await.and_then(|standing| standing.problem).as_deref(),
+        Some("OOMKilled (exit 137)")
+    );
+    let found = driver.observe(A).await.expect("observed");
+    assert_eq!((found.running.len(), found.attempts), (0, vec![(0, 1)]));
+    boot(&driver, &permit(1), &custom(), 2).await.expect("booted");
+    assert_eq!((world.api.running(), world.api.all("pods").len()), (vec![pod(2)], 1));
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_in_the_words_of_the_api_server_and_leaves_nothing() {
+    let world = World::new().await;
+    let driver = world.driver("w").await;
+    let message = "pods \"x\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=2, limited: pods=2";
+    let refuse = |code, reason, message| Fault::Refuse { code, reason, message, retry_after: None };
+    world.api.fault("w", "create", "pods", 1, refuse(403, "Forbidden", message));
+    let refused = boot(&driver, &permit(1), &custom(), 1).await;
+    assert!(matches!(&refused, Err(Error::Refused(text)) if text.contains("exceeded quota: q")), "{refused:?}");
+    let message = "admission webhook \"policy\" denied the request: no";
+    world.api.fault("w", "create", "pods", 1, refuse(400, "BadRequest", message));
+    let refused = boot(&driver, &permit(1), &custom(), 2).await;
+    assert!(matches!(&refused, Err(Error::Refused(text)) if text.contains("denied the request: no")), "{refused:?}");
+    assert!(world.api.all("pods").is_empty());
+    boot(&driver, &permit(1), &custom(), 3).await.expect("booted");
+}
+
+#[tokio::test]
+async fn an_api_server_that_has_no_time_is_waited_for() {
+    let world = World::new().await;
+    let driver = world.driver("w").await;
+    let busy = Fault::Refuse { code: 429, reason: "TooManyRequests", message: "busy", retry_after: Some(1) };
+    for (verb, resource) in [("create", "pods"), ("update", "leases"), ("patch", "pods")] {
+        world.api.fault("w", verb, resource, 1, busy.clone());
+    }
+    let began = std::time::Instant::now();
+    boot(&driver, &permit(1), &custom(), 1).await.expect("booted");
+    assert!(began.elapsed() >= Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(world.api.running(), [pod(1)]);
+}
+
+#[tokio::test]
+async fn an_api_server_that_is_away_makes_nothing_known_and_costs_nothing() {
+    let world = World::new().await;
+    let driver = world.driver("w").await;
+    let instance = boot(&driver, &permit(1), &custom(), 1).await.expect("booted");
+    let lists = world.api.lists();
+    world.api.set_watches_down(true);
+    let away = Fault::Refuse { code: 500, reason: "InternalError", message: "away", retry_after: None };
+    world.api.fault("w", "*", "*", usize::MAX, away);
+    eventually("nothing is known", async || driver.is_alive(A, &instance).await.is_none().then_some(())).await;
+    assert!(driver.observe(A).await.is_err(), "it cannot be asked");
+    let standing = driver.standing(A, &instance).await.expect("something can be said");
+    assert!(standing.problem.is_some_and(|problem| problem.contains("watch")), "why");
+    world.api.clear_faults();
+    world.api.set_watches_down(false);
+    eventually("it is known again", async || driver.is_alive(A, &instance).await.filter(|alive| *alive)).await;
+    assert_eq!(world.api.lists(), lists, "the watch went on where it was");
+    assert_eq!(world.api.running(), [pod(1)]);
+}
+
+#[tokio::test]
+async fn a_watch_that_expired_begins_with_a_list_and_misses_nothing() {
+    let world = World::new().await;
+    let driver = world.driver("w").await;
+    let instance = boot(&driver, &permit(1), &custom(), 1).await.expect("booted");
+    let lists = world.api.lists();
+    world.api.set_watches_down(true);
+    eventually("the watch is broken", async || driver.is_alive(A, &instance).await.is_none().then_some(())).await;
+    world.api.remove("pods", &pod(1));
+    world.api.compact();
+    world.api.set_watches_down(false);
+    eventually("its end is known", async || {
+        let found = driver.observe(A).await.ok()?;
+        found.running.is_empty().then_some(())
+    })
+    .await;
+    eventually("it was listed once more", async || (world.api.lists() > lists).then_some(())).await;
+    eventually("the watch is there again", async || driver.listed(Duration::ZERO).await.ok()).await;
+}
+
+#[tokio::test]
+async fn a_deletion_is_waited_for_and_repeated_it_costs_no_call() {
+    let mut world = World::new().await;
+    let driver = world.driver("w").await;
+    let instance = boot(&driver, &permit(1), &custom(), 1).await.expect("booted");
+    eventually("it runs", async || driver.standing(A, &instance).await?.problem.is_none().then_some(())).await;
+    world.stop_kubelet();
+    world.api.take_calls();
+    let first = tokio::time::timeout(Duration::from_millis(300), destroy(&driver, &permit(1), &instance)).await;
+    assert!(first.is_err(), "it has not ended yet");
+    assert_eq!(driver.is_alive(A, &instance).await, Some(true));
+    let again = tokio::time::timeout(Duration::from_millis(300), destroy(&driver, &permit(1), &instance)).await;
+    assert!(again.is_err());
+    assert_eq!(world.api.take_calls(), ["delete pods"]);
+    let waiting = tokio::spawn(async move { destroy(&driver, &permit(1), &instance).await });
+    world.api.remove("pods", &pod(1));
+    waiting.await.expect("no panic").expect("ended");
+}
+
+#[tokio::test]
+async fn a_load_balancer_has_a_secret_of_its_own_and_a_service_that_follows_its_listeners() {
+    let world = World::new().await;
+    let (driver, other) = (world.driver("w").await, world.driver("v").await);
+    let instance = boot(&driver, &permit(1), &balancer(&[80]), 1).await.expect("booted");
+    let secret = instance.secret.clone().expect("a secret");
+    driver.expose(&permit(1), &instance, &balancer(&[80])).await.expect("exposed");
+    let ports = || {
+        world.api.all("services")[0]["spec"]["ports"]
+            .as_array()
+            .map(|ports| ports.iter().map(|port| port["port"].as_u64()).collect::<Vec<_>>())
+    };
+    assert_eq!(ports(), Some(vec![Some(80)]));
+    world.api.take_calls();
+    driver.expose(&permit(1), &instance, &balancer(&[80])).await.expect("exposed");
+    assert_eq!(world.api.take_calls(), Vec::<String>::new());
+    driver.expose(&permit(1), &instance, &balancer(&[80, 443])).await.expect("exposed");
+    assert_eq!(ports(), Some(vec![Some(80), Some(443)]));
+    // Of another owner.
+    other.claim(&permit(2)).await.expect("a newer token");
+    let found = other.observe(A).await.expect("observed").running;
+    assert_eq!(found[0].secret.as_ref(), Some(&secret));
+    assert_eq!(found[0].addresses.management.map(|address| address.port()), Some(8079));
+    other.expose(&permit(2), &found[0], &balancer(&[80, 443])).await.expect("exposed");
+    assert_eq!(world.api.all("services")[0]["metadata"]["annotations"]["rug.dev/token"], "1/2");
+    let late = driver.expose(&permit(1), &instance, &balancer(&[81])).await;
+    assert!(matches!(late, Err(Error::Superseded(_))), "{late:?}");
+    destroy(&other, &permit(2), &found[0]).await.expect("ended");
+    other.forget(&permit(2)).await.expect("nothing is left");
+    for resource in ["pods", "secrets", "services", "leases"] {
+        assert!(world.api.all(resource).is_empty(), "{resource}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_broken_off_boot_left_is_found_as_an_orphan_and_what_runs_is_not() {
+    let world = World::new().await;
+    let (old, new) = (world.driver("old").await, world.driver("new").await);
+    old.claim(&permit(1)).await.expect("the first");
+    let gate = world.api.hold("old", "create", "pods");
+    let late = tokio::spawn(async move { boot(&old, &permit(1), &custom(), 7).await });
+    world.api.held(1).await;
+    new.claim(&permit(2)).await.expect("a newer token");
+    gate.notify_one();
+    _ = late.await.expect("no panic");
+    boot(&new, &permit(2), &custom(), 1).await.expect("booted");
+    let orphans = eventually("the orphan is known", async || {
+        let found = new.orphans(Duration::from_secs(60)).await.ok()?;
+        (!found.is_empty()).then_some(found)
+    })
+    .await;
+    assert_eq!(orphans.iter().map(|orphan| (orphan.name.clone(), orphan.runs)).collect::<Vec<_>>(), [(pod(7), false)]);
+    new.remove_orphan(&orphans[0]).await.expect("removed");
+    assert_eq!((world.api.running(), world.api.all("pods").len()), (vec![pod(1)], 1));
+    assert!(!world.api.all("leases").is_empty(), "{} stays", anchor());
+}
