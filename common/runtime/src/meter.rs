@@ -12,6 +12,7 @@ pub mod catalogue;
 mod exemplars;
 mod listener;
 mod openmetrics;
+pub mod probe;
 mod process;
 mod queues;
 pub mod reference;
@@ -37,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use self::listener::ScrapeListener;
+use self::probe::Probe;
 use crate::log_limited;
 use crate::telemetry::{self, ExportConfig, Program};
 
@@ -150,10 +152,10 @@ impl Meters {
     }
 }
 
-/// Serves `/metrics` until `closing`.
-pub async fn serve(listener: TcpListener, meters: Arc<Meters>, closing: CancellationToken) {
+/// Serves `/metrics`, and what supervisors ask ([`probe`]), until `closing`.
+pub async fn serve(listener: TcpListener, meters: Arc<Meters>, probe: Probe, closing: CancellationToken) {
     let listener = ScrapeListener::new(listener);
-    let routes = Router::new().route("/metrics", get(scrape)).with_state(meters);
+    let routes = Router::new().route("/metrics", get(scrape)).with_state(meters).merge(probe.routes());
     let stopped = closing.clone();
     let server = axum::serve(listener, routes).with_graceful_shutdown(stopped.cancelled_owned());
     let late = async {
