@@ -24,6 +24,8 @@ pub mod network_port;
 pub mod profile;
 pub mod ring;
 pub mod roster;
+#[cfg(feature = "schema")]
+pub mod schema;
 pub mod secret;
 pub mod session;
 pub mod signal;

@@ -53,6 +53,7 @@ const LAST_PUSH: Duration = Duration::from_secs(2);
 
 /// Settings of metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Address `/metrics` is served at, over plain HTTP; nowhere when absent. 127.0.0.1:9464 is the usual one.
