@@ -2,7 +2,7 @@
 # need (Debian packages, by apt-get, with sudo unless root) and say so. Cargo and rustc come from rustup.
 
 CARGO ?= cargo
-BINS  := -p coordinator -p worker -p shim -p ctl --bins
+BINS  := -p coordinator -p worker -p shim -p ctl -p pod --bins
 # What breaks the cores on purpose is built on its own, so that nothing of it gets into the binaries.
 MODELS := -p sim -p model
 # Binaries for tests and the tests themselves are built from one selection of packages and targets: dev-dependencies add
