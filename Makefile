@@ -23,6 +23,7 @@ OBSERVABILITY = $(VENV)/bin/python tests/observability/check.py --binaries $(OBS
 	--rotel "$$($(VENV)/bin/python -c 'import pathlib, rotel; print(pathlib.Path(rotel.__file__).parent / "rotel-agent")')"
 
 .PHONY: help up down build install test test-observability pictures-observability lint fmt bench sim fuzz model plans drill
+.PHONY: image
 .PHONY: deps-build deps-test deps-bench deps-observability clean
 
 help: ## Show the targets.
@@ -49,6 +50,10 @@ test: deps-test ## Run every test, with real processes, servers and python-tooz.
 	RUG_TEST_BIN_DIR=$(TARGET)/debug $(CARGO) test --locked $(TESTED)
 	@echo "==> building the simulation with optimisation, and running it"
 	$(CARGO) test --profile sim --locked $(MODELS) -- --nocapture
+
+image: $(if $(filter archive,$(WITH)),$(if $(BINARIES),,build)) ## Build the container image: IMAGE=localhost/rug TAG=0.1.0 WITH=docker|podman|buildah|archive
+	@BINARIES=$(or $(BINARIES),$(TARGET)/release) OUT=$(TARGET)/image IMAGE=$(IMAGE) TAG=$(TAG) WITH=$(WITH) BUILDER=$(BUILDER) BASE=$(BASE) \
+	CARGO=$(CARGO) scripts/image
 
 test-observability: deps-observability $(if $(BINARIES),,build) ## Check rules, dashboards and collectors (docs/observability) with a real cluster: BINARIES=target/debug
 	@echo "==> checking docs/observability with a cluster, a Prometheus and a collector; takes about five minutes"
