@@ -23,7 +23,7 @@ OBSERVABILITY = $(VENV)/bin/python tests/observability/check.py --binaries $(OBS
 	--rotel "$$($(VENV)/bin/python -c 'import pathlib, rotel; print(pathlib.Path(rotel.__file__).parent / "rotel-agent")')"
 
 .PHONY: help up down build install test test-observability pictures-observability lint fmt bench sim fuzz model plans drill
-.PHONY: image
+.PHONY: image chart-docs
 .PHONY: deps-build deps-test deps-bench deps-observability clean
 
 help: ## Show the targets.
@@ -55,6 +55,9 @@ image: $(if $(filter archive,$(WITH)),$(if $(BINARIES),,build)) ## Build the con
 	@BINARIES=$(or $(BINARIES),$(TARGET)/release) OUT=$(TARGET)/image IMAGE=$(IMAGE) TAG=$(TAG) WITH=$(WITH) BUILDER=$(BUILDER) BASE=$(BASE) \
 	CARGO=$(CARGO) scripts/image
 
+chart-docs: ## Write what the chart has from elsewhere: its table of values, dashboards and rules.
+	@scripts/chart-docs
+
 test-observability: deps-observability $(if $(BINARIES),,build) ## Check rules, dashboards and collectors (docs/observability) with a real cluster: BINARIES=target/debug
 	@echo "==> checking docs/observability with a cluster, a Prometheus and a collector; takes about five minutes"
 	@$(OBSERVABILITY)
@@ -69,6 +72,8 @@ lint: deps-build ## Check formatting, imports, lints and dependencies; warnings 
 	else echo "==> rustfmt is missing, formatting is not checked: rustup component add rustfmt"; fi
 	@echo "==> looking for circles of imports"
 	@scripts/check-circles
+	@echo "==> looking whether the chart has what it takes from elsewhere"
+	@scripts/chart-docs --check
 	@echo "==> building each core package alone"
 	@CARGO=$(CARGO) scripts/check-cores
 	@if $(CARGO) clippy --version >/dev/null 2>&1; then set -x; \
