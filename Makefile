@@ -2,7 +2,7 @@
 # need (Debian packages, by apt-get, with sudo unless root) and say so. Cargo and rustc come from rustup.
 
 CARGO ?= cargo
-BINS  := -p coordinator -p worker -p shim -p ctl --bins
+BINS  := -p coordinator -p worker -p shim -p ctl -p pod --bins
 # What breaks the cores on purpose is built on its own, so that nothing of it gets into the binaries.
 MODELS := -p sim -p model
 # Binaries for tests and the tests themselves are built from one selection of packages and targets: dev-dependencies add
@@ -23,6 +23,7 @@ OBSERVABILITY = $(VENV)/bin/python tests/observability/check.py --binaries $(OBS
 	--rotel "$$($(VENV)/bin/python -c 'import pathlib, rotel; print(pathlib.Path(rotel.__file__).parent / "rotel-agent")')"
 
 .PHONY: help up down build install test test-observability pictures-observability lint fmt bench sim fuzz model plans drill
+.PHONY: image chart-docs
 .PHONY: deps-build deps-test deps-bench deps-observability clean
 
 help: ## Show the targets.
@@ -50,6 +51,13 @@ test: deps-test ## Run every test, with real processes, servers and python-tooz.
 	@echo "==> building the simulation with optimisation, and running it"
 	$(CARGO) test --profile sim --locked $(MODELS) -- --nocapture
 
+image: $(if $(filter archive,$(WITH)),$(if $(BINARIES),,build)) ## Build the container image: IMAGE=localhost/rug TAG=0.1.0 WITH=docker|podman|buildah|archive
+	@BINARIES=$(or $(BINARIES),$(TARGET)/release) OUT=$(TARGET)/image IMAGE=$(IMAGE) TAG=$(TAG) WITH=$(WITH) BUILDER=$(BUILDER) BASE=$(BASE) \
+	CARGO=$(CARGO) scripts/image
+
+chart-docs: ## Write what the chart has from elsewhere: its table of values, dashboards and rules.
+	@scripts/chart-docs
+
 test-observability: deps-observability $(if $(BINARIES),,build) ## Check rules, dashboards and collectors (docs/observability) with a real cluster: BINARIES=target/debug
 	@echo "==> checking docs/observability with a cluster, a Prometheus and a collector; takes about five minutes"
 	@$(OBSERVABILITY)
@@ -64,6 +72,8 @@ lint: deps-build ## Check formatting, imports, lints and dependencies; warnings 
 	else echo "==> rustfmt is missing, formatting is not checked: rustup component add rustfmt"; fi
 	@echo "==> looking for circles of imports"
 	@scripts/check-circles
+	@echo "==> looking whether the chart has what it takes from elsewhere"
+	@scripts/chart-docs --check
 	@echo "==> building each core package alone"
 	@CARGO=$(CARGO) scripts/check-cores
 	@if $(CARGO) clippy --version >/dev/null 2>&1; then set -x; \

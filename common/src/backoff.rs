@@ -10,13 +10,16 @@ use crate::time::Timestamp;
 
 /// How long to wait after failures in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Backoff {
     /// Upper bound of the first delay. Higher spares a struggling backend, lower repairs sooner.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::DurationText"))]
     pub base: Duration,
     /// Upper bound of every delay.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::DurationText"))]
     pub cap: Duration,
 }
 

@@ -25,6 +25,8 @@ pub mod pod;
 pub mod profile;
 pub mod ring;
 pub mod roster;
+#[cfg(feature = "schema")]
+pub mod schema;
 pub mod secret;
 pub mod session;
 pub mod signal;

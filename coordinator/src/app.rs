@@ -15,6 +15,7 @@ use coordination::Candidate;
 use coordinator_core::machine;
 use futures::future::BoxFuture;
 use proto::worker::v1::session_server::SessionServer;
+use runtime::meter::probe::Probe;
 use runtime::meter::{self, Meters};
 use runtime::program::{self, Failure};
 use runtime::shutdown::Signals;
@@ -34,7 +35,9 @@ use crate::config::Config;
 use crate::exit_code;
 use crate::gauges;
 use crate::grpc::connections::{CountCalls, Places};
-use crate::grpc::{self, AdminServices, Authorize, BoundWatches, ClusterPin, Forwarder, Layers, ServingRole};
+use crate::grpc::{
+    self, AdminServices, Authorize, BoundWatches, ClusterPin, Forwarder, HealthService, Layers, ServingRole,
+};
 use crate::history::{History, HistoryError};
 use crate::leader::{Identity, Inputs, LeaderSetup};
 use crate::leadership::{self, Terms};
@@ -249,7 +252,7 @@ impl Server {
         let services = layers.around(routes.add_service(sessions_service));
         let incoming = grpc::incoming_within(parts.listening.listeners, parts.tls, &places);
         let calls = tokio::spawn(grpc::serve(incoming, services, closing.clone(), config.connections.drain_timeout));
-        let served = parts.metrics_listener.map(|listener| serve_metrics(listener, meters, &closing));
+        let served = parts.metrics_listener.map(|listener| serve_metrics(listener, meters, &health, &closing));
         let coordinator = parts.coordinator;
         let tuning = Arc::new(Tuning::new(coordinator.as_str()));
         let following = (Arc::clone(&tuning), coordinator.clone(), role.clone(), parts.client_tls);
@@ -295,10 +298,17 @@ impl Server {
 }
 
 /// Serves metrics until `closing` is cancelled.
-fn serve_metrics(listener: TcpListener, meters: &Arc<Meters>, closing: &CancellationToken) -> JoinHandle<()> {
+fn serve_metrics(
+    listener: TcpListener,
+    meters: &Arc<Meters>,
+    health: &HealthService,
+    closing: &CancellationToken,
+) -> JoinHandle<()> {
     let address = listener.local_addr().map(|a| a.to_string()).unwrap_or_default();
     info!(address, "metrics at /metrics");
-    tokio::spawn(meter::serve(listener, Arc::clone(meters), closing.clone()))
+    let health = health.clone();
+    let probe = Probe::new("rug-coordinator", move || health.is_serving());
+    tokio::spawn(meter::serve(listener, Arc::clone(meters), probe, closing.clone()))
 }
 
 /// Logs where calls are answered, and who may make them when nobody is asked.

@@ -39,6 +39,7 @@ const SLICE: usize = 4096;
 
 /// Settings of the catalog.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Most appliances of the cluster. Each takes about 1 KiB of the coordinator's memory; raising it takes more.

@@ -16,6 +16,7 @@ use crate::{access, catalog, metrics, store};
 
 /// Everything that can be set, in `rug-coordinator.toml`, by `RUG_COORDINATOR_<SECTION>__<FIELD>`, or by flags.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Name of this coordinator, stable over restarts.
@@ -225,6 +226,13 @@ mod tests {
         let page = std::fs::read_to_string(path).expect("the page is there");
         let missing = runtime::config::documented::missing::<Config>(&page, "## rug-coordinator");
         assert!(missing.is_empty(), "not on the page: {missing:?}");
+    }
+
+    #[test]
+    fn the_schema_of_the_chart_is_that_of_the_settings() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../helm/rug/values.schema.json");
+        runtime::reference::schema::check_definition::<Config>(std::path::Path::new(path), "coordinator")
+            .unwrap_or_else(|problem| panic!("{problem}"));
     }
 
     #[test]

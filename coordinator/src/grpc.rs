@@ -34,6 +34,7 @@ mod workers;
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::CoordinatorId;
 use proto::admin::v1 as api;
@@ -130,6 +131,7 @@ pub struct AdminServices {
 #[derive(Clone, Debug)]
 pub struct HealthService {
     reporter: HealthReporter,
+    serving: Arc<AtomicBool>,
 }
 
 impl HealthService {
@@ -149,7 +151,14 @@ impl HealthService {
         }
     }
 
+    /// Whether this coordinator answers calls, itself or by forwarding them.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.serving.load(Ordering::Relaxed)
+    }
+
     async fn set(&self, serving: bool, leading: bool) {
+        self.serving.store(serving, Ordering::Relaxed);
         let status = |is| if is { ServingStatus::Serving } else { ServingStatus::NotServing };
         for service in SERVICES {
             self.reporter.set_service_status(service, status(serving)).await;
@@ -162,7 +171,7 @@ impl AdminServices {
     /// Services that read `catalog` and `history` and send changes to `commands`.
     #[must_use]
     pub fn new(catalog: Arc<Catalog>, commands: Commands, history: Arc<dyn History>) -> Self {
-        let health = HealthService { reporter: HealthReporter::new() };
+        let health = HealthService { reporter: HealthReporter::new(), serving: Arc::default() };
         Self { caller: Caller { catalog, commands, history, trace_url: "".into() }, health }
     }
 

@@ -184,6 +184,20 @@ impl Listening {
 }
 
 #[cfg(test)]
+impl schemars::JsonSchema for Listen {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Listen".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"anyOf": [
+            {"type": "string", "minLength": 1},
+            {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+        ]})
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

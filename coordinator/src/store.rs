@@ -68,6 +68,7 @@ use crate::record::{
 
 /// Settings of the store.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// URL: `sqlite:<path>` (relative paths start at the working directory; the directory must exist),
@@ -78,6 +79,7 @@ pub struct Config {
     /// sooner; it has to be longer than the database's worst pause. A leader that is paused inside a transaction blocks
     /// the next leader for about as long.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub statement_timeout: Duration,
     /// Changes that may wait; beyond it submissions are refused as [`Error::Busy`]. A larger queue bridges longer
     /// pauses of the disk at the price of memory and latency.
@@ -85,6 +87,7 @@ pub struct Config {
     /// Time between two writes of observations. A longer one merges more of them; after a crash, observations of that
     /// period are missing until workers report again.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub observation_interval: Duration,
     /// Size of the grant log, in bytes, from which a snapshot is made, provided that it is also twice the size of the
     /// last snapshot. A smaller value makes the next leader start faster and writes more.
@@ -95,6 +98,7 @@ pub struct Config {
     pub keep_rebalances: u64,
     /// How long request ids are remembered.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub keep_requests: Duration,
 }
 

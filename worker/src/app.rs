@@ -13,6 +13,7 @@ use common::driver::DriverName as Name;
 use common::status::PID_DETAIL;
 use common::{Term, WorkerId};
 use runtime::folder::Folder;
+use runtime::meter::probe::Probe;
 use runtime::meter::{self, Meters};
 use runtime::program::{self, Failure};
 use runtime::shutdown::Signals;
@@ -220,7 +221,8 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|e| Failure::other(format!("metrics.listen: {address}: {e}")))?;
         info!(%address, "metrics at /metrics");
-        tokio::spawn(meter::serve(listener, Arc::clone(&meters), beside.clone()));
+        let probe = Probe::new("rug-worker", metrics::is_welcomed);
+        tokio::spawn(meter::serve(listener, Arc::clone(&meters), probe, beside.clone()));
     }
     let (runner, events) = Runner::start(config.runner.clone(), drivers);
     let session = Session::new(config.session.clone(), group, name, profile, runner, events, terms).with_tls(tls);

@@ -218,6 +218,11 @@ pub(crate) fn welcomed(welcomed: bool) {
     CONNECTED.store(u64::from(welcomed), Ordering::Relaxed);
 }
 
+/// Whether a leader has welcomed this worker, and the stream stands.
+pub(crate) fn is_welcomed() -> bool {
+    CONNECTED.load(Ordering::Relaxed) == 1
+}
+
 /// A message was refused: a `welcome`, a `delta`, or one on another `base`.
 pub(crate) fn stale(message: &'static str) {
     INSTRUMENTS.stale.add(1, &[KeyValue::new("message", message)]);

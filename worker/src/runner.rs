@@ -168,6 +168,7 @@ pub enum RunnerEvent {
 
 /// Settings of the runner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Probes and looks that may run at once. Each may wait for `probe_timeout` on an appliance that hangs, so few of
@@ -177,6 +178,7 @@ pub struct Config {
     pub steps_in_flight: NonZeroUsize,
     /// How long running steps may go on when the worker stops.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub stop_grace: Duration,
     /// How one appliance is treated.
     pub lifecycle: lifecycle::Config,

@@ -10,6 +10,7 @@ use url::form_urlencoded;
 ///
 /// The URL may hold a password: `Debug` and [`Config::shown`] leave it out, serialization does not.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// `embedded`, or `zookeeper://[user:password@]host:port[,host:port...][/chroot][?timeout=6&namespace=tooz...]`.
@@ -22,6 +23,7 @@ pub struct Config {
     /// How long a member waits for nodes that an earlier life under its name left behind, beyond the session timeout,
     /// before it says that the name is taken.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub join_timeout: Duration,
 }
 

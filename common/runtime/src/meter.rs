@@ -12,6 +12,7 @@ pub mod catalogue;
 mod exemplars;
 mod listener;
 mod openmetrics;
+pub mod probe;
 mod process;
 mod queues;
 pub mod reference;
@@ -37,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use self::listener::ScrapeListener;
+use self::probe::Probe;
 use crate::log_limited;
 use crate::telemetry::{self, ExportConfig, Program};
 
@@ -51,6 +53,7 @@ const LAST_PUSH: Duration = Duration::from_secs(2);
 
 /// Settings of metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Address `/metrics` is served at, over plain HTTP; nowhere when absent. 127.0.0.1:9464 is the usual one.
@@ -150,10 +153,10 @@ impl Meters {
     }
 }
 
-/// Serves `/metrics` until `closing`.
-pub async fn serve(listener: TcpListener, meters: Arc<Meters>, closing: CancellationToken) {
+/// Serves `/metrics`, and what supervisors ask ([`probe`]), until `closing`.
+pub async fn serve(listener: TcpListener, meters: Arc<Meters>, probe: Probe, closing: CancellationToken) {
     let listener = ScrapeListener::new(listener);
-    let routes = Router::new().route("/metrics", get(scrape)).with_state(meters);
+    let routes = Router::new().route("/metrics", get(scrape)).with_state(meters).merge(probe.routes());
     let stopped = closing.clone();
     let server = axum::serve(listener, routes).with_graceful_shutdown(stopped.cancelled_owned());
     let late = async {

@@ -1,6 +1,9 @@
 //! Pages about what is measured and traced, made from the code. A page is written by hand but for parts between two marks, each of
 //! which belongs to a test: it fails while the part is out of date, and renews it with [`WRITE`] set to 1.
 
+#[cfg(feature = "schema")]
+pub mod schema;
+
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 

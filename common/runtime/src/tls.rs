@@ -40,6 +40,7 @@ pub use words::{chain, refusal, unresolved};
 
 /// Settings of mutual TLS, the same for servers and clients. Without files there is no TLS.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// PEM file with the certificates of the CAs that the other side's certificate must be issued by.
@@ -64,6 +65,7 @@ pub struct Config {
     pub server_name: String,
     /// How often a server looks whether the files have changed. Longer makes it accept what is no longer right for longer.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub reload_interval: Duration,
 }
 

@@ -97,6 +97,7 @@ impl TryFrom<String> for Role {
 /// A role in which one `*` may stand for what the rule's name captured: `worker:*`, or `*` for a role that is named as a
 /// whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct RoleTemplate(String);
 

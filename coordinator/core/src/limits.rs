@@ -20,6 +20,7 @@ const FENCE_DELAY: Duration = Duration::from_secs(600);
 
 /// What the workers whose names match may say of themselves. The first entry that matches counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct WorkerLimit {
     /// Names: a name, or a text with one `*`, which stands for any characters or none.
@@ -33,6 +34,7 @@ pub struct WorkerLimit {
     /// Longest fence delay; a driver with a longer one is left out. A shorter limit bounds how long an appliance can be left
     /// alone after the loss of such a worker.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub max_fence_delay: Duration,
 }
 
@@ -50,6 +52,7 @@ impl Default for WorkerLimit {
 
 /// All limits, in the order in which they are tried.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct WorkerLimits(pub Vec<WorkerLimit>);
 

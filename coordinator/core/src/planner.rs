@@ -47,6 +47,7 @@ pub struct Slot(pub u32);
 
 /// How members share the appliances.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
     /// Ring preference inside a band around the fair share.
@@ -58,6 +59,7 @@ pub enum Strategy {
 
 /// Settings of the planner.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// How members share the appliances.

@@ -12,6 +12,7 @@ const MAX_RULES: usize = 1_000;
 /// Who may do what. Without this section the rules of
 /// [`built_in_rules`](common::access::built_in_rules) apply once TLS is on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// What peers without any role may call.
@@ -24,6 +25,7 @@ pub struct Config {
 
 /// A service that can be open to everybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OpenService {
     /// Whether a coordinator serves, and whether it leads.
@@ -34,6 +36,7 @@ pub enum OpenService {
 
 /// Gives roles to certificates with a name; exactly one of the three names is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct RuleConfig {
     /// URI among the alternative names. One `*` stands for one segment.

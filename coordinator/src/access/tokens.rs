@@ -40,6 +40,7 @@ const MAX_SUBJECT: usize = 255;
 
 /// Tokens of clients that have no certificate. Off while `jwks` is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Keys of the issuer (a JWK set): path of a file, or address that begins with `https://`.
@@ -56,14 +57,17 @@ pub struct Config {
     pub rules: Vec<RuleConfig>,
     /// How often the keys are fetched. Longer accepts a key for longer that the issuer has withdrawn.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub refresh: Duration,
     /// Difference between the clocks here and at the issuer that is allowed for.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub leeway: Duration,
 }
 
 /// Gives roles to tokens by a value of their claim.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct RuleConfig {
     /// The value. One `*` stands for any text without `/`.

@@ -51,6 +51,7 @@ pub(super) const SESSION: &str = "/rug.worker.v1.Session/Open";
 
 /// Settings of connections.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Connections served at once; fewer where the limit of descriptors leaves less. Each worker has one, each client one
@@ -58,9 +59,11 @@ pub struct Config {
     pub max: usize,
     /// Time after which a connection without calls is closed; clients open another one when they need it. At least 10s.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub idle_timeout: Duration,
     /// How long calls that are under way may go on when the coordinator stops; what is left then is cut off. 60s at most.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub drain_timeout: Duration,
 }
 

@@ -30,6 +30,7 @@ const READ: Duration = Duration::from_secs(60);
 
 /// Settings of watches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Watches of one caller at once: of the name in a certificate or token, or of an address. A watch whose client does not

@@ -10,6 +10,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::Meter;
 use runtime::folder::Folder;
 use runtime::meter::catalogue::{Label, Metric, MetricGroup, Unit};
+use runtime::meter::probe::Probe;
 use runtime::meter::{self, Meters};
 use runtime::metric_group;
 use runtime::telemetry::{ExportConfig, Program};
@@ -129,7 +130,7 @@ pub(super) async fn serve(
     let address = listener.local_addr().context("the address of the metrics is gone")?;
     folder.write_atomic(METRICS_FILE, format!("{address}\n").as_bytes()).context("cannot say where metrics are")?;
     tracing::info!(%address, "metrics at /metrics");
-    tokio::spawn(meter::serve(listener, meters, closing));
+    tokio::spawn(meter::serve(listener, meters, Probe::new("rug-appliance", || true), closing));
     Ok(())
 }
 

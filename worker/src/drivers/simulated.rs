@@ -43,6 +43,7 @@ use runtime::log_limited;
 
 /// How calls are kept from taking effect once their caller is no longer the owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum FencedBy {
     /// Older tokens are refused.
@@ -58,16 +59,20 @@ pub const NAME: &str = "simulated";
 
 /// Settings of the driver.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// How long starting and ending an instance takes.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub boot_latency: Duration,
     /// How long putting a configuration in place takes.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub configure_latency: Duration,
     /// How long a probe takes.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub probe_latency: Duration,
     /// Share of boots, configurations and probes that fail, 0 to 1.
     pub failure_rate: f64,
@@ -75,6 +80,7 @@ pub struct Config {
     pub hot_plug: bool,
     /// How long plugging a network port in or out takes.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub plug_latency: Duration,
     /// Share of ports plugged in or out that fails without an effect, 0 to 1.
     pub plug_failure_rate: f64,
@@ -89,6 +95,7 @@ pub struct Config {
     /// With `fencing = "delay"`: how long after they were sent calls may take effect. At least as long as the longest of
     /// the latencies; longer keeps the next owner of an appliance waiting longer.
     #[serde(with = "humantime_serde", alias = "hold")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub fence_delay: Duration,
 }
 

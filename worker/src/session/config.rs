@@ -10,6 +10,7 @@ use crate::gate::ACT_MARGIN;
 
 /// What a worker does about what it holds when it is asked to stop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 pub enum OnStop {
@@ -24,6 +25,7 @@ pub enum OnStop {
 
 /// Settings of the session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Addresses of coordinators, `https://host:port`, `http://host:port` or `unix:PATH`, tried in turn; not used with
@@ -33,23 +35,28 @@ pub struct Config {
     /// timeout instead. Longer rides out longer outages of the coordinator, and makes a takeover after a crash wait
     /// longer.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub lease: Duration,
     /// How long before the end of its lease this worker stops to start calls that no token fences: longer than a thread may
     /// sleep between its last look at the lease and its send. Longer bears a busier host, and leaves less of a lease to
     /// act in; more than half of one leaves hardly anything.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub act_margin: Duration,
     /// How long one try to connect, and the answer to `Hello`, may take.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub connect_timeout: Duration,
     /// Longest pause between two tries to connect.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub retry_cap: Duration,
     /// What to do about what is held on SIGTERM.
     pub on_stop: OnStop,
     /// How long draining or handing back may take; what is left then goes to others as if `on_stop` were `leave`. Longer
     /// lets more appliances move in good order, and holds the end of the process up.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub drain_timeout: Duration,
 }
 

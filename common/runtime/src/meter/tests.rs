@@ -51,7 +51,7 @@ async fn silent_connections_keep_no_scraper_out_for_long() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
     let closing = CancellationToken::new();
-    let server = tokio::spawn(serve(listener, metrics, closing.clone()));
+    let server = tokio::spawn(serve(listener, metrics, Probe::new("rug-test", || true), closing.clone()));
     let mut silent = Vec::new();
     for _ in 0..100 {
         silent.push(tokio::net::TcpStream::connect(address).await.expect("connected"));
@@ -73,7 +73,7 @@ async fn prometheus_reads_it_over_http_until_the_program_stops() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
     let closing = CancellationToken::new();
-    let server = tokio::spawn(serve(listener, metrics, closing.clone()));
+    let server = tokio::spawn(serve(listener, metrics, Probe::new("rug-test", || true), closing.clone()));
     let ask = async |path: &str| {
         let mut stream = tokio::net::TcpStream::connect(address).await.expect("it listens");
         let request = format!("GET {path} HTTP/1.1\r\nHost: rug\r\nConnection: close\r\n\r\n");
@@ -94,4 +94,33 @@ async fn prometheus_reads_it_over_http_until_the_program_stops() {
     closing.cancel();
     tokio::time::timeout(Duration::from_secs(20), server).await.expect("it stops").expect("in order");
     drop(idle);
+}
+
+#[tokio::test]
+async fn probes_tell_a_process_that_lives_from_one_that_works() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    static READY: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let closing = CancellationToken::new();
+    let probe = Probe::new("rug-test", || READY.load(std::sync::atomic::Ordering::SeqCst));
+    let server = tokio::spawn(serve(listener, meters(), probe, closing.clone()));
+    let ask = async |path: &str| {
+        let mut stream = tokio::net::TcpStream::connect(address).await.expect("it listens");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: rug\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("it answers");
+        answer
+    };
+    assert!(ask("/livez").await.starts_with("HTTP/1.1 200"));
+    let waiting = ask("/readyz").await;
+    assert!(
+        waiting.starts_with("HTTP/1.1 503") && waiting.contains(r#""ready":false,"program":"rug-test""#),
+        "{waiting}"
+    );
+    READY.store(true, std::sync::atomic::Ordering::SeqCst);
+    assert!(ask("/readyz").await.starts_with("HTTP/1.1 200"));
+    closing.cancel();
+    server.await.expect("it ends");
 }

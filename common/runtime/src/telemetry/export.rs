@@ -19,6 +19,7 @@ use super::sampling::Sampling;
 
 /// How OTLP is spoken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum OtlpProtocol {
     /// Over gRPC, usually at port 4317.
     #[default]
@@ -31,6 +32,7 @@ pub enum OtlpProtocol {
 
 /// How what is sent is compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Compression {
     /// Not at all.
@@ -42,6 +44,7 @@ pub enum Compression {
 
 /// Headers of every export. They are passwords as often as not: only names are ever printed.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Headers(pub BTreeMap<String, String>);
 
@@ -53,6 +56,7 @@ impl fmt::Debug for Headers {
 
 /// Settings of what is exported, and where to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct ExportConfig {
     /// Address of a collector, such as `http://127.0.0.1:4317`. Nothing is exported while it is empty.
@@ -65,6 +69,7 @@ pub struct ExportConfig {
     pub compression: Compression,
     /// How long one export may take.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub timeout: Duration,
     /// CAs that the collector's certificate is checked against; those of the system when empty.
     pub ca: PathBuf,
@@ -80,6 +85,7 @@ pub struct ExportConfig {
     pub logs: bool,
     /// Time between two pushes of metrics.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub metrics_interval: Duration,
     /// Spans that wait to be exported; more are dropped and counted.
     pub max_spans: usize,
@@ -94,6 +100,7 @@ pub struct ExportConfig {
     pub max_traces_per_second: u32,
     /// What takes longer is kept.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub sample_slow: Duration,
     /// Spans that wait until it is known whether they are kept, and those that were not and can still be asked for.
     pub max_undecided: usize,

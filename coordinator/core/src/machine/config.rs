@@ -11,15 +11,18 @@ use crate::{brake, planner};
 
 /// Settings of the machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// How members share the appliances.
     pub planner: planner::Config,
     /// How long joins are gathered before anything moves to them. Longer makes fewer, larger rebalances.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub debounce: Duration,
     /// How long a new leader waits for the members of its predecessor to say what they hold.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub reconnect_grace: Duration,
     /// Most appliances on the move from one owner to another at once. Orphans are exempt.
     pub max_moves_in_flight: usize,
@@ -31,28 +34,34 @@ pub struct Config {
     pub moves_at_once: usize,
     /// How long a worker that declined an appliance is not asked again.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub decline_backoff: Duration,
     /// Workers that may die during an announced step of one appliance before no worker is granted it any more. Fewer spare
     /// workers, more are fairer to an appliance that was struck by chance.
     pub quarantine_strikes: u32,
     /// How long one worker has to hold an appliance whose former owner died for it to count as innocent.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub suspect_probation: Duration,
     /// Part of the live workers that may vanish within `freeze_window` before nothing moves any more: more likely the
     /// leader lost sight of them. Above 0, at most 1; 1 never freezes.
     pub freeze_fraction: f64,
     /// Losses further apart than this are not one event.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub freeze_window: Duration,
     /// How long what a vanished worker held waits for its name to come back. Longer saves moves when
     /// workers restart, and leaves appliances unattended for as long when they do not.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub departure_grace: Duration,
     /// How long a worker may hold a lease without a session while a move waits on it, before it is evicted.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub unreachable_after: Duration,
     /// After how long a move counts as stalled: it is shown, and no longer counts against the limits.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub release_deadline: Duration,
     /// Who ends leases. Follows from the coordination; not a setting.
     #[serde(skip)]

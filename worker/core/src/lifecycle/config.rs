@@ -10,44 +10,55 @@ use super::LifecycleStep;
 
 /// How appliances are booted, probed and given up on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Boots that fail in a row before phase `Error`. Higher is more patient with a host that recovers by itself.
     pub boot_attempts: u32,
     /// How long phase `Error` lasts when nobody commands anything.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub error_cooldown: Duration,
     /// How long an instance may take from its start to its first answered probe, over all workers that own its appliance
     /// meanwhile. One that has answered has only `restart_probe_failures` probes to answer again.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub boot_timeout: Duration,
     /// How long the driver's call that starts an instance may take.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub start_timeout: Duration,
     /// How long the driver's calls that end an instance or clear its traces may take.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub destroy_timeout: Duration,
     /// How long looking for instances may take.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub observe_timeout: Duration,
     /// Time between two probes of an instance, unless the spec says otherwise. Shorter finds the dead sooner and costs
     /// calls.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub probe_interval: Duration,
     /// How long one probe may take.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub probe_timeout: Duration,
     /// Time from a probe that failed to the next one, when that is shorter than the interval.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub probe_retry: Duration,
     /// Probes that fail in a row before an instance that still exists is replaced, also one that was just adopted. One that the driver does not find any
     /// more is replaced at once.
     pub restart_probe_failures: u32,
     /// How long configuring one instance may take.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub configure_timeout: Duration,
     /// How long plugging the ports of one instance may take, all of its ports together.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub replug_timeout: Duration,
     /// Times that plugging the ports of one instance fails in a row before it is replaced. Higher keeps an instance that lacks
     /// a port running for longer, lower gives it up for a passing fault. Refusals do not count.
@@ -56,11 +67,13 @@ pub struct Config {
     /// first end is always repaired at once; those that follow within this time of being configured wait as failed boots
     /// do. Longer catches slower loops.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub stable_after: Duration,
     /// Commands that gather behind one running step before a warning is given.
     pub queue_warning: u32,
     /// Mean time between two tries while the gate is shut.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub fence_retry: Duration,
     /// Wait between failed boots, and before the next boot of what ends soon after each.
     pub boot_backoff: Backoff,

@@ -224,6 +224,17 @@ fn is_delegated(group: &Path) -> bool {
 }
 
 #[cfg(test)]
+impl schemars::JsonSchema for Setting {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Cgroup".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "string", "pattern": "^(auto|off|/.*)$"})
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -13,6 +13,7 @@ const MAX_LOG_FILES: u32 = 100;
 
 /// Settings of the driver.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where instances, their logs and the token files live. Workers on one host share it to adopt from each other.
@@ -36,22 +37,27 @@ pub struct Config {
     /// How long an instance may take to end after its stop signal before it is killed, and what it started after it has ended itself. More lets long
     /// transfers finish; deletion takes that much longer.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub stop_grace: Duration,
     /// How long a killed process may take to be gone.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub kill_wait: Duration,
     /// How long a new process is watched for an early end, which is then reported with its log. Lower makes boots
     /// quicker to report, higher catches slower failures.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub settle: Duration,
     /// Instances of the reference appliance that are started from now on serve `/metrics` on a port of 127.0.0.1 each, which the file `metrics`
     /// in the folder of the instance says.
     pub appliance_metrics: bool,
     /// How long the reference appliance may take to open its management address.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub management_wait: Duration,
     /// How long a call waits for another one on the same appliance.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub lock_wait: Duration,
     /// Size in bytes at which the log of an instance is put aside (`log.1`) and a new one begun. More keeps longer stories together.
     pub log_limit: u64,
