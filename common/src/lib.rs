@@ -17,6 +17,7 @@ pub mod election;
 pub mod id;
 pub mod kind;
 mod limits;
+pub mod manager;
 pub mod membership;
 pub mod mutant;
 mod name;

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use common::appliance::{Name, Spec};
 use common::driver::DriverName;
+use common::manager::Manager;
 use common::{ApplianceId, Edition, Generation, RebalanceId, Term, WorkerId};
 use serde::{Deserialize, Serialize};
 
@@ -33,8 +34,8 @@ pub struct Record {
     pub revision: u64,
     /// It is to be removed.
     pub deleting: bool,
-    /// Source that manages it; `None` when clients do. Cannot change.
-    pub managed_by: Option<Name>,
+    /// Source that manages it, or its object; `None` when clients do. Changed by a source that adopts or releases it.
+    pub managed_by: Option<Manager>,
     /// When it was created.
     pub created: SystemTime,
     /// When it was last changed by a user.

@@ -1,9 +1,10 @@
 //! Generated messages and services of Rug, and their one translation to domain types.
 //!
 //! The wire is untrusted: [`convert`] is the only place where a missing, odd or oversized field is seen, and it becomes
-//! an error there that names the field. Nothing past it handles raw messages.
+//! an error there that names the field. Nothing past it handles raw messages. [`document`] reads what people write into messages.
 
 pub mod convert;
+pub mod document;
 
 /// Generated code; documented in the `.proto` files.
 #[allow(missing_docs, unreachable_pub, clippy::all)]

@@ -71,6 +71,15 @@ impl Admission {
                     Ok(checked.into())
                 }
             },
+            Change::Release { target } => {
+                let entry = self.current(target)?.ok_or_else(|| CommandError::NotFound(target.clone()))?;
+                let mut checked = CheckedChange::unchanged(&entry);
+                if entry.record.managed_by.is_some() {
+                    checked.record.managed_by = None;
+                    checked.note(now);
+                }
+                Ok(checked.into())
+            }
             Change::Rebuild { target, image } => {
                 let entry = self.current(target)?.ok_or_else(|| CommandError::NotFound(target.clone()))?;
                 if entry.record.deleting {
@@ -173,17 +182,19 @@ impl Admission {
             self.check_name(&(current.tenant.clone(), name.clone()), current.id)?;
             record.name = name.clone();
         }
+        if record.managed_by.is_none() && origin.may_change(None) {
+            record.managed_by = origin.manager().cloned();
+        }
         if *record == **current {
             return Ok(checked.into());
         }
         check_size(&record.spec)?;
         self.check_ports(record, origin)?;
-        // The owner knows the name (it replaces `{name}`), but not the labels.
+        // The owner knows the name (it replaces `{name}`), but neither the labels nor who manages it.
         if record.spec != current.spec || record.name != current.name {
             checked.raise(now, self.term);
         } else {
-            record.updated = now;
-            checked.outcome = ChangeOutcome::Changed;
+            checked.note(now);
         }
         Ok(checked.into())
     }
@@ -281,6 +292,12 @@ impl CheckedChange {
         }
     }
 
+    /// Something is different that no owner knows of.
+    fn note(&mut self, now: SystemTime) {
+        self.record.updated = now;
+        self.outcome = ChangeOutcome::Changed;
+    }
+
     fn raise(&mut self, now: SystemTime, term: Term) {
         self.record.generation = self.record.generation.next();
         self.record.written = term;
@@ -300,13 +317,16 @@ fn check_origin(checked: &CheckedChange, change: &Change, origin: &ChangeOrigin)
     if !origin.reaches(&record.tenant) {
         return Err(CommandError::NotFound(ApplianceTarget::Id(record.id)));
     }
-    let managed_by = record.managed_by.as_ref();
-    if previous.is_none() || *outcome == ChangeOutcome::Unchanged || origin.may_change(managed_by) {
+    let Some(previous) = previous else { return Ok(()) };
+    let managed_by = previous.managed_by.as_ref();
+    if *outcome == ChangeOutcome::Unchanged || origin.may_change(managed_by) {
         return Ok(());
     }
     let appliance = record.id;
     match (origin, managed_by) {
-        (ChangeOrigin::Source(name), _) => Err(CommandError::NotManaged { appliance, source_name: name.clone() }),
+        (ChangeOrigin::Source { name, .. }, _) => {
+            Err(CommandError::NotManaged { appliance, source_name: name.clone() })
+        }
         (ChangeOrigin::Client { .. }, Some(by)) if !matches!(change, Change::Rebuild { .. }) => {
             Err(CommandError::Managed { appliance, by: by.clone() })
         }

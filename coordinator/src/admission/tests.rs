@@ -8,6 +8,7 @@ use common::appliance::{Name, Spec, Timing};
 use common::change::{ApplianceDraft, AppliancePatch, ApplianceUpdate, FixedFields, SpecPatch};
 use common::driver::{DriverCapabilities, DriverName, DriverOffers};
 use common::kind::{Custom, KindSpec};
+use common::manager::Manager;
 use uuid::Uuid;
 
 use super::*;
@@ -225,7 +226,9 @@ fn ports_of_different_hosts_do_not_meet_and_those_of_directories_do() {
 fn what_a_source_manages_is_changed_by_that_source_or_by_force() {
     let mut admission = admission();
     let by = |origin: ChangeOrigin, mutation: Mutation| Mutation { origin, ..mutation };
-    let neutron = || ChangeOrigin::Source(name("neutron"));
+    let manager = |text: &str| text.parse::<Manager>().expect("a manager");
+    let source = |text: &str, adopt| ChangeOrigin::Source { name: manager(text), adopt };
+    let neutron = || source("neutron", false);
     let force = || ChangeOrigin::Client { force: true, scope: Scope::All };
     let relabel = |n: u128, label: &str| {
         let labels = BTreeMap::from([("tier".to_owned(), label.to_owned())]);
@@ -233,8 +236,8 @@ fn what_a_source_manages_is_changed_by_that_source_or_by_force() {
     };
     let web = ApplianceTarget::Id(id(1));
     run(&mut admission, &by(neutron(), create(1, draft("web", None)))).expect("a source creates");
-    assert_eq!(record(&admission, &web).managed_by, Some(name("neutron")));
-    let managed = CommandError::Managed { appliance: id(1), by: name("neutron") };
+    assert_eq!(record(&admission, &web).managed_by, Some(manager("neutron")));
+    let managed = CommandError::Managed { appliance: id(1), by: manager("neutron") };
     assert_eq!(
         managed.to_string(),
         format!("appliance {} is managed by `neutron`; change it there, or use --force", id(1))
@@ -242,18 +245,33 @@ fn what_a_source_manages_is_changed_by_that_source_or_by_force() {
     assert_eq!(refused(&mut admission, &relabel(1, "a")), managed);
     assert_eq!(refused(&mut admission, &delete(web.clone())), managed);
     run(&mut admission, &rebuild(web.clone())).expect("what is wanted stays");
-    let other = by(ChangeOrigin::Source(name("kubernetes")), relabel(1, "b"));
-    let not_managed = |source: &str, n| CommandError::NotManaged { appliance: id(n), source_name: name(source) };
-    assert_eq!(refused(&mut admission, &other), not_managed("kubernetes", 1));
+    let other = by(source("kubernetes/a/web", true), relabel(1, "b"));
+    let not_managed = |source: &str, n| CommandError::NotManaged { appliance: id(n), source_name: manager(source) };
+    assert_eq!(refused(&mut admission, &other), not_managed("kubernetes/a/web", 1));
     run(&mut admission, &by(neutron(), relabel(1, "c"))).expect("it manages it");
     run(&mut admission, &relabel(1, "c")).expect("nothing changes");
     run(&mut admission, &by(force(), relabel(1, "d"))).expect("forced");
-    assert_eq!(record(&admission, &web).managed_by, Some(name("neutron")), "that does not change who manages it");
+    assert_eq!(record(&admission, &web).managed_by, Some(manager("neutron")), "that does not change who manages it");
 
     let own = made(&mut admission, 2, "own", None);
     assert_eq!(refused(&mut admission, &by(neutron(), relabel(2, "e"))), not_managed("neutron", 2));
     assert_eq!(refused(&mut admission, &by(neutron(), delete(own.clone()))), not_managed("neutron", 2));
     assert_eq!(record(&admission, &own).managed_by, None);
+
+    let adopting = || source("kubernetes/a/own", true);
+    let generation = record(&admission, &own).generation;
+    run(&mut admission, &by(adopting(), relabel(2, "f"))).expect("nobody manages it");
+    assert_eq!(record(&admission, &own).managed_by, Some(manager("kubernetes/a/own")));
+    assert_eq!(record(&admission, &own).generation, generation, "its owner does not know who manages it");
+    let release = || mutation(Change::Release { target: own.clone() });
+    assert_eq!(
+        refused(&mut admission, &by(source("kubernetes/b/own", true), release())),
+        not_managed("kubernetes/b/own", 2)
+    );
+    assert!(matches!(refused(&mut admission, &release()), CommandError::Managed { .. }));
+    run(&mut admission, &by(adopting(), release())).expect("it manages it");
+    assert_eq!(record(&admission, &own).managed_by, None);
+    run(&mut admission, &relabel(2, "g")).expect("clients do again");
     run(&mut admission, &by(force(), delete(web))).expect("forced");
 }
 

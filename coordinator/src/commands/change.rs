@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use common::appliance::Name;
 use common::change::{ApplianceDraft, ApplianceTarget, ApplianceUpdate};
+use common::manager::Manager;
 use common::{ApplianceId, Generation};
 use uuid::Uuid;
 
@@ -35,17 +36,22 @@ pub enum ChangeOrigin {
         /// Whose appliances the client may change, and see.
         scope: Scope,
     },
-    /// A source of this name, such as `neutron`.
-    Source(Name),
+    /// A source.
+    Source {
+        /// Its name, such as `neutron`, or that of its object, such as `kubernetes/shop/web`.
+        name: Manager,
+        /// Also an appliance that nobody manages, which it then does.
+        adopt: bool,
+    },
 }
 
 impl ChangeOrigin {
     /// Who manages what is created.
     #[must_use]
-    pub fn manager(&self) -> Option<&Name> {
+    pub fn manager(&self) -> Option<&Manager> {
         match self {
             Self::Client { .. } => None,
-            Self::Source(name) => Some(name),
+            Self::Source { name, .. } => Some(name),
         }
     }
 
@@ -54,16 +60,16 @@ impl ChangeOrigin {
     pub fn reaches(&self, tenant: &Name) -> bool {
         match self {
             Self::Client { scope, .. } => scope.contains(tenant),
-            Self::Source(_) => true,
+            Self::Source { .. } => true,
         }
     }
 
     /// Whether it may change what `managed_by` manages.
     #[must_use]
-    pub fn may_change(&self, managed_by: Option<&Name>) -> bool {
+    pub fn may_change(&self, managed_by: Option<&Manager>) -> bool {
         match self {
             Self::Client { force, .. } => *force || managed_by.is_none(),
-            Self::Source(name) => managed_by == Some(name),
+            Self::Source { name, adopt } => managed_by.map_or(*adopt, |by| by == name),
         }
     }
 }
@@ -124,6 +130,11 @@ pub enum Change {
         /// Its instances get no time to end.
         at_once: bool,
     },
+    /// An appliance is managed by nobody any more, and lives on: clients may change it.
+    Release {
+        /// Which.
+        target: ApplianceTarget,
+    },
     /// Every instance is to be replaced.
     Rebuild {
         /// Which.
@@ -153,6 +164,7 @@ impl Change {
             Self::Create { .. } => "create",
             Self::Update { .. } => "update",
             Self::Delete { .. } => "delete",
+            Self::Release { .. } => "release",
             Self::Rebuild { .. } => "rebuild",
         }
     }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use common::appliance::{FieldViolation, Name};
 use common::change::ApplianceTarget;
+use common::manager::Manager;
 use common::{ApplianceId, CoordinatorId, Generation, Incarnation, Site, WorkerId};
 use uuid::Uuid;
 
@@ -71,7 +72,7 @@ pub enum CommandError {
         /// The appliance.
         appliance: ApplianceId,
         /// The source.
-        by: Name,
+        by: Manager,
     },
     /// A source wants to change an appliance that it does not manage.
     #[error("appliance {appliance} is not managed by `{source_name}`")]
@@ -79,7 +80,7 @@ pub enum CommandError {
         /// The appliance.
         appliance: ApplianceId,
         /// The source that asks.
-        source_name: Name,
+        source_name: Manager,
     },
     /// A worker may own the appliance, so that it is not freed from its host.
     #[error("appliance {appliance} may be owned: {reason}")]

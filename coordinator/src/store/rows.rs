@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use common::appliance::{Name, Spec};
 use common::driver::{DriverCapabilities, DriverName, PreviousOffers};
 use common::kind::KindName;
+use common::manager::Manager;
 use common::secret::LifeSeal;
 use common::status::{InstanceStatus, Phase, Progress, Status};
 use common::{ApplianceId, Generation, Incarnation, RebalanceId, Term, WorkerId, text};
@@ -114,7 +115,7 @@ pub(super) fn to_record(row: appliances::Model) -> Result<Record, Error> {
         deleting: row.deleting,
         managed_by: match row.managed_by.as_str() {
             "" => None,
-            source => Some(at.parse::<Name>("managed_by", source)?),
+            source => Some(at.parse::<Manager>("managed_by", source)?),
         },
         created: time(row.created_ns),
         updated: time(row.updated_ns),

@@ -11,6 +11,7 @@ use common::kind::{Algorithm, ProxyProtocol};
 use common::status::{EndCause, PID_DETAIL};
 use proto::admin::v1;
 use proto::convert::{algorithm_from_wire, proxy_protocol_from_wire};
+use proto::document::SIZE_UNITS;
 use serde::Serialize;
 
 /// The tenant that is meant where none is given.
@@ -242,25 +243,10 @@ struct ProcessLimits {
     cpu: Option<String>,
 }
 
-/// Units of sizes, the largest first.
-const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
-
 /// A size in the notation of documents, such as `512MiB`.
 fn bytes(size: u64) -> String {
-    let unit = UNITS.iter().find(|(_, unit)| size.is_multiple_of(*unit));
+    let unit = SIZE_UNITS.iter().find(|(_, unit)| size.is_multiple_of(*unit));
     unit.map_or_else(|| size.to_string(), |(name, unit)| format!("{}{name}", size / unit))
-}
-
-/// Reads a size.
-pub(super) fn parse_bytes(text: &str) -> Result<u64, &'static str> {
-    let read = |(name, unit): &(&str, u64)| text.strip_suffix(name)?.trim_end().parse::<u64>().ok()?.checked_mul(*unit);
-    UNITS.iter().find_map(read).ok_or("must be a size with its unit (B, KiB, MiB, GiB), such as 512MiB")
-}
-
-/// Reads a share of one CPU.
-pub(super) fn parse_percent(text: &str) -> Result<u32, &'static str> {
-    let number = text.strip_suffix('%').and_then(|number| number.trim_end().parse().ok());
-    number.ok_or("must be a whole number of percent of one CPU, such as 150%")
 }
 
 #[derive(Debug, Serialize)]

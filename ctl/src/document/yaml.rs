@@ -1,351 +1,87 @@
-//! A YAML document as a tree that remembers lines, and typed access to it that collects every problem.
-//!
-//! Deserialising into serde types would stop at the first problem and could not name the path of a field; and the type
-//! of `spec` depends on `kind`, which may come after it. So the parser builds a [`YamlNode`] tree, from which the
-//! parent module takes field by field. Fields that are left over are unknown and reported.
+//! A YAML text as the tree that documents are read from.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::RangeInclusive;
-use std::time::Duration;
 
+use proto::document::tree::{Node, Value};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
-/// One value and the line it starts in, counted from 1.
-#[derive(Clone, Debug)]
-pub(super) struct YamlNode {
-    pub(super) line: u64,
-    pub(super) value: Value,
-}
+/// A value as the parser hands it over.
+#[derive(Debug)]
+pub(super) struct YamlNode(pub(super) Node);
 
-/// What a value is.
-#[derive(Clone, Debug)]
-pub(super) enum Value {
-    Null,
-    Bool(bool),
-    Int(i128),
-    Float,
-    Text(String),
-    List(Vec<YamlNode>),
-    Map(Vec<(String, u64, YamlNode)>),
-}
-
-impl Value {
-    /// Name of the value in messages, which never quote it: it may be a password that is missing its quotes.
-    const fn describe(&self) -> &'static str {
-        match self {
-            Self::Null => "empty",
-            Self::Bool(_) => "a boolean",
-            Self::Int(_) | Self::Float => "a number",
-            Self::Text(_) => "a text",
-            Self::List(_) => "a list",
-            Self::Map(_) => "a mapping",
-        }
-    }
-}
+#[derive(Debug)]
+struct YamlValue(Value);
 
 impl<'de> Deserialize<'de> for YamlNode {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let spanned = Spanned::<Value>::deserialize(deserializer)?;
-        Ok(Self { line: spanned.referenced.line(), value: spanned.value })
+        let spanned = Spanned::<YamlValue>::deserialize(deserializer)?;
+        Ok(Self(Node { line: spanned.referenced.line(), value: spanned.value.0 }))
     }
 }
 
-impl<'de> Deserialize<'de> for Value {
+impl<'de> Deserialize<'de> for YamlValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Any;
 
         impl<'de> Visitor<'de> for Any {
-            type Value = Value;
+            type Value = YamlValue;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a YAML value")
             }
 
-            fn visit_unit<E>(self) -> Result<Value, E> {
-                Ok(Value::Null)
+            fn visit_unit<E>(self) -> Result<YamlValue, E> {
+                Ok(YamlValue(Value::Null))
             }
 
-            fn visit_none<E>(self) -> Result<Value, E> {
-                Ok(Value::Null)
+            fn visit_none<E>(self) -> Result<YamlValue, E> {
+                Ok(YamlValue(Value::Null))
             }
 
-            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-                Ok(Value::Bool(value))
+            fn visit_bool<E>(self, value: bool) -> Result<YamlValue, E> {
+                Ok(YamlValue(Value::Bool(value)))
             }
 
-            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-                Ok(Value::Int(i128::from(value)))
+            fn visit_i64<E>(self, value: i64) -> Result<YamlValue, E> {
+                Ok(YamlValue(Value::Int(i128::from(value))))
             }
 
-            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-                Ok(Value::Int(i128::from(value)))
+            fn visit_u64<E>(self, value: u64) -> Result<YamlValue, E> {
+                Ok(YamlValue(Value::Int(i128::from(value))))
             }
 
-            fn visit_i128<E>(self, value: i128) -> Result<Value, E> {
-                Ok(Value::Int(value))
+            fn visit_i128<E>(self, value: i128) -> Result<YamlValue, E> {
+                Ok(YamlValue(Value::Int(value)))
             }
 
-            fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
-                Ok(Value::Float)
+            fn visit_f64<E>(self, _: f64) -> Result<YamlValue, E> {
+                Ok(YamlValue(Value::Float))
             }
 
-            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-                Ok(Value::Text(value.to_owned()))
+            fn visit_str<E>(self, value: &str) -> Result<YamlValue, E> {
+                Ok(YamlValue(Value::Text(value.to_owned())))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<YamlValue, A::Error> {
                 let mut list = Vec::new();
-                while let Some(node) = access.next_element()? {
+                while let Some(YamlNode(node)) = access.next_element()? {
                     list.push(node);
                 }
-                Ok(Value::List(list))
+                Ok(YamlValue(Value::List(list)))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<YamlValue, A::Error> {
                 let mut map = Vec::new();
                 while let Some(key) = access.next_key::<Spanned<String>>()? {
-                    map.push((key.value, key.referenced.line(), access.next_value()?));
+                    let YamlNode(node) = access.next_value()?;
+                    map.push((key.value, key.referenced.line(), node));
                 }
-                Ok(Value::Map(map))
+                Ok(YamlValue(Value::Map(map)))
             }
         }
 
         deserializer.deserialize_any(Any)
-    }
-}
-
-impl YamlNode {
-    fn json(&self, path: &str, report: &mut ReadReport) -> Option<serde_json::Value> {
-        report.lines.insert(path.to_owned(), self.line);
-        Some(match &self.value {
-            Value::Null => serde_json::Value::Null,
-            Value::Bool(value) => (*value).into(),
-            Value::Text(text) => text.as_str().into(),
-            Value::Int(value) => match i64::try_from(*value) {
-                Ok(value) => value.into(),
-                Err(_) => {
-                    report.problem(self.line, path, "is too large a number");
-                    return None;
-                }
-            },
-            Value::Float => {
-                report.problem(self.line, path, "must be a whole number or text (put it in quotes)");
-                return None;
-            }
-            Value::List(nodes) => {
-                let items = nodes.iter().enumerate().map(|(i, node)| node.json(&format!("{path}[{i}]"), report));
-                items.collect::<Option<Vec<_>>>()?.into()
-            }
-            Value::Map(entries) => {
-                let fields = entries
-                    .iter()
-                    .map(|(key, _, node)| Some((key.clone(), node.json(&format!("{path}.{key}"), report)?)));
-                serde_json::Value::Object(fields.collect::<Option<_>>()?)
-            }
-        })
-    }
-}
-
-/// One problem and its position.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct YamlProblem {
-    pub(super) line: u64,
-    /// Path of the field in the document; empty for the document as a whole.
-    pub(super) field: String,
-    pub(super) message: String,
-}
-
-/// Collects the results of reading one document: the problems, and the line of each field, with which errors of the
-/// server are located later.
-#[derive(Debug, Default)]
-pub(super) struct ReadReport {
-    pub(super) problems: Vec<YamlProblem>,
-    pub(super) lines: BTreeMap<String, u64>,
-}
-
-impl ReadReport {
-    /// Adds a problem.
-    pub(super) fn problem(&mut self, line: u64, field: &str, message: impl Into<String>) {
-        self.problems.push(YamlProblem { line, field: field.to_owned(), message: message.into() });
-    }
-
-    fn wrong_type(&mut self, at: &Field, wanted: &str) {
-        self.problem(at.line(), &at.path, format!("must be {wanted}, is {}", at.node.value.describe()));
-    }
-}
-
-/// A value with its path.
-#[derive(Debug)]
-pub(super) struct Field {
-    pub(super) path: String,
-    pub(super) node: YamlNode,
-}
-
-impl Field {
-    /// The line the value starts in.
-    pub(super) fn line(&self) -> u64 {
-        self.node.line
-    }
-
-    /// Text. A number is refused rather than converted: `1.10` would become `1.1`.
-    pub(super) fn text(&self, report: &mut ReadReport) -> Option<String> {
-        match &self.node.value {
-            Value::Text(text) => Some(text.clone()),
-            Value::Int(_) | Value::Float | Value::Bool(_) => {
-                report.wrong_type(self, "text (put it in quotes)");
-                None
-            }
-            _ => {
-                report.wrong_type(self, "text");
-                None
-            }
-        }
-    }
-
-    /// A whole number within `range`.
-    pub(super) fn whole<T: TryFrom<i128> + PartialOrd + fmt::Display>(
-        &self,
-        range: RangeInclusive<T>,
-        report: &mut ReadReport,
-    ) -> Option<T> {
-        if let Value::Int(value) = self.node.value
-            && let Ok(value) = T::try_from(value)
-            && range.contains(&value)
-        {
-            return Some(value);
-        }
-        report.wrong_type(self, &format!("a whole number from {} to {}", range.start(), range.end()));
-        None
-    }
-
-    /// `true` or `false`.
-    pub(super) fn flag(&self, report: &mut ReadReport) -> Option<bool> {
-        if let Value::Bool(value) = self.node.value {
-            return Some(value);
-        }
-        report.wrong_type(self, "true or false");
-        None
-    }
-
-    /// An object of JSON, whatever is in it. A number with a fraction is refused: text keeps its digits.
-    pub(super) fn object(&self, report: &mut ReadReport) -> Option<serde_json::Value> {
-        if !matches!(self.node.value, Value::Map(_)) {
-            report.wrong_type(self, "a mapping");
-            return None;
-        }
-        self.node.json(&self.path, report)
-    }
-
-    /// A length of time such as `1m 30s`.
-    pub(super) fn duration(&self, report: &mut ReadReport) -> Option<Duration> {
-        if let Value::Text(text) = &self.node.value
-            && let Ok(duration) = humantime::parse_duration(text)
-        {
-            return Some(duration);
-        }
-        report.wrong_type(self, "a duration with its unit, such as 5s or 500ms");
-        None
-    }
-
-    /// The entries of a list; none when it is empty.
-    pub(super) fn list(self, report: &mut ReadReport) -> Vec<Self> {
-        match self.node.value {
-            Value::List(nodes) => {
-                let path = self.path;
-                let entry = |(i, node): (usize, YamlNode)| {
-                    let path = format!("{path}[{i}]");
-                    report.lines.insert(path.clone(), node.line);
-                    Self { path, node }
-                };
-                nodes.into_iter().enumerate().map(entry).collect()
-            }
-            Value::Null => Vec::new(),
-            _ => {
-                report.wrong_type(&self, "a list");
-                Vec::new()
-            }
-        }
-    }
-
-    /// A mapping from names to texts.
-    pub(super) fn texts(self, report: &mut ReadReport) -> BTreeMap<String, String> {
-        match self.node.value {
-            Value::Map(entries) => {
-                let mut texts = BTreeMap::new();
-                for (key, line, node) in entries {
-                    let field = Self { path: format!("{}.{key}", self.path), node };
-                    report.lines.insert(field.path.clone(), line);
-                    if let Some(text) = field.text(report) {
-                        texts.insert(key, text);
-                    }
-                }
-                texts
-            }
-            Value::Null => BTreeMap::new(),
-            _ => {
-                report.wrong_type(&self, "a mapping of names to texts");
-                BTreeMap::new()
-            }
-        }
-    }
-
-    /// The fields of a mapping.
-    pub(super) fn fields(self, report: &mut ReadReport) -> Option<Fields> {
-        let line = self.line();
-        match self.node.value {
-            Value::Map(entries) => Some(Fields { path: self.path, line, entries, known: vec![] }),
-            _ => {
-                report.wrong_type(&self, "a mapping");
-                None
-            }
-        }
-    }
-}
-
-/// A mapping whose fields are taken one by one. [`Fields::finish`] reports those that are left over.
-#[derive(Debug)]
-pub(super) struct Fields {
-    path: String,
-    line: u64,
-    entries: Vec<(String, u64, YamlNode)>,
-    known: Vec<&'static str>,
-}
-
-impl Fields {
-    /// The path of one field.
-    pub(super) fn path_of(&self, name: &str) -> String {
-        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
-    }
-
-    /// Takes a field; `None` when it is absent or empty.
-    pub(super) fn take(&mut self, name: &'static str, report: &mut ReadReport) -> Option<Field> {
-        self.known.push(name);
-        let index = self.entries.iter().position(|(key, ..)| key == name)?;
-        let (_, line, node) = self.entries.swap_remove(index);
-        let path = self.path_of(name);
-        report.lines.insert(path.clone(), line);
-        (!matches!(node.value, Value::Null)).then_some(Field { path, node })
-    }
-
-    /// Takes a field and adds a problem when it is absent or empty.
-    pub(super) fn require(&mut self, name: &'static str, report: &mut ReadReport) -> Option<Field> {
-        let field = self.take(name, report);
-        if field.is_none() {
-            let path = self.path_of(name);
-            let line = report.lines.get(&path).copied().unwrap_or(self.line);
-            report.problem(line, &path, "is required");
-        }
-        field
-    }
-
-    /// Adds a problem for each field that was not taken.
-    pub(super) fn finish(mut self, report: &mut ReadReport) {
-        self.entries.sort_by_key(|(_, line, _)| *line);
-        for (key, line, _) in &self.entries {
-            report.problem(*line, &self.path_of(key), format!("unknown field; known are {}", self.known.join(", ")));
-        }
     }
 }

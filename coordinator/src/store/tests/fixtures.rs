@@ -47,7 +47,7 @@ pub(super) fn record(n: u128, name: &str) -> Record {
         written: Term::new(2),
         revision: 1,
         deleting: false,
-        managed_by: Some(Name::new("neutron").expect("a name")),
+        managed_by: Some("kubernetes/shop/web".parse().expect("a manager")),
         created: at(1),
         updated: at(2),
     }
