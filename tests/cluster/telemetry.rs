@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use proto::admin::v1;
+use runtime::tls;
+use tests::cluster::certificates::Certificates;
 use tests::cluster::wait::until;
 use tests::cluster::{Cluster, Options, PATIENCE, api, http, ports, specs};
 use tests::collector::{CollectedSpan, Collector, Manner};
@@ -278,4 +280,47 @@ async fn the_log_of_one_process_is_more_detailed_for_a_while() -> Result<()> {
     })
     .await?;
     cluster.finish().await
+}
+
+#[tokio::test]
+async fn everything_is_exported_over_tls_packed_by_grpc_and_by_http() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let names = ["coordinator:collector", "worker:rug"];
+    let certificates = Certificates::make(folder.path().to_owned(), &names).await?;
+    let files = |name: &str| tls::Config {
+        ca: certificates.file(name, "ca.pem"),
+        cert: certificates.file(name, "cert.pem"),
+        key: certificates.file(name, "key.pem"),
+        ..tls::Config::default()
+    };
+    let grpc = Collector::start_with_tls(&files("collector")).await?;
+    let http = Collector::start_http_with_tls(&files("collector")).await?;
+    for (protocol, collector) in [("grpc", grpc), ("http/protobuf", http)] {
+        let mut options = Options::default();
+        let own = |file: &str| certificates.shown("rug", file);
+        for env in [&mut options.coordinator_env, &mut options.worker_env] {
+            env.push(("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint()));
+            env.push(("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.to_owned()));
+            env.push(("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip".to_owned()));
+            env.push(("OTEL_EXPORTER_OTLP_CERTIFICATE", own("ca.pem")));
+            env.push(("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", own("cert.pem")));
+            env.push(("OTEL_EXPORTER_OTLP_CLIENT_KEY", own("key.pem")));
+            env.push(("OTEL_BSP_SCHEDULE_DELAY", "100".to_owned()));
+            env.push(("OTEL_METRIC_EXPORT_INTERVAL", "200".to_owned()));
+            env.push(("OTEL_LOGS_EXPORTER", "otlp".to_owned()));
+        }
+        let cluster = Cluster::start(options).await?;
+        cluster.fleet(vec![specs::web("web-1")]).await?;
+        until(PATIENCE, "all three arrive", async || {
+            let instances: BTreeSet<_> = collector.spans().into_iter().map(|span| span.instance).collect();
+            ensure!(instances.contains("coordinator-1"), "{protocol}: spans come from {instances:?}");
+            ensure!(instances.iter().any(|name| name.starts_with("worker-")), "{protocol}: {instances:?}");
+            ensure!(!collector.records().is_empty(), "{protocol}: no log records");
+            ensure!(collector.metrics().contains_key("rug.appliances"), "{protocol}: {:?}", collector.metrics());
+            Ok(())
+        })
+        .await?;
+        cluster.finish().await?;
+    }
+    Ok(())
 }

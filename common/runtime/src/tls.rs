@@ -10,6 +10,7 @@
 //! the certificate.
 
 mod client;
+mod expiry;
 mod files;
 mod https;
 mod identity;
@@ -32,6 +33,7 @@ use rustls::crypto::CryptoProvider;
 use serde::{Deserialize, Serialize};
 
 pub use client::ClientTls;
+pub use expiry::certificate_expiry;
 pub use files::read_revocation_lists;
 pub use https::{WebClient, WebStream, web_client};
 pub use identity::{AlternativeName, Identity};

@@ -23,13 +23,19 @@ struct Rule {
 const RULES: [Rule; 2] = [
     Rule {
         prefix: "rug_coordinator_",
-        tuning: &["machine", "catalog", "log", "metrics"],
+        tuning: &["machine", "catalog", "log", "metrics", "telemetry"],
         mixed: &[("store", &["url"])],
     },
     Rule {
         prefix: "rug_worker_",
-        tuning: &["zone", "weight", "drivers", "runner", "log"],
-        mixed: &[("session", &["coordinators"]), ("process", &["state_dir"]), ("simulated", &["world"])],
+        tuning: &["zone", "weight", "drivers", "runner", "log", "telemetry"],
+        mixed: &[
+            ("session", &["coordinators"]),
+            ("process", &["state_dir"]),
+            ("simulated", &["world"]),
+            // One address cannot be that of several workers.
+            ("metrics", &["listen"]),
+        ],
     },
 ];
 
@@ -111,6 +117,7 @@ mod tests {
             "RUG_WORKER_PROCESS__STATE_DIR",
             "RUG_WORKER_SIMULATED__WORLD",
             "RUG_WORKER_TLS__KEY",
+            "RUG_WORKER_METRICS__LISTEN",
         ] {
             assert!(check(&[name]).is_err(), "{name}");
         }
@@ -124,6 +131,9 @@ mod tests {
             "RUG_COORDINATOR_STORE__STATEMENT_TIMEOUT",
             "RUG_COORDINATOR_LOG__FILTER",
             "RUG_COORDINATOR_METRICS__LISTEN",
+            "RUG_COORDINATOR_TELEMETRY__ENDPOINT",
+            "RUG_WORKER_TELEMETRY__SAMPLE_RATIO",
+            "RUG_WORKER_METRICS__BY_WORKER",
             "RUG_WORKER_RUNNER__LIFECYCLE__BOOT_TIMEOUT",
             "RUG_WORKER_SESSION__LEASE",
             "RUG_WORKER_PROCESS__STOP_GRACE",

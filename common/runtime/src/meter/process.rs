@@ -1,7 +1,7 @@
 //! What every process measures of itself: the build, what was left out of logs and traces, the process as the kernel sees it, and
 //! its Tokio runtime.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Meter;
@@ -13,6 +13,7 @@ use super::catalogue::{Label, Metric, Unit};
 use crate::log_limit;
 use crate::metric_group;
 use crate::telemetry::{self, KeptReason, QueueTally, SpanTally};
+use crate::tls;
 
 metric_group! {
     GROUP = "Every process", "Shown by `rug-coordinator`, `rug-worker` and `rug-appliance`.";
@@ -33,6 +34,9 @@ metric_group! {
         "rug.telemetry.log_records", Unit::Things("{record}"),
         "What became of the log records of this process; none while nothing is exported.")
         .by(&[Label::fixed("outcome", &["exported", "dropped", "failed"])]);
+    CERTIFICATE_EXPIRY = Metric::gauge(
+        "rug.tls.certificate_expiry_timestamp", Unit::Seconds,
+        "When the certificate expires that this process shows to others, since the Unix epoch; of several the first. 0 without TLS.");
     CPU = Metric::counter("process.cpu", Unit::Seconds, "User and system time of all threads.");
     RESIDENT = Metric::gauge("process.resident_memory", Unit::Bytes, "Memory that is in RAM.");
     VIRTUAL = Metric::gauge("process.virtual_memory", Unit::Bytes, "Address space in use.");
@@ -78,6 +82,10 @@ pub(super) fn start(meter: &Meter) {
         for (outcome, records) in [("exported", exported), ("dropped", dropped), ("failed", failed)] {
             to.observe(records, &[KeyValue::new("outcome", outcome)]);
         }
+    });
+    CERTIFICATE_EXPIRY.look_f64(meter, |to| {
+        let expiry = tls::certificate_expiry().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        to.observe(expiry.unwrap_or_default().as_secs_f64(), &[]);
     });
     of_process(meter);
     if let Ok(handle) = tokio::runtime::Handle::try_current() {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -138,7 +139,7 @@ fn http<B: WithHttpConfig>(mut builder: B, target: &SignalTarget) -> Result<B, S
         None
     };
     Ok(builder
-        .with_http_client(OtlpHttp { tls, timeout: target.timeout, runtime: Handle::current() })
+        .with_http_client(OtlpHttp::new(tls, target.timeout, Handle::current()))
         .with_headers(target.headers.0.clone().into_iter().collect()))
 }
 
@@ -156,6 +157,14 @@ struct OtlpHttp {
     timeout: Duration,
     /// Where requests are made: whoever asks may be a thread without a runtime, as the one that pushes metrics is.
     runtime: Handle,
+    /// Whether it was said why nothing goes through, which the exporter keeps to itself.
+    complained: AtomicBool,
+}
+
+impl OtlpHttp {
+    fn new(tls: Option<tls::WebClient>, timeout: Duration, runtime: Handle) -> Self {
+        Self { tls, timeout, runtime, complained: AtomicBool::new(false) }
+    }
 }
 
 impl fmt::Debug for OtlpHttp {
@@ -168,7 +177,19 @@ impl fmt::Debug for OtlpHttp {
 impl HttpClient for OtlpHttp {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let (timeout, tls) = (self.timeout, self.tls.clone());
-        self.runtime.spawn(async move { tokio::time::timeout(timeout, ask(tls, request)).await }).await??
+        let asked = self.runtime.spawn(async move { tokio::time::timeout(timeout, ask(tls, request)).await });
+        let answer = match asked.await? {
+            Ok(answer) => answer,
+            Err(_) => Err(format!("no answer within {timeout:?}").into()),
+        };
+        match &answer {
+            Ok(_) => self.complained.store(false, Ordering::Relaxed),
+            Err(problem) if !self.complained.swap(true, Ordering::Relaxed) => {
+                tracing::warn!("the collector does not answer over HTTP: {problem}");
+            }
+            Err(_) => {}
+        }
+        answer
     }
 }
 
@@ -226,7 +247,7 @@ mod tests {
         });
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("built");
-        let client = OtlpHttp { tls: None, timeout: Duration::from_secs(30), runtime: runtime.handle().clone() };
+        let client = OtlpHttp::new(None, Duration::from_secs(30), runtime.handle().clone());
         let request =
             Request::post(format!("http://{address}/v1/metrics")).body(Bytes::from("body")).expect("a request");
         let answer = std::thread::spawn(move || futures::executor::block_on(client.send_bytes(request)));

@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 
-use super::{Config, Error, Identity, provider};
+use super::{Config, Error, Identity, expiry, provider};
 
 /// Largest file that is read; a whole system's bundle of CAs is a quarter of it.
 pub(super) const MAX_FILE: u64 = 1 << 20;
@@ -99,6 +99,7 @@ impl Files {
     /// Says which identity is used and whether it is of use.
     pub(super) fn announce(&self) {
         let material = self.current();
+        expiry::note(&self.config.cert, material.own.as_ref().map(|own| own.identity.not_after));
         let cert = self.config.cert.display();
         info!(%cert, "TLS as {}", material.shown());
         if let Some(exposed) = crate::file::exposure(&self.config.key) {
