@@ -5,13 +5,15 @@
 //! only. What went wrong is one [`Error`], made of kube's: it tells apart what callers do different things about.
 
 mod config;
+mod connection;
 mod error;
 mod metrics;
 mod policy;
 mod request;
 mod throttle;
 
-pub use self::config::{ClientConfig, Connection, SetupError, connect};
+pub use self::config::ClientConfig;
+pub use self::connection::{Connection, SetupError, connect};
 pub use self::error::{Error, MAX_MESSAGE};
 pub use self::metrics::reference;
 pub use k8s_openapi;

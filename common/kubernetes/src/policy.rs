@@ -263,16 +263,18 @@ mod tests {
     use super::*;
 
     type Plain = Full<Bytes>;
+    /// A status, and what it asks to wait.
+    type Reply = (u16, Option<&'static str>);
 
     /// An API server that gives these answers, one after the other, and notes when it was asked. 0 is no answer.
     #[derive(Clone)]
     struct Server {
-        answers: Arc<Mutex<Vec<(u16, Option<&'static str>)>>>,
+        answers: Arc<Mutex<Vec<Reply>>>,
         asked: Arc<Mutex<Vec<Instant>>>,
     }
 
     impl Server {
-        fn new(answers: &[(u16, Option<&'static str>)]) -> Self {
+        fn new(answers: &[Reply]) -> Self {
             let answers = answers.iter().rev().copied().collect();
             Self { answers: Arc::new(Mutex::new(answers)), asked: Arc::default() }
         }

@@ -309,7 +309,7 @@ fn description(
     let _ = writeln!(text, "\nSpec");
     let spec = crate::output::render(OutputFormat::Yaml, &view::Appliance::document(a, Secrets::Hidden))?;
     // Name, tenant and the other identifying fields are printed above.
-    let shown = ["replicas", "image", "ports", "spec"].into_iter().chain(SpecTime::ALL.map(SpecTime::name));
+    let shown = ["replicas", "image", "ports", "pod", "spec"].into_iter().chain(SpecTime::ALL.map(SpecTime::name));
     let shown: Vec<_> = shown.collect();
     let body = spec.lines().skip_while(|l| !l.split_once(':').is_some_and(|(field, _)| shown.contains(&field)));
     body.for_each(|l| {

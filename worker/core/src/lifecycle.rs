@@ -209,6 +209,8 @@ struct Troubles {
     /// Instances are being replaced by ones with another digest.
     replacing: bool,
     last_error: Option<Box<str>>,
+    /// The last probe could not tell how an instance is, of which `last_error` says why.
+    in_doubt: bool,
     /// How the last instance that ended by itself did.
     last_end: Option<Box<InstanceEnd>>,
 }
@@ -456,7 +458,9 @@ impl Lifecycle {
     fn conclude(&mut self, cause: TransitionCause, now: Timestamp, config: &Config, output: &mut LifecycleOutput) {
         let phase = self.derive_phase();
         if phase == Phase::Configured {
-            self.troubles.last_error = None;
+            if !self.troubles.in_doubt {
+                self.troubles.last_error = None;
+            }
             self.boots = Boots { ends: self.boots.ends, ..Boots::NONE };
             self.forgive(now, config, output);
             self.troubles.lost = false;

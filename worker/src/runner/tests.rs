@@ -12,11 +12,11 @@ use common::network_port::NetworkPort;
 use common::status::{Phase, Status};
 use common::{Edition, Generation, Term};
 use tokio::time::Instant;
-use worker_core::instance::{Instance, Observation};
+use worker_core::instance::{Addresses, Instance, Observation};
 use worker_core::ports::PluggedPorts;
 
 use super::*;
-use crate::drivers::{Driver, DriverFencing, EndSender, EndedInstance, Error, Wanted};
+use crate::drivers::{Driver, DriverFencing, EndSender, EndedInstance, Error, Standing, Wanted};
 use crate::gate::Permit;
 use crate::kinds::{ProbeAnswer, Protocol};
 use crate::offer::Offer;
@@ -103,6 +103,8 @@ struct RunnerWorld {
     newer: Mutex<Option<Token>>,
     probes_hang: AtomicBool,
     plugs: Mutex<Plugs>,
+    /// What the driver says of every instance.
+    standing: Mutex<Option<Standing>>,
     /// Somebody else answers where an instance did.
     foreign: AtomicBool,
     /// Instances whose ends are to be reported, and where.
@@ -122,6 +124,7 @@ impl RunnerWorld {
             newer: Mutex::default(),
             probes_hang: AtomicBool::new(false),
             plugs: Mutex::new(Plugs::Never),
+            standing: Mutex::default(),
             foreign: AtomicBool::new(false),
             watched: Mutex::default(),
         })
@@ -226,6 +229,18 @@ impl Driver for RunnerWorld {
 
     async fn is_alive(&self, appliance: ApplianceId, instance: &Instance) -> Option<bool> {
         self.foreign.load(Ordering::Relaxed).then(|| self.find(appliance).contains(instance))
+    }
+
+    async fn standing(&self, _: ApplianceId, _: &Instance) -> Option<Standing> {
+        self.standing.lock().expect("no panic").clone()
+    }
+
+    async fn expose(&self, permit: &Permit, instance: &Instance, _: &Desired) -> Result<(), Error> {
+        if self.standing.lock().expect("no panic").is_some() {
+            let _acting = self.act(permit)?;
+            self.note(format!("expose {}/{}", instance.ordinal, instance.attempt));
+        }
+        Ok(())
     }
 
     fn watch(&self, appliance: ApplianceId, instance: &Instance, ends: &EndSender) {
@@ -454,6 +469,27 @@ impl RunnerBench {
     async fn pass(&self, time: Duration) {
         tokio::time::sleep(time).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_driver_says_of_an_instance_explains_its_silence_and_says_where_it_is_probed() {
+    let mut bench = RunnerBench::new().await;
+    let at = |problem: Option<&str>, addresses| Standing { addresses, problem: problem.map(str::to_owned) };
+    let say = |world: &RunnerWorld, standing| *world.standing.lock().expect("no panic") = Some(standing);
+    let service = Some(([10, 0, 0, 1], 80).into());
+    let addresses = Addresses { service, ..Addresses::default() };
+    // It is not found where it has no address yet, so that its probes are not answered.
+    say(&bench.world, at(Some("Unschedulable: no node"), addresses));
+    bench.take(1, 1, desired(1, |_| {})).await;
+    let told = "instance 0 does not answer yet: Unschedulable: no node (connection refused)";
+    bench.status(|status| status.last_error.as_deref() == Some(told)).await;
+    if let Some(instance) = bench.world.instances.lock().expect("no panic").get_mut(&id(1)) {
+        instance[0].addresses = addresses;
+    }
+    say(&bench.world, at(None, addresses));
+    let status = bench.phase(Phase::Configured).await;
+    assert_eq!(status.instances[0].address, service);
+    assert_eq!(bench.world.calls(), ["boot 0/1", "expose 0/1", "configure 0/1 g1"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -174,6 +174,24 @@ async fn a_takeover_adopts_what_runs_and_costs_three_calls() {
 }
 
 #[tokio::test]
+async fn an_anchor_that_somebody_deleted_is_made_anew_of_what_runs() {
+    let world = World::new().await;
+    let (old, new) = (world.driver("old").await, world.driver("new").await);
+    let booted = boot(&old, &permit(1), &custom(), 3).await.expect("booted");
+    crate::world::eventually("the other worker hears of it", async || {
+        new.is_alive(A, &booted).await.filter(|alive| *alive)
+    })
+    .await;
+    world.api.remove("leases", &anchor());
+    new.claim(&permit(2)).await.expect("a newer token");
+    let found = new.observe(A).await.expect("observed");
+    assert_eq!((found.running.len(), found.attempts), (1, vec![(0, 3)]));
+    assert_eq!(world.api.all("pods")[0]["metadata"]["annotations"]["rug.dev/token"], "1/2");
+    is_fenced(destroy(&old, &permit(1), &booted).await);
+    assert_eq!(world.api.running(), [pod(3)]);
+}
+
+#[tokio::test]
 async fn an_anchor_that_others_have_spoilt_is_refused_and_nothing_is_done() {
     let world = World::new().await;
     let driver = world.driver("w").await;

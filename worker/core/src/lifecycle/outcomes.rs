@@ -29,6 +29,9 @@ impl Lifecycle {
         at: Occasion<'_>,
     ) -> AfterEvent {
         use {LifecycleStep as L, StepOutcome as O};
+        if matches!(step, L::Probe { .. }) {
+            self.troubles.in_doubt = matches!(outcome, O::Unclear(_));
+        }
         match (step, outcome) {
             (L::Observe, O::Observed(found)) => self.observed(found, at),
             (L::Boot { ordinal, attempt, .. }, O::Booted(instance))

@@ -75,7 +75,7 @@ impl Inner {
         }
         if !view.runs() || view.deleting.is_some() {
             // It never ran, has ended, or is about to; where something of it may still run that is waited for.
-            self.remove(permit, &view, 1).await?;
+            self.remove(permit, &view).await?;
             return Ok(Place::Free);
         }
         let (attempt, ordinal) = (entry.attempt, entry.ordinal);
@@ -118,7 +118,7 @@ impl Inner {
             if view.token.is_none() {
                 return Err(Error::Refused(format!("there is a pod {name} that is not Rug's")));
             }
-            self.remove(permit, &view, 1).await?;
+            self.remove(permit, &view).await?;
         }
         Err(Error::Failed(format!("there is a pod {name} each time that it is made")))
     }

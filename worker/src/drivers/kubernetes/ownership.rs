@@ -125,13 +125,36 @@ impl Inner {
             if let Some(own) = found.as_ref().filter(|anchor| anchor.token == permit.token()) {
                 return Ok(own.clone());
             }
-            let journal = found.as_ref().map(|anchor| anchor.journal.clone()).unwrap_or_default();
+            let journal = match &found {
+                Some(anchor) => anchor.journal.clone(),
+                None => self.journal_of_pods(permit.appliance())?,
+            };
             match self.write_anchor(permit, &journal, found.as_ref()).await? {
                 Some(written) => return Ok(written),
                 None => continue,
             }
         }
         Err(Error::Failed("claim: the anchor changed each time that it was read".into()))
+    }
+
+    /// The journal of an appliance without an anchor: of a new one it is empty. If somebody has deleted an anchor, what runs is found by the
+    /// watch, so that it is not started a second time.
+    fn journal_of_pods(&self, appliance: ApplianceId) -> Result<Journal, Error> {
+        let Some(views) = self.cache.all() else {
+            return Err(Error::Failed(self.cache.trouble().unwrap_or_default()));
+        };
+        let mut own: Vec<_> = views.into_iter().filter(|view| view.key.appliance == appliance && !view.gated).collect();
+        own.sort_by_key(|view| (view.runs(), view.key));
+        let found = own.iter().fold(Journal::default(), |journal, view| {
+            let (ordinal, attempt) = (view.key.ordinal, view.key.attempt);
+            let (uid, namespace) = (view.uid.clone(), view.namespace.clone());
+            journal.with(JournalInstance { ordinal, attempt, uid, namespace })
+        });
+        if !found.instances.is_empty() {
+            tracing::warn!(%appliance, pods = found.instances.len(), "the anchor was deleted: it is made anew from the pods there are");
+        }
+        let service = own.iter().find(|view| view.management_port.is_some()).map(|view| view.namespace.clone());
+        Ok(Journal { service, ..found })
     }
 
     /// Writes the anchor as it shall be in the place of what was read. `None` when it is another one by now.

@@ -19,9 +19,9 @@ use super::{Inner, failed};
 use crate::drivers::Error;
 use crate::gate::Permit;
 
-/// How much longer than its grace period the end of a pod is waited for, before that counts as a failure: its kubelet has to notice, to end it,
-/// and to say so.
-const SLACK: Duration = Duration::from_secs(30);
+/// How long the end of a pod is waited for, beside the time that its specification gives it to end, before that counts as a failure.
+/// Shorter than the lifecycle waits for the call, so that the reason is told; it then asks again.
+const WAIT: Duration = Duration::from_secs(45);
 /// Between two questions to the API while the watch says nothing.
 const ASK: Duration = Duration::from_secs(5);
 
@@ -40,7 +40,7 @@ impl Inner {
         let others = join_all(others.iter().map(|other| self.begin_end(permit, other, grace)));
         let (told, _) = tokio::join!(self.begin_end(permit, instance, grace), others);
         match told? {
-            Some(view) => self.wait_until_over(&view, grace).await,
+            Some(view) => self.wait_until_over(&view, stop.timeout.unwrap_or_default() + WAIT).await,
             None => Ok(()),
         }
     }
@@ -55,9 +55,9 @@ impl Inner {
     }
 
     /// Deletes a pod, and waits until nothing of it can run.
-    pub(super) async fn remove(&self, permit: &Permit, view: &PodView, grace: i64) -> Result<(), Error> {
-        match self.delete(permit, view.clone(), grace).await? {
-            Some(left) => self.wait_until_over(&left, grace).await,
+    pub(super) async fn remove(&self, permit: &Permit, view: &PodView) -> Result<(), Error> {
+        match self.delete(permit, view.clone(), pod::grace(&self.config, None)).await? {
+            Some(left) => self.wait_until_over(&left, WAIT).await,
             None => Ok(()),
         }
     }
@@ -109,8 +109,7 @@ impl Inner {
     }
 
     /// Waits until the API says that nothing of a pod can run.
-    async fn wait_until_over(&self, view: &PodView, grace: i64) -> Result<(), Error> {
-        let limit = Duration::from_secs(u64::try_from(grace).unwrap_or_default()) + SLACK;
+    async fn wait_until_over(&self, view: &PodView, limit: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + limit;
         let mut changes = self.cache.changes();
         let mut last = view.clone();
@@ -152,11 +151,11 @@ impl Inner {
             if view.runs() {
                 return Err(Error::Failed(format!("instance {} still runs", entry.ordinal)));
             }
-            self.remove(permit, &view, 1).await?;
+            self.remove(permit, &view).await?;
         }
         for view in self.cache.all().unwrap_or_default() {
             if view.key.appliance == appliance && !view.runs() {
-                self.remove(permit, &view, 1).await?;
+                self.remove(permit, &view).await?;
             }
         }
         if let Some(namespace) = &claimed.anchor.journal.service {

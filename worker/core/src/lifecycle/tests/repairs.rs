@@ -306,20 +306,24 @@ fn doubt_about_an_instance_counts_nothing_against_it() {
     bench.feed(LifecycleEvent::Tick);
     bench.feed(ended(StepOutcome::Answered(Details::default())));
     assert_eq!((bench.last.action, bench.life.status().phase), (None, Phase::Configured));
+    assert_eq!(bench.life.status().last_error, None);
 }
 
 #[test]
 fn where_an_instance_is_now_is_what_its_driver_says() {
     let d = balancer(1, 8_000);
     let mut bench = LifecycleBench::new(&d);
-    let pod = Instance { has_own_address: true, ..instance(0, 1, &d) };
+    let pod = |ordinal| Instance { has_own_address: true, ..instance(ordinal, 1, &d) };
     bench.feed(LifecycleEvent::Tick);
-    bench.feed(found(&[pod]));
+    bench.feed(found(&[pod(0), pod(1)]));
     let at = |port| Some(([10, 0, 0, 1], port).into());
     let addresses = Addresses { management: at(8_079), service: at(80) };
     bench.life.found_at(0, 2, Addresses { management: at(1), service: None });
     bench.life.found_at(0, 1, addresses);
-    bench.feed(ended(StepOutcome::Answered(Details::default())));
+    while let Some(LifecycleStep::Probe { ordinal }) = bench.last.action {
+        bench.life.found_at(ordinal, 1, addresses);
+        bench.feed(ended(StepOutcome::Answered(Details::default())));
+    }
     assert_eq!(bench.last.action, configure(0, 1));
     bench.feed(ended(StepOutcome::Configured));
     let known = bench.life.instance(0, None).map(|instance| instance.addresses);
