@@ -49,17 +49,20 @@ fn definition<T: JsonSchema>() -> Value {
 /// rustdoc.
 fn plain(schema: &mut Value) {
     match schema {
-        Value::Object(fields) => {
-            // A setting may be called `default` or `title`; schemas are told by what is in them.
-            if !fields.values().all(Value::is_object) || fields.is_empty() {
-                for of_rust in ["default", "title", "format"] {
-                    fields.remove(of_rust);
-                }
-                if let Some(Value::String(text)) = fields.get_mut("description") {
-                    *text = prose(text);
+        Value::Object(keywords) => {
+            for of_rust in ["default", "title", "format"] {
+                keywords.remove(of_rust);
+            }
+            if let Some(Value::String(text)) = keywords.get_mut("description") {
+                *text = prose(text);
+            }
+            for (keyword, value) in keywords {
+                match value {
+                    // Names of settings, which may be those of keywords.
+                    Value::Object(settings) if keyword == "properties" => settings.values_mut().for_each(plain),
+                    value => plain(value),
                 }
             }
-            fields.values_mut().for_each(plain);
         }
         Value::Array(items) => items.iter_mut().for_each(plain),
         _ => {}
