@@ -97,6 +97,9 @@ class Lab:
             self.volumes.start()
             if self.policies:
                 self.policies.start()
+        if self.names:
+            self.names.wait()
+        if self.nodes:
             self.times["nodes"] = time.monotonic() - start
         return self
 
@@ -120,6 +123,8 @@ class Lab:
         run(["ip", "link", "add", BRIDGE, "type", "bridge"])
         run(["ip", "address", "add", f"{control.GATEWAY}/24", "dev", BRIDGE])
         run(["ip", "link", "set", BRIDGE, "up"])
+        # Where a Service's address leads is decided by rules, but only for what has a way at all.
+        run(["ip", "route", "add", control.SERVICES, "dev", BRIDGE])
         pathlib.Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
 
     def apply_endpoint(self):

@@ -4,11 +4,10 @@ import json
 import urllib.request
 
 from control import ADMIN_TOKEN, DNS_SERVICE, GATEWAY
-from processes import Process, free_ports, run, until
+from processes import Ended, Process, free_ports, run, until
 
 COREFILE = """
 cluster.local:53 in-addr.arpa:53 {
-  bind @ADDRESS@
   errors
   ready @ADDRESS@:8181
   cache 2
@@ -61,7 +60,12 @@ class Names:
             with urllib.request.urlopen(f"http://{GATEWAY}:8181/ready", timeout=2) as answer:
                 return answer.status == 200
 
-        until(ready, 30, "CoreDNS is ready")
+            if not self.process.runs():
+                raise Ended("CoreDNS has ended:\n" + "\n".join(self.process.lines()[-5:]))
+            with urllib.request.urlopen(f"http://{GATEWAY}:8181/ready", timeout=2) as answer:
+                return answer.status == 200
+
+        until(ready, 60, "CoreDNS is ready")
 
 
 class Faults:
