@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// Settings of the client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct ClientConfig {
     /// File that says where the API server is and how to prove who one is. Without it, what `KUBECONFIG` names; without that, the
@@ -19,6 +20,7 @@ pub struct ClientConfig {
     /// How long one call may take, with every repetition of it. A watch has so long to begin. Longer is more patient with an API server under load, shorter tells sooner that it does not
     /// answer.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub request_timeout: Duration,
     /// Calls a second, over time. More changes a fleet faster, and loads the API server more.
     pub qps: NonZeroU32,
@@ -28,6 +30,7 @@ pub struct ClientConfig {
     pub in_flight: NonZeroU32,
     /// Longest wait that is done as the API server asks for (`Retry-After`); what is to wait longer fails.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub max_retry_after: Duration,
 }
 

@@ -9,6 +9,7 @@ const MAX_NAMESPACES: usize = 64;
 
 /// Settings of what is read from Kubernetes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Make appliances of the custom resources `Appliance` (`rug.dev/v1alpha1`).

@@ -16,6 +16,7 @@ const TENANT: &str = "{tenant}";
 
 /// Settings of the driver.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The client.
@@ -58,13 +59,16 @@ pub struct Config {
     pub service_type: String,
     /// How long instances may take to end, unless their specification says so.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub stop_grace: Duration,
     /// How long pods may not have been heard of before what is known of them counts as out of date. The API server says something
     /// about every minute.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub watch_stale_after: Duration,
     /// Age of pods that never were released to run, and that no anchor names, after which they are removed; 0 s to leave them.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
     pub orphan_age: Duration,
 }
 
