@@ -43,6 +43,7 @@ use crate::metrics;
 use crate::opening::Opening;
 use crate::record::{AuditFilter, AuditPart, MoveRecord, NumberedEvent, RebalanceRecord};
 use crate::sessions::{MAX_MESSAGE, Sessions};
+use crate::sources::custom_resources::CustomResources;
 use crate::state_dir::StateDir;
 use crate::store::{self, Store};
 use crate::tuning::Tuning;
@@ -225,6 +226,12 @@ impl Server {
 
         gauges::show(Arc::clone(&catalog), leading.clone(), config.metrics.per_worker);
         commands_in.show_queue();
+        let custom_resources = CustomResources::new(
+            &config.kubernetes,
+            commands_in.clone(),
+            Arc::clone(&catalog),
+            parts.coordinator.clone(),
+        );
         metrics::watch_queue("sessions", &sessions_in);
         let history: Arc<dyn History> = Arc::new(StoreHistory(parts.store.clone()));
         let services =
@@ -269,7 +276,8 @@ impl Server {
         };
         let embedded = config.coordination.is_embedded();
         let (store, candidate) = (parts.store, parts.candidate);
-        let terms = Terms { leader, store, candidate, embedded, leading: leading_in, trouble: trouble_in };
+        let (leading, trouble) = (leading_in, trouble_in);
+        let terms = Terms { leader, store, custom_resources, candidate, embedded, leading, trouble };
         let _state_dir = parts.state_dir;
         let server = Self { catalog, calls, metrics: served, closing, roles, stopping, _state_dir };
         Ok((server, Inputs { commands, sessions }, terms))

@@ -123,6 +123,8 @@ struct State {
     rebalances: BTreeMap<RebalanceId, Arc<RebalanceView>>,
     ring: Option<Arc<RingView>>,
     cluster: Option<Arc<ClusterView>>,
+    /// What sources tell people; the cluster is shown with it.
+    source_notes: Vec<String>,
     watchers: Watchers,
 }
 
@@ -163,6 +165,7 @@ impl State {
             rebalances: BTreeMap::new(),
             ring: None,
             cluster: None,
+            source_notes: Vec::new(),
             watchers: Watchers::new(config.watch_buffer),
         }
     }
@@ -248,6 +251,7 @@ impl Catalog {
         let former = {
             let mut state = self.write();
             fresh.cluster = state.cluster.take();
+            fresh.source_notes = std::mem::take(&mut state.source_notes);
             std::mem::replace(&mut *state, fresh)
         };
         // A million entries take a while to drop, which needs no lock.
@@ -329,9 +333,26 @@ impl Catalog {
     }
 
     /// Replaces what is said of the cluster as a whole.
-    pub fn set_cluster(&self, cluster: ClusterView) {
+    pub fn set_cluster(&self, mut cluster: ClusterView) {
         let mut state = self.write();
+        cluster.notes.extend_from_slice(&state.source_notes);
         state.cluster = Some(Arc::new(cluster));
+        state.watchers.cluster_changed();
+    }
+
+    /// Replaces what sources tell people.
+    pub(crate) fn set_source_notes(&self, notes: Vec<String>) {
+        let mut state = self.write();
+        let former = std::mem::replace(&mut state.source_notes, notes);
+        if former == state.source_notes {
+            return;
+        }
+        if let Some(cluster) = state.cluster.take() {
+            let mut cluster = Arc::unwrap_or_clone(cluster);
+            cluster.notes.truncate(cluster.notes.len().saturating_sub(former.len()));
+            cluster.notes.extend_from_slice(&state.source_notes);
+            state.cluster = Some(Arc::new(cluster));
+        }
         state.watchers.cluster_changed();
     }
 

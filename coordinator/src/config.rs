@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::grpc::{connections, watches};
 use crate::listen::{Listen, Listening};
+use crate::sources::custom_resources;
 use crate::{access, catalog, metrics, store};
 
 /// Everything that can be set, in `rug-coordinator.toml`, by `RUG_COORDINATOR_<SECTION>__<FIELD>`, or by flags.
@@ -43,6 +44,8 @@ pub struct Config {
     pub workers: WorkerLimits,
     /// What is kept in memory for readers.
     pub catalog: catalog::Config,
+    /// What is read from Kubernetes.
+    pub kubernetes: custom_resources::Config,
     /// How many connections are served, and for how long without calls.
     pub connections: connections::Config,
     /// How many watches are open at once.
@@ -85,6 +88,7 @@ impl Default for Config {
             machine: machine::Config::default(),
             workers: WorkerLimits::default(),
             catalog: catalog::Config::default(),
+            kubernetes: custom_resources::Config::default(),
             connections: connections::Config::default(),
             watches: watches::Config::default(),
             tls: tls::Config::default(),
@@ -111,6 +115,7 @@ impl Settings for Config {
         let mut found = self.own_violations();
         let sections = [
             ("metrics", self.metrics.validate()),
+            ("kubernetes", self.kubernetes.validate()),
             ("connections", self.connections.validate()),
             ("watches", self.watches.validate()),
             ("tls", self.tls.validate()),

@@ -120,6 +120,11 @@ fn start(meter: &Meter, view: &View, per_worker: bool) {
             to.observe(items, &[KeyValue::new("of", of)]);
         }
     });
+    many(&metric::RESOURCES, |_, to| {
+        for (state, resources) in metric::RESOURCE_STATES.into_iter().zip(metrics::present_resources().0) {
+            to.observe(resources, &[KeyValue::new("state", state)]);
+        }
+    });
     if per_worker {
         of_workers(meter, view);
     }
@@ -136,6 +141,8 @@ fn numbers(meter: &Meter, view: &View) {
         });
     };
     one(&metric::STREAMS, |_| metrics::open_streams());
+    one(&metric::ORPHANS, |_| metrics::present_resources().1);
+    one(&metric::RESOURCES_WAITING, |_| metrics::present_resources().2);
     one(&metric::TERM, |c| c.cluster.term.get());
     one(&metric::COORDINATORS, |c| c.cluster.leader.coordinators.len() as u64);
     one(&metric::UNOWNED_APPLIANCES, |c| c.cluster.unowned.appliances);

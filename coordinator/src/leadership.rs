@@ -29,6 +29,7 @@ use crate::leader_tasks::{EarlyEnd, LeaderTasks};
 use crate::metrics;
 use crate::opening::Opening;
 use crate::sessions::Input;
+use crate::sources::custom_resources::CustomResources;
 use crate::store::Store;
 
 /// How long a term lasts at least when the one before was ended by a worker that had met a higher one: the first such wait
@@ -54,6 +55,8 @@ pub struct Terms {
     pub leader: LeaderSetup,
     /// The store. Nobody campaigns before it is open.
     pub store: Opening,
+    /// What makes appliances of custom resources, if anything does.
+    pub custom_resources: Option<CustomResources>,
     /// How it is elected.
     pub candidate: Arc<dyn Candidate>,
     /// The coordinator itself is the authority, and the only one.
@@ -316,6 +319,9 @@ impl Terms {
         });
         let store = store.clone();
         tasks.spawn("retention", EarlyEnd::TermGoesOn, |over| retention::run(store, over));
+        if let Some(source) = self.custom_resources.clone() {
+            tasks.spawn("custom resources", EarlyEnd::TermGoesOn, |over| source.run(over));
+        }
         tasks
     }
 

@@ -28,6 +28,7 @@ pub mod metrics;
 mod opening;
 pub mod record;
 mod sessions;
+mod sources;
 mod state_dir;
 pub mod store;
 mod tuning;

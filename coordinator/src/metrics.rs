@@ -96,6 +96,9 @@ static BACKLOG: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 /// Connections that have a place, and how many may have one.
 static CONNECTIONS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 
+/// Custom resources by state, and appliances without one; then those that wait.
+static RESOURCES: [AtomicU64; 7] = [const { AtomicU64::new(0) }; 7];
+
 /// Every metric of this binary beside those of every process, for the page about them.
 #[must_use]
 pub fn reference() -> [&'static MetricGroup; 2] {
@@ -115,6 +118,53 @@ pub(crate) fn start_looks(meter: &Meter, queues: &QueueWatch) {
     metric::CONNECTIONS.look(meter, |to| to.observe(CONNECTIONS[0].load(Ordering::Relaxed), &[]));
     metric::CONNECTIONS_LIMIT.look(meter, |to| to.observe(CONNECTIONS[1].load(Ordering::Relaxed), &[]));
     queues.start(meter, &metric::QUEUE_DEPTH, &metric::QUEUE_CAPACITY);
+}
+
+/// How many custom resources there are, by what became of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ResourceCounts {
+    pub(crate) pending: u64,
+    pub(crate) refused: u64,
+    pub(crate) not_ready: u64,
+    pub(crate) ready: u64,
+    pub(crate) deleting: u64,
+    /// Appliances that are managed by one that does not exist.
+    pub(crate) orphans: u64,
+}
+
+/// So many custom resources there are.
+pub(crate) fn resources(counts: &ResourceCounts) {
+    let ResourceCounts { pending, refused, not_ready, ready, deleting, orphans } = *counts;
+    for (shown, count) in RESOURCES.iter().zip([pending, refused, not_ready, ready, deleting, orphans]) {
+        shown.store(count, Ordering::Relaxed);
+    }
+}
+
+/// So many custom resources wait to be looked at.
+pub(crate) fn resources_waiting(waiting: usize) {
+    RESOURCES[6].store(waiting as u64, Ordering::Relaxed);
+}
+
+/// Numbers of custom resources by state, of orphans, and of those that wait.
+pub(crate) fn present_resources() -> ([u64; 5], u64, u64) {
+    let all = RESOURCES.each_ref().map(|count| count.load(Ordering::Relaxed));
+    let [pending, refused, not_ready, ready, deleting, orphans, waiting] = all;
+    ([pending, refused, not_ready, ready, deleting], orphans, waiting)
+}
+
+/// A custom resource was looked at.
+pub(crate) fn reconciled(outcome: &'static str, took: Duration) {
+    INSTRUMENTS.reconciled.record(took.as_secs_f64(), &[KeyValue::new("outcome", outcome)]);
+}
+
+/// A watch of custom resources begins anew.
+pub(crate) fn watch_restarted(reason: &'static str) {
+    INSTRUMENTS.watch_restarts.add(1, &[KeyValue::new("reason", reason)]);
+}
+
+/// An event about a custom resource was told, or could not be.
+pub(crate) fn event_sent(sent: bool) {
+    INSTRUMENTS.resource_events.add(1, &[KeyValue::new("outcome", if sent { "sent" } else { "failed" })]);
 }
 
 /// Shows how full a queue is.

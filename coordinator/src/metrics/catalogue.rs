@@ -32,6 +32,8 @@ const CAUSE: Label = Label::listed("cause", || RebalanceCause::NAMES.into_iter()
 const KIND: Label = Label::listed("kind", || KindName::ALL.iter().map(|kind| kind.as_str()).collect());
 const DRIVER: Label = Label::open("driver", "names of drivers that workers offer, at most 32, and `other`");
 const WORKER: Label = Label::open("worker", "names of workers, at most 1,000, the first by name");
+/// What became of custom resources.
+pub(crate) const RESOURCE_STATES: [&str; 5] = ["pending", "refused", "not_ready", "ready", "deleting"];
 const WRITTEN: Label = Label::fixed("outcome", &["committed", "conflict", "busy", "unavailable", "deposed", "failed"]);
 
 metric_group! {
@@ -84,6 +86,15 @@ metric_group! {
          worker, appliances that a worker owns against the table. All are 0 at rest.")
         .by(&[Label::fixed("of", &["writes", "retries", "unsent", "conflicts"])]);
     STREAMS = Metric::gauge("rug.streams", Unit::Things("{stream}"), "Streams of workers that are open.");
+    RESOURCES = Metric::gauge(
+        "rug.kubernetes.resources", Unit::Things("{resource}"),
+        "Custom resources `Appliance` by what became of them: not looked at yet, refused, accepted but not ready, ready, to be deleted.")
+        .by(&[Label::fixed("state", &RESOURCE_STATES)]);
+    ORPHANS = Metric::gauge(
+        "rug.kubernetes.orphans", Unit::Things("{appliance}"),
+        "Appliances that are managed by a custom resource which does not exist.");
+    RESOURCES_WAITING = Metric::gauge(
+        "rug.kubernetes.waiting", Unit::Things("{resource}"), "Custom resources that wait to be looked at, or are.");
     WORKER_APPLIANCES = Metric::gauge(
         "rug.worker.appliances", Unit::Things("{appliance}"), "Appliances that a worker is granted.").by(&[WORKER]);
     WORKER_HEALTHY = Metric::gauge("rug.worker.healthy", Unit::None, "1 while a worker is healthy.").by(&[WORKER]);
@@ -183,6 +194,17 @@ metric_group! {
     WATCHES_LAGGED = Metric::counter(
         "rug.watches.lagged", Unit::Things("{watch}"),
         "Watches that ended because changes came faster than they were read; their clients watch again.");
+    RECONCILED = Metric::histogram(
+        "rug.kubernetes.reconcile_duration", Unit::Seconds, LONG,
+        "How long looking at a custom resource took, by what it came to: nothing to do, something changed, refused, failed, gone.")
+        .by(&[Label::fixed("outcome", &["unchanged", "changed", "refused", "failed", "gone"])]);
+    WATCH_RESTARTS = Metric::counter(
+        "rug.kubernetes.watch_restarts", Unit::Things("{restart}"),
+        "Times a watch of custom resources was begun anew: the definition is missing, the version expired, it is not allowed, or it failed.")
+        .by(&[Label::fixed("reason", &["no_definition", "expired", "forbidden", "failed"])]);
+    RESOURCE_EVENTS = Metric::counter(
+        "rug.kubernetes.events", Unit::Things("{event}"), "Events told about refused custom resources.")
+        .by(&[Label::fixed("outcome", &["sent", "failed"])]);
     CONNECTIONS = Metric::gauge("rug.connections", Unit::Things("{connection}"), "Connections that have a place.");
     CONNECTIONS_LIMIT = Metric::gauge("rug.connections.limit", Unit::Things("{connection}"), "Connections that may have one.");
     CONNECTIONS_REFUSED = Metric::counter(

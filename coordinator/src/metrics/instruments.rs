@@ -46,6 +46,9 @@ pub struct Instruments {
     pub(super) calls: Histogram<f64>,
     pub(super) watches_lagged: Counter<u64>,
     pub(super) connections_refused: Counter<u64>,
+    pub(super) reconciled: Histogram<f64>,
+    pub(super) watch_restarts: Counter<u64>,
+    pub(super) resource_events: Counter<u64>,
 }
 
 impl Instruments {
@@ -79,6 +82,9 @@ impl Instruments {
             calls: metric::CALLS.distribution(meter),
             watches_lagged: metric::WATCHES_LAGGED.count(meter),
             connections_refused: metric::CONNECTIONS_REFUSED.count(meter),
+            reconciled: metric::RECONCILED.distribution(meter),
+            watch_restarts: metric::WATCH_RESTARTS.count(meter),
+            resource_events: metric::RESOURCE_EVENTS.count(meter),
         }
     }
 

@@ -166,6 +166,15 @@ pub const SPANS: &[SpanKindDoc] = &[
         attributes: &["rpc.system", "worker"],
         about: "The lease of a worker is taken away in ZooKeeper.",
     },
+    SpanKindDoc {
+        name: "reconcile custom resource",
+        programs: COORDINATOR,
+        parent: "none",
+        kind: "internal",
+        attributes: &["resource", "generation", "outcome"],
+        about: "A custom resource that is not as it should be is looked at: its finalizer is set, its appliance changed, its status shown. \
+                The change of the appliance is below it, and so are calls of the API server.",
+    },
 ];
 
 /// Whether `name` is what a pattern stands for: `*` is any text without `/`.
