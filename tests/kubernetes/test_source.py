@@ -32,7 +32,7 @@ def programs():
     return max(found, key=lambda folder: (folder / "rug-coordinator").stat().st_mtime)
 
 
-def appliance(name, namespace="shop", annotations=None, **spec):
+def appliance(name, /, namespace="shop", annotations=None, **spec):
     """A custom resource; its appliance runs nowhere but in memory."""
     spec = {"kind": "custom", "driver": "simulated", "probe_interval": "5s", "spec": {"command": "sleep", "probe": "process"}, **spec}
     metadata = {"name": name, "namespace": namespace, "annotations": annotations or {}}
@@ -150,6 +150,8 @@ class Source(LabCase):
         strict = json.dumps(appliance("bad", replica=2))
         with self.assertRaisesRegex(Failure, 'unknown field "spec.replica"'):
             self.lab.kubectl("create", "--validate=strict", "-f", "-", given=strict)
+        example = REPOSITORY / "docs/examples/kubernetes/appliance.yaml"
+        self.lab.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", given=example.read_text())
         self.lab.apply(appliance("web"))
         with self.assertRaisesRegex(Failure, "driver cannot change"):
             self.lab.apply(appliance("web", driver="process"))

@@ -92,6 +92,8 @@ struct ApplianceSpec {
     /// Network ports of every instance, where the driver plugs ports.
     #[schemars(length(max = 64))]
     ports: Option<Vec<NetworkPort>>,
+    /// Template of pods, where the driver makes pods: metadata and spec, as in a PodTemplateSpec. Checked by Rug.
+    pod: Option<AnyMapping>,
     /// What the kind needs: `listeners` of a loadbalancer, the rest of a custom appliance.
     spec: KindFields,
 }
@@ -131,8 +133,8 @@ struct KindFields {
     /// Of a loadbalancer: where it listens, and where it forwards to.
     #[schemars(length(max = 256))]
     listeners: Option<Vec<Listener>>,
-    /// Of a custom appliance: what is run, a path or a name in the worker's PATH.
-    #[schemars(length(min = 1, max = 4096))]
+    /// Of a custom appliance: what is run, a path or a name in the worker's PATH; empty where the image says it.
+    #[schemars(length(max = 4096))]
     command: Option<String>,
     /// Arguments; {port}, {ordinal}, {name} and {id} are replaced.
     #[schemars(length(max = 256))]
@@ -177,6 +179,12 @@ struct KindFields {
 #[allow(dead_code, reason = "only its schema is used")]
 #[schemars(transparent, extend("x-kubernetes-preserve-unknown-fields" = true))]
 struct Anything(Value);
+
+/// A mapping that is looked at elsewhere.
+#[derive(JsonSchema)]
+#[allow(dead_code, reason = "only its schema is used")]
+#[schemars(transparent, extend("type" = "object", "x-kubernetes-preserve-unknown-fields" = true))]
+struct AnyMapping(Value);
 
 /// Where a load balancer listens.
 #[derive(JsonSchema)]

@@ -194,10 +194,17 @@ pub(super) fn shown_fields(violations: Vec<FieldViolation>) -> Vec<FieldViolatio
 
 /// Whoever copied what was shown to somebody who sees no secrets would overwrite them.
 fn hidden(update: &ApplianceUpdate) -> Option<FieldViolation> {
-    let KindSpec::Custom(custom) = &update.patch.spec.as_ref()?.kind else { return None };
-    let (name, _) = custom.env.iter().find(|(_, value)| *value == HIDDEN)?;
-    let problem = "stands for a value that was hidden from its reader; give the value itself";
-    Some(FieldViolation::new(format!("spec.spec.env.{name}"), problem))
+    let spec = update.patch.spec.as_ref()?;
+    let variable = match &spec.kind {
+        KindSpec::Custom(custom) => custom.env.iter().find(|(_, value)| *value == HIDDEN),
+        KindSpec::Loadbalancer(_) => None,
+    };
+    let in_pod = || spec.pod.as_ref().filter(|pod| pod.as_str().contains(&format!("\"{HIDDEN}\"")));
+    let field = match variable {
+        Some((name, _)) => format!("spec.spec.env.{name}"),
+        None => in_pod().map(|_| "spec.pod".to_owned())?,
+    };
+    Some(FieldViolation::new(field, "stands for a value that was hidden from its reader; give the value itself"))
 }
 
 /// JSON as the reader of documents takes it. There are no lines.

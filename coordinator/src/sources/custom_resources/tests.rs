@@ -58,6 +58,7 @@ fn record(id: u128, command: &str, managed_by: Option<&str>) -> Record {
             timing: Timing::default(),
             image: None,
             ports: vec![],
+            pod: None,
             kind: KindSpec::Custom(custom),
         },
         generation: Generation::new(1),
