@@ -326,7 +326,7 @@ if LabCase:
                 objects = [one for one in render(values) if not one["apiVersion"].startswith(FOREIGN)]
                 listed = {"apiVersion": "v1", "kind": "List", "items": objects}
                 with self.subTest(values=title(values)):
-                    words = ["apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-"]
+                    words = ["apply", "--server-side", "--dry-run=server", "--validate=strict", "--warnings-as-errors", "-f", "-"]
                     said = self.lab.kubectl(*words, given=json.dumps(listed))
                     self.assertEqual(said.count("(server dry run)"), len(objects), said)
 
@@ -342,7 +342,7 @@ if LabCase:
     class Installed(LabCase):
         """On real nodes, with the defaults of the chart."""
 
-        OPTIONS = {"nodes": 3, "policies": True}
+        OPTIONS = {"nodes": 3}
 
         @classmethod
         def setUpClass(cls):
