@@ -326,7 +326,7 @@ if LabCase:
                 objects = [one for one in render(values) if not one["apiVersion"].startswith(FOREIGN)]
                 listed = {"apiVersion": "v1", "kind": "List", "items": objects}
                 with self.subTest(values=title(values)):
-                    words = ["apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-"]
+                    words = ["apply", "--server-side", "--dry-run=server", "--validate=strict", "--warnings-as-errors", "-f", "-"]
                     said = self.lab.kubectl(*words, given=json.dumps(listed))
                     self.assertEqual(said.count("(server dry run)"), len(objects), said)
 
@@ -340,7 +340,7 @@ if LabCase:
 
     @unittest.skipUnless(IMAGE.exists() and os.environ.get("RUG_LAB_ROOT") == "1", f"needs nodes, and {IMAGE} (make image WITH=archive)")
     class Installed(LabCase):
-        """On real nodes, with the defaults of the chart."""
+        """On real nodes, with the defaults of the chart, where network policies and the restricted standard hold."""
 
         OPTIONS = {"nodes": 3, "policies": True}
 
@@ -371,6 +371,20 @@ if LabCase:
 
             return until(ready, seconds, f"{coordinators} coordinators and {workers} workers are ready")
 
+        def caller(self, name, labels):
+            """A pod that calls the API with the administrator's certificate."""
+            test = next(template for where, template in pods(render(overrides={"worker.config.drivers": [DRIVER]})) if where.startswith("Pod/"))
+            spec = {**test["spec"], "initContainers": [], "volumes": [one for one in test["spec"]["volumes"] if one["name"] == "tls"]}
+            (step,) = spec["containers"]
+            mounts = [one for one in step["volumeMounts"] if one["name"] == "tls"]
+            spec["containers"] = [{**step, "command": ["rugctl", "list", "--timeout", "8s"], "volumeMounts": mounts}]
+            return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "rug", "labels": labels}, "spec": spec}
+
+        def phase(self, name, seconds=60):
+            """How a pod ended."""
+            ended = lambda: (phase := self.lab.get("pod", name, "rug")["status"].get("phase")) in ("Succeeded", "Failed") and phase
+            return until(ended, seconds, f"pod {name} ends")
+
         def test_the_defaults_install_upgrade_scale_and_roll_back(self):
             start = time.monotonic()
             self.lab.helm("install", *self.words(), "--wait", "--timeout", "180s")
@@ -378,6 +392,10 @@ if LabCase:
             print(f"ready {time.monotonic() - start:.0f} s after helm install", flush=True)
             self.assertLess(time.monotonic() - start, 180)
             self.lab.helm("test", "rug", "--namespace", "rug", "--timeout", "120s")
+
+            # Who has a certificate and not the label is kept out by the network policy.
+            self.apply(self.caller("client", {"rug-client": "true"}), self.caller("stranger", {}))
+            self.assertEqual((self.phase("client"), self.phase("stranger")), ("Succeeded", "Failed"))
 
             # A setting of workers rolls workers, one after the other, and no coordinator.
             self.lab.helm("upgrade", *self.words(**{"worker.config.session.retry_cap": "1s"}))
