@@ -23,11 +23,22 @@ fn json(value: WireValue) -> Value {
     match value.kind {
         None | Some(Kind::NullValue(_)) => Value::Null,
         Some(Kind::BoolValue(value)) => Value::Bool(value),
-        Some(Kind::NumberValue(value)) => serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number),
+        Some(Kind::NumberValue(value)) => number(value),
         Some(Kind::StringValue(text)) => Value::String(text),
         Some(Kind::ListValue(list)) => Value::Array(list.values.into_iter().map(json).collect()),
         Some(Kind::StructValue(object)) => json_from_struct(object),
     }
+}
+
+/// A number as it was before Protobuf made it one of floating point.
+fn number(value: f64) -> Value {
+    /// Up to here every whole number is one of floating point.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    if value.fract() == 0.0 && value.abs() <= EXACT {
+        #[expect(clippy::cast_possible_truncation, reason = "whole, and in range")]
+        return (value as i64).into();
+    }
+    serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number)
 }
 
 fn wire(value: &Value) -> WireValue {
@@ -77,6 +88,7 @@ mod tests {
             "metadata": {"labels": {"a": "b"}},
             "spec": {"priority": 5, "hostNetwork": false, "x": null, "volumes": [{"name": "v", "emptyDir": {}}], "y": 0.5},
         });
+        assert_eq!(struct_from_json(&value).map(json_from_struct), Some(value.clone()), "whole numbers stay whole");
         let template = PodTemplate::new(&value).expect("valid");
         let mut found = Violations::default();
         assert_eq!(read_pod(pod_to_wire(&template), "spec", &mut found), Some(template));

@@ -147,14 +147,21 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let state = rest::RestState::open(folder.clone(), config.name, closed, Arc::clone(&balancer), config.predecessor)?;
     let router = rest::router(Arc::clone(&state), secret);
     // Before it says where it listens: whoever knows it can rely on that.
-    let handover = HandoverSocket::open(&folder)?;
+    // An instance in a container of its own has no successor beside it.
+    let handover = if config.contained { None } else { Some(HandoverSocket::open(&folder)?) };
+    let successor = async {
+        match &handover {
+            Some(handover) => handover.successor(&state, &balancer).await,
+            None => std::future::pending().await,
+        }
+    };
     folder.write_atomic(MANAGEMENT_FILE, format!("{address}\n").as_bytes()).context("cannot say where it listens")?;
     tracing::info!(%address, "serving the management address");
     let successor = tokio::select! {
         () = server::serve(management, router, closed) => None,
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
-        successor = handover.successor(&state, &balancer) => Some(successor),
+        successor = successor => Some(successor),
     };
     tracing::info!(open = balancer.open(), handed_over = successor.is_some(), "draining");
     let left = match successor {
