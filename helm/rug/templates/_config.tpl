@@ -8,20 +8,14 @@ count something refuse; this one writes numbers as they are.
 {{- range $key := keys $of | sortAlpha -}}
 {{- $value := index $of $key -}}
 {{- if not (or (kindIs "map" $value) (include "rug.isTables" $value) (kindIs "invalid" $value)) }}
-{{ $key }} = {{ toJson $value }}
+{{ include "rug.tomlKey" $key }} = {{ toJson $value }}
 {{- end -}}
 {{- end -}}
 {{- range $key := keys $of | sortAlpha -}}
 {{- $value := index $of $key -}}
-{{- $below := ternary $key (printf "%s.%s" $path $key) (eq $path "") -}}
-{{- if eq $key "headers" }}
-{{/* Names of headers are not those of settings. */}}
-
-[{{ $below }}]
-{{- range $name, $text := $value }}
-{{ $name | quote }} = {{ toJson $text }}
-{{- end }}
-{{- else if kindIs "map" $value }}
+{{- $name := include "rug.tomlKey" $key -}}
+{{- $below := ternary $name (printf "%s.%s" $path $name) (eq $path "") -}}
+{{- if kindIs "map" $value }}
 
 [{{ $below }}]
 {{- include "rug.toml" (dict "of" $value "path" $below) }}
@@ -33,6 +27,11 @@ count something refuse; this one writes numbers as they are.
 {{- end }}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Names of headers, labels and tenants can have characters that names of settings have not. */}}
+{{- define "rug.tomlKey" -}}
+{{- if regexMatch "^[A-Za-z0-9_-]+$" . }}{{ . }}{{ else }}{{ toJson . }}{{ end -}}
 {{- end -}}
 
 {{- define "rug.isTables" -}}
