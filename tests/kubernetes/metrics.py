@@ -115,7 +115,7 @@ class Adapter:
     def answer(self, request):
         """Answers one request of the API server."""
         path = urllib.parse.urlsplit(request.path)
-        found = POD_METRIC.match(path.path)
+        found = POD_METRIC.match(urllib.parse.unquote(path.path))
         if found is None:
             content = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": f"{GROUP}/v1beta2", "resources": []}
         else:
@@ -161,6 +161,7 @@ class Server:
             "--kubelet-insecure-tls",
             "--kubelet-preferred-address-types=InternalIP",
             "--metric-resolution=10s",
+            "--kubelet-request-timeout=5s",
         ]
         self.process = Process("metrics-server", command, lab.control.logs / "metrics-server.log")
 

@@ -1,6 +1,7 @@
 """The laboratory itself: what the other tests build on has to be as in a real cluster."""
 
 import os
+import socket
 import unittest
 
 import control
@@ -364,6 +365,10 @@ class Simulation(LabCase):
         until(lambda: self.lab.get("deployment", "many")["status"].get("readyReplicas") == 1000, 180, "all are ready", 1)
         addresses = {one["status"]["podIP"] for one in self.lab.list("pods", "default")}
         self.assertEqual(len(addresses), 1000)
+        with socket.create_server(("0.0.0.0", 0)) as responder:
+            for address in addresses:
+                socket.create_connection((address, responder.getsockname()[1]), 2).close()
+                responder.accept()[0].close()
 
 
 @unittest.skipIf(QUICK or control.oldest() is None, "the oldest API server is not built (tests/kubernetes/build oldest)")
