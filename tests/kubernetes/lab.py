@@ -43,8 +43,8 @@ class Lab:
     """A cluster. Everything is ended and removed when its `with` block is left.
 
     `nodes` is the number of real nodes; `faults` puts the fault proxy in front of the API server for all pods, and for `faulty_kubeconfig`;
-    `simulated` runs kwok; `policies` enforces NetworkPolicies. `api`, `controllers` and `scheduler` are dictionaries of further flags, `kubelet` of further settings.
-    `api_binaries` is the folder of another API server.
+    `simulated` runs kwok; `policies` enforces NetworkPolicies. `api`, `controllers` and `scheduler` are dictionaries of further flags, `kubelet`
+    of further settings. `api_binaries` is the folder of another API server.
     """
 
     def __init__(self, nodes=0, faults=False, simulated=False, policies=False, binaries=None, kubelet=None, **options):
