@@ -16,6 +16,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARIES = pathlib.Path(os.environ.get("RUG_TEST_BIN_DIR", ROOT / "target/debug"))
 
 
+def image():
+    """The archive of the image; `make image WITH=archive` makes it."""
+    return pathlib.Path(os.environ.get("RUG_IMAGE") or ROOT / "target/image/rug.tar")
+
+
 def appliance(name, **fields):
     """A document of an appliance that listens at a port, made of the laboratory's own image."""
     return {

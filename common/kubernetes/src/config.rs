@@ -17,8 +17,9 @@ pub struct ClientConfig {
     pub kubeconfig: PathBuf,
     /// Context in that file; its current one when empty. Not for service accounts.
     pub context: String,
-    /// How long one call may take, with every repetition of it. A watch has so long to begin. Longer is more patient with an API server under load, shorter tells sooner that it does not
-    /// answer.
+    /// How long one call may take, with every repetition of it. A watch has so long to begin. Longer is more patient with an API server
+    /// under load, shorter tells sooner that it does not answer. Of a worker, less than what its lifecycle waits for a look
+    /// (`observe_timeout`).
     #[serde(with = "humantime_serde")]
     #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
     pub request_timeout: Duration,
@@ -26,7 +27,7 @@ pub struct ClientConfig {
     pub qps: NonZeroU32,
     /// Calls that may be made at once after a quiet time, before `qps` holds.
     pub burst: NonZeroU32,
-    /// Calls that may be under way at a time, beside watches.
+    /// Calls that may be under way at a time, beside lists and watches, which are counted for themselves: 10 at most.
     pub in_flight: NonZeroU32,
     /// Longest wait that is done as the API server asks for (`Retry-After`); what is to wait longer fails.
     #[serde(with = "humantime_serde")]
@@ -40,7 +41,7 @@ impl Default for ClientConfig {
         Self {
             kubeconfig: PathBuf::new(),
             context: String::new(),
-            request_timeout: Duration::from_secs(15),
+            request_timeout: Duration::from_secs(8),
             qps: number(50),
             burst: number(100),
             in_flight: number(64),

@@ -33,12 +33,15 @@ pub struct Connection {
     pub namespace: String,
     /// Address of the API server, for logs.
     pub server: String,
+    /// This process runs in a pod, and acts as its service account.
+    pub in_pod: bool,
 }
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { client: _, namespace, server } = self;
-        f.debug_struct("Connection").field("namespace", namespace).field("server", server).finish()
+        let Self { client: _, namespace, server, in_pod } = self;
+        let mut shown = f.debug_struct("Connection");
+        shown.field("namespace", namespace).field("server", server).field("in_pod", in_pod).finish()
     }
 }
 
@@ -47,7 +50,7 @@ impl std::fmt::Debug for Connection {
 /// # Errors
 /// [`SetupError`].
 pub async fn connect(config: &ClientConfig) -> Result<Connection, SetupError> {
-    let found = find(config).await?;
+    let (found, in_pod) = find(config).await?;
     let policy = Policy::new(config, &found.cluster_url);
     let server = found.cluster_url.to_string();
     let namespace = found.default_namespace.clone();
@@ -61,19 +64,20 @@ pub async fn connect(config: &ClientConfig) -> Result<Connection, SetupError> {
         .map_err(BoxError::from)
         .service(hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector));
     let client = kube::Client::new(service, namespace.clone());
-    Ok(Connection { client, namespace, server })
+    Ok(Connection { client, namespace, server, in_pod })
 }
 
-async fn find(config: &ClientConfig) -> Result<kube::Config, SetupError> {
+/// What says where the API server is, and whether that is a service account.
+async fn find(config: &ClientConfig) -> Result<(kube::Config, bool), SetupError> {
     let context = (!config.context.is_empty()).then(|| config.context.clone());
     let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
     if !config.kubeconfig.as_os_str().is_empty() {
         let file = Kubeconfig::read_from(&config.kubeconfig)?;
-        return Ok(kube::Config::from_custom_kubeconfig(file, &options).await?);
+        return Ok((kube::Config::from_custom_kubeconfig(file, &options).await?, false));
     }
     let in_pod = env::var_os("KUBERNETES_SERVICE_HOST").is_some();
     if in_pod && env::var_os("KUBECONFIG").is_none_or(|path| path.is_empty()) {
-        return Ok(kube::Config::incluster()?);
+        return Ok((kube::Config::incluster()?, true));
     }
-    Ok(kube::Config::from_kubeconfig(&options).await?)
+    Ok((kube::Config::from_kubeconfig(&options).await?, false))
 }

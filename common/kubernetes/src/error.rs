@@ -4,6 +4,7 @@ use common::text::clip;
 use kube::core::Status;
 
 use crate::policy::DeadlineExceeded;
+use crate::throttle::NoTurn;
 
 /// Longest message that is kept of what the API server says, in bytes.
 pub const MAX_MESSAGE: usize = 1_024;
@@ -32,7 +33,7 @@ pub enum Error {
     /// The API server, or a policy that it asks, does not take the object. Nothing was done.
     #[error("refused: {0}")]
     Invalid(String),
-    /// The API server had no time for it. Nothing was done.
+    /// The API server had no time for it, or this client has too many calls to make. Nothing was done.
     #[error("throttled: {0}")]
     Throttled(String),
     /// The API server did not do it, or could not say whether it did.
@@ -87,7 +88,10 @@ impl Error {
             (409, _) => Self::Conflict(text),
             (404, _) => Self::NotFound(text),
             (410, _) => Self::Expired(text),
-            (401, _) => Self::Forbidden(text),
+            // The version is one of before the data of the API server were put back to an older copy.
+            (504, _) if text.contains("Too large resource version") => Self::Expired(text),
+            // Of an account that is known: a token that has ended, or an authenticator that is away. The next token may do.
+            (401, _) => Self::Unavailable(text),
             (403, _) if text.contains("exceeded quota") => Self::Quota(text),
             // Roles are spoken of so; what else is forbidden, a policy forbids.
             (403, _) if text.contains("User \"") && text.contains(" cannot ") => Self::Forbidden(text),
@@ -110,6 +114,7 @@ impl From<&kube::Error> for Error {
             kube::Error::Api(status) => Self::of_status(status),
             kube::Error::Service(error) => match error.downcast_ref::<DeadlineExceeded>() {
                 Some(late) => Self::TimedOut(late.to_string()),
+                None if error.is::<NoTurn>() => Self::Throttled(NoTurn.to_string()),
                 None => Self::NoAnswer(format!("no connection to the API server: {}", innermost(error.as_ref()))),
             },
             kube::Error::HyperError(error) => {
@@ -148,6 +153,9 @@ mod tests {
         assert!(matches!(of(409, "AlreadyExists", "x"), Error::AlreadyExists(_)));
         assert!(matches!(of(409, "Conflict", "x"), Error::Conflict(_)));
         assert!(matches!(of(410, "Expired", "x"), Error::Expired(_)));
+        assert!(matches!(of(504, "Timeout", "Too large resource version: 9, current: 5"), Error::Expired(_)));
+        assert!(matches!(of(504, "Timeout", "x"), Error::Unavailable(_)));
+        assert!(matches!(of(401, "Unauthorized", "x"), Error::Unavailable(_)));
         assert_eq!(of(500, "InternalError", ""), Error::Unavailable("status 500 InternalError".to_owned()));
         let Error::Invalid(text) = of(422, "Invalid", &"é".repeat(MAX_MESSAGE)) else { panic!("refused") };
         assert_eq!(text.len(), MAX_MESSAGE);

@@ -4,6 +4,7 @@
 //! A call that changes something is made again only after 429, by which the API server says that it did nothing. Whatever else was not
 //! answered may have taken effect, and its caller has to find out.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -24,7 +25,7 @@ use tracing::{Instrument as _, Span, field, info_span};
 use crate::config::ClientConfig;
 use crate::metrics;
 use crate::request::ApiCall;
-use crate::throttle::Throttle;
+use crate::throttle::{NoTurn, Throttle};
 
 type Bytes = <Body as http_body::Body>::Data;
 /// The body of an answer: whole, or that of a watch.
@@ -32,6 +33,8 @@ type Answered = Response<UnsyncBoxBody<Bytes, BoxError>>;
 
 /// Largest answer, in bytes. A page of 500 pods has some 5 MB.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
+/// Lists a second, and at once, at most.
+const LISTS: NonZeroU32 = NonZeroU32::new(10).expect("not 0");
 /// How often a call that only reads is repeated after an answer that says nothing, or none.
 const REPEATS: u32 = 4;
 /// Mean wait before the first repetition; doubles with each.
@@ -46,10 +49,24 @@ pub(crate) struct DeadlineExceeded(pub(crate) Duration);
 struct Shared {
     deadline: Duration,
     max_retry_after: Duration,
-    throttle: Throttle,
-    in_flight: Semaphore,
+    calls: Lane,
+    /// Lists and watches: few, long ones, by which everything else is known. Other calls keep them waiting no more than they do those.
+    lists: Lane,
     host: String,
     port: u16,
+}
+
+/// Calls that wait for one another.
+#[derive(Debug)]
+struct Lane {
+    throttle: Throttle,
+    in_flight: Semaphore,
+}
+
+impl Lane {
+    fn new(qps: NonZeroU32, burst: NonZeroU32, in_flight: NonZeroU32) -> Self {
+        Self { throttle: Throttle::new(qps, burst), in_flight: Semaphore::new(in_flight.get() as usize) }
+    }
 }
 
 /// Makes a service [`Policed`].
@@ -63,8 +80,8 @@ impl Policy {
         Self(Arc::new(Shared {
             deadline: config.request_timeout,
             max_retry_after: config.max_retry_after,
-            throttle: Throttle::new(config.qps, config.burst),
-            in_flight: Semaphore::new(config.in_flight.get() as usize),
+            calls: Lane::new(config.qps, config.burst, config.in_flight),
+            lists: Lane::new(config.qps.min(LISTS), config.burst.min(LISTS), config.in_flight.min(LISTS)),
             host: server.host().unwrap_or_default().to_owned(),
             port: server.port_u16().unwrap_or(if tls { 443 } else { 80 }),
         }))
@@ -157,7 +174,13 @@ fn note(call: &ApiCall, result: &Result<Answered, BoxError>, took: Duration) {
             metrics::outcome(status.as_u16())
         }
         Err(error) => {
-            let outcome = if error.is::<DeadlineExceeded>() { "timeout" } else { "no_connection" };
+            let outcome = if error.is::<DeadlineExceeded>() {
+                "timeout"
+            } else if error.is::<NoTurn>() {
+                "throttled"
+            } else {
+                "no_connection"
+            };
             span.record("error.type", outcome);
             telemetry::fail(&span, &error.to_string());
             outcome
@@ -188,7 +211,7 @@ impl Shared {
             let next = body.as_ref().and_then(Body::try_clone);
             let Some(this) = body.take() else { break };
             body = next;
-            self.throttle.admit().await;
+            self.lane(call).throttle.admit(deadline).await?;
             let answer = self.once(inner.clone(), Request::from_parts(parts.clone(), this), call).await;
             let again = self.again(call, &answer, repeats).filter(|(_, wait)| Instant::now() + *wait < deadline);
             let (Some((reason, wait)), true) = (again, body.is_some()) else { return answer };
@@ -197,6 +220,10 @@ impl Shared {
             sleep(wait).await;
         }
         Err("a body that cannot be sent twice was lost".into())
+    }
+
+    fn lane(&self, call: &ApiCall) -> &Lane {
+        if matches!(call.verb, "list" | "watch") { &self.lists } else { &self.calls }
     }
 
     async fn once<S, B>(&self, mut inner: S, request: Request<Body>, call: &ApiCall) -> Result<Answered, BoxError>
@@ -208,7 +235,7 @@ impl Shared {
     {
         let watches = call.verb == "watch";
         // A watch goes on for minutes, and must not keep others from being made.
-        let _under_way = if watches { None } else { Some(self.in_flight.acquire().await?) };
+        let _under_way = if watches { None } else { Some(self.lane(call).in_flight.acquire().await?) };
         let answer = inner.ready().await.map_err(Into::into)?.call(request).await.map_err(Into::into)?;
         let (parts, body) = answer.into_parts();
         if watches && parts.status.is_success() {
@@ -216,6 +243,10 @@ impl Shared {
         }
         let whole = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
         Ok(Response::from_parts(parts, Full::new(whole).map_err(|never| match never {}).boxed_unsync()))
+    }
+
+    fn retry_after(&self, answer: &Answered) -> Option<Duration> {
+        retry_after(answer.headers(), self.max_retry_after)
     }
 
     /// Why a call is to be made again, and after which wait.
@@ -227,9 +258,9 @@ impl Shared {
     ) -> Option<(&'static str, Duration)> {
         let (reason, asked) = match answer {
             Ok(answer) => match answer.status() {
-                StatusCode::TOO_MANY_REQUESTS => ("throttled", retry_after(answer.headers())),
+                StatusCode::TOO_MANY_REQUESTS => ("throttled", self.retry_after(answer)),
                 _ if !call.only_reads() => return None,
-                status if status.is_server_error() => ("unavailable", retry_after(answer.headers())),
+                status if status.is_server_error() => ("unavailable", self.retry_after(answer)),
                 _ => return None,
             },
             Err(_) if call.only_reads() => ("no_connection", None),
@@ -248,14 +279,14 @@ impl Shared {
     }
 }
 
-/// How long the API server asks to wait. It names seconds.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+/// How long the API server asks to wait. It names seconds; a proxy before it may name a date, for which the longest wait stands.
+fn retry_after(headers: &HeaderMap, longest: Duration) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    Some(text.trim().parse().map_or(longest, Duration::from_secs))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU32;
     use std::sync::Mutex;
 
     use http::Method;
@@ -321,6 +352,10 @@ mod tests {
             asked[1] - asked[0]
         };
         assert!((Duration::from_secs(3)..Duration::from_secs(4)).contains(&waited), "{waited:?}");
+        let server = Server::new(&[(429, Some("Fri, 31 Dec 1999 23:59:59 GMT")), (200, None)]);
+        let began = Instant::now();
+        assert_eq!(server.call(Method::POST).await.expect("answered"), 200);
+        assert!((Duration::from_secs(5)..Duration::from_secs(7)).contains(&began.elapsed()), "the longest, for a date");
         let server = Server::new(&[(429, Some("6")), (200, None)]);
         assert_eq!((server.call(Method::GET).await.expect("answered"), server.asked()), (429, 1));
     }

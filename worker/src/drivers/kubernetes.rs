@@ -19,6 +19,8 @@ use common::{ApplianceId, WorkerId};
 use kubernetes::Connection;
 use kubernetes::k8s_openapi::api::core::v1::Pod;
 use kubernetes::kube::Client;
+use serde_json::json;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use worker_core::desired::Desired;
 use worker_core::instance::{Instance, ManagementSecret, Observation};
@@ -27,9 +29,10 @@ use self::api::{Exactly, Resource};
 use self::cache::{Known, LastWords, PodCache};
 pub use self::config::Config;
 use self::config::WatchScope;
-use self::names::{PodKey, annotation};
+use self::names::{PodKey, annotation, label};
 use self::nodes::Nodes;
 use self::ownership::Holdings;
+pub use self::template::TemplateRight;
 use self::view::PodView;
 use crate::drivers::{Driver, DriverFencing, EndSender, EndedInstance, Error, Standing, Wanted};
 use crate::gate::Permit;
@@ -46,6 +49,7 @@ mod ownership;
 mod pod;
 mod removal;
 mod service;
+mod template;
 mod view;
 mod watch;
 
@@ -65,7 +69,11 @@ struct Inner {
     /// Namespace of the anchors, and of pods whose tenant has none of its own.
     namespace: String,
     cache: Arc<PodCache>,
+    /// Namespaces whose pods are watched; `None` is all.
+    watched: Vec<Option<String>>,
     holdings: Holdings,
+    /// Claims that may be made at a time. The others wait without a call under way: those that give up have cost nothing.
+    claims: Semaphore,
     /// Secrets of pods that run, by uid.
     secrets: Mutex<HashMap<String, ManagementSecret>>,
     nodes: Nodes,
@@ -79,6 +87,8 @@ impl std::fmt::Debug for Inner {
 
 /// Secrets that are kept; more are read again.
 const MAX_SECRETS: usize = 8_192;
+/// Claims at a time.
+const CLAIMS: usize = 16;
 
 impl KubernetesDriver {
     /// Sets the driver up, and begins to watch pods until `stop`. Makes no call itself: an API server that cannot be reached now is
@@ -92,16 +102,22 @@ impl KubernetesDriver {
         }
         let connection =
             kubernetes::connect(&config.client).await.map_err(|error| Error::Refused(error.to_string()))?;
-        let Connection { client, namespace, server } = connection;
-        let namespace = if config.namespace.is_empty() { namespace } else { config.namespace.clone() };
+        let Connection { client, namespace: own, server, in_pod } = connection;
+        let namespace = if config.namespace.is_empty() { own.clone() } else { config.namespace.clone() };
         let watched: Vec<Option<String>> = match config.scope(&namespace) {
             WatchScope::All => vec![None],
             WatchScope::Namespaces(all) => all.into_iter().map(Some).collect(),
         };
-        let names = watched.iter().map(|namespace| watch::name(namespace.as_deref()));
-        let cache = Arc::new(PodCache::new(config.watch_stale_after, names));
+        let cache = Arc::new(PodCache::new(config.watch_stale_after, watched.iter().cloned()));
         tracing::info!(server, namespace, "pods are made by this API server");
-        for namespace in watched {
+        if in_pod && config.makes_pods_in(&own, &namespace) {
+            tracing::warn!(
+                namespace = own,
+                "pods may be made in the namespace of this worker itself: whoever writes specifications can have its Secrets there \
+                 mounted; give pods a namespace of their own (kubernetes.tenants, kubernetes.tenant_namespace)"
+            );
+        }
+        for namespace in watched.clone() {
             let (client, cache, stop) = (client.clone(), Arc::clone(&cache), stop.clone());
             tokio::spawn(watch::run(client, namespace, cache, config.watch_stale_after, stop));
         }
@@ -111,7 +127,9 @@ impl KubernetesDriver {
             client,
             namespace,
             cache,
+            watched,
             holdings: Holdings::default(),
+            claims: Semaphore::new(CLAIMS),
             secrets: Mutex::default(),
             nodes: Nodes::default(),
         };
@@ -164,7 +182,7 @@ impl Inner {
 
     /// The pod with this uid as it is now: from the watch where that counts, from the API otherwise. `None` when it is gone.
     async fn current(&self, key: PodKey, namespace: &str, uid: &str) -> Result<Option<PodView>, Error> {
-        match self.cache.get(key, uid) {
+        match self.cache.get(key, namespace, uid) {
             Known::There(view) => Ok(Some(*view)),
             Known::Gone(_) => Ok(None),
             Known::Unknown => self.read(key, namespace, uid).await,
@@ -183,7 +201,7 @@ impl Inner {
         match view.filter(|view| view.uid == uid) {
             Some(view) => Ok(Some(view)),
             None => {
-                self.cache.bury(key, uid, None);
+                self.cache.bury(key, namespace, uid, None);
                 Ok(None)
             }
         }
@@ -222,10 +240,13 @@ impl Inner {
     }
 
     async fn observe(&self, appliance: ApplianceId) -> Result<Observation, Error> {
-        let Some(journal) = self.journal(appliance).await? else { return Ok(Observation::default()) };
+        let Some((journal, is_owner)) = self.journal(appliance).await? else { return Ok(Observation::default()) };
         let mut running = Vec::new();
         for entry in &journal.instances {
             let view = self.current(entry.key(appliance), &entry.namespace, &entry.uid).await?;
+            if let Some(view) = view.as_ref().filter(|view| is_owner && !view.labelled && view.deleting.is_none()) {
+                self.put_label_back(view).await;
+            }
             if let Some(view) = view.filter(PodView::runs) {
                 running.push(self.instance(&view).await?);
             }
@@ -234,9 +255,30 @@ impl Inner {
         Ok(Observation { running, attempts: journal.attempts })
     }
 
+    /// Gives a pod the label again by which the watch sees it. Whoever does that, it is true. Without it the pod is asked for each time.
+    async fn put_label_back(&self, view: &PodView) {
+        let change = json!({"metadata": {"labels": {label::APPLIANCE: view.key.appliance.to_string()}}});
+        let (exactly, name) = (Exactly { uid: &view.uid, version: Some(&view.version) }, view.key.name());
+        let changed = api::patch::<Pod>(&self.client, Resource::Pods, &view.namespace, &name, exactly, change).await;
+        match changed {
+            Ok(pod) => {
+                tracing::warn!(
+                    namespace = view.namespace,
+                    pod = name,
+                    "somebody has changed the label rug.dev/appliance of a pod: put back"
+                );
+                PodView::of(&pod).into_iter().for_each(|view| self.cache.put(view));
+            }
+            Err(error) => {
+                tracing::info!(namespace = view.namespace, pod = name, %error, "label rug.dev/appliance was not put back")
+            }
+        }
+    }
+
     /// What is known of an instance without asking the API.
     fn known(&self, appliance: ApplianceId, instance: &Instance) -> Known {
-        Self::pod_of(appliance, instance).map_or(Known::Unknown, |(key, _, uid)| self.cache.get(key, uid))
+        Self::pod_of(appliance, instance)
+            .map_or(Known::Unknown, |(key, namespace, uid)| self.cache.get(key, namespace, uid))
     }
 
     async fn problem(&self, view: &PodView) -> Option<String> {
@@ -270,10 +312,10 @@ impl Driver for KubernetesDriver {
     async fn note_answer(&self, appliance: ApplianceId, instance: &Instance) -> Result<(), Error> {
         let Some((key, namespace, uid)) = Inner::pod_of(appliance, instance) else { return Ok(()) };
         let inner = &self.inner;
-        if matches!(inner.cache.get(key, uid), Known::There(view) if view.answered) {
+        if matches!(inner.cache.get(key, namespace, uid), Known::There(view) if view.answered) {
             return Ok(());
         }
-        let change = serde_json::json!({"metadata": {"annotations": {annotation::ANSWERED: "true"}}});
+        let change = json!({"metadata": {"annotations": {annotation::ANSWERED: "true"}}});
         let exactly = Exactly { uid, version: None };
         let noted = api::patch::<Pod>(&inner.client, Resource::Pods, namespace, &key.name(), exactly, change).await;
         let pod = noted.map_err(|error| failed("note the answer", error))?;
@@ -291,28 +333,30 @@ impl Driver for KubernetesDriver {
 
     async fn standing(&self, appliance: ApplianceId, instance: &Instance) -> Option<Standing> {
         let inner = &self.inner;
-        let (key, _, uid) = Inner::pod_of(appliance, instance)?;
-        match inner.cache.get(key, uid) {
+        let (key, namespace, uid) = Inner::pod_of(appliance, instance)?;
+        match inner.cache.get(key, namespace, uid) {
             Known::There(view) => {
                 let problem = inner.problem(&view).await;
-                Some(Standing { addresses: view.addresses(), problem })
+                Some(Standing { addresses: view.addresses(), problem, doubt: None })
             }
             Known::Gone(last) => {
                 let LastWords { problem, .. } = *last;
-                Some(Standing { addresses: instance.addresses, problem })
+                Some(Standing { addresses: instance.addresses, problem, doubt: None })
             }
-            // What is out of date still says where to probe.
+            // What is out of date still says where to probe. That nothing is known is nothing that is wrong with the instance.
             Known::Unknown => {
-                let addresses = inner.cache.last_known(key, uid).map_or(instance.addresses, |view| view.addresses());
-                Some(Standing { addresses, problem: inner.cache.trouble() })
+                let last = inner.cache.last_known(key, namespace, uid);
+                let addresses = last.map_or(instance.addresses, |view| view.addresses());
+                let doubt = inner.cache.doubt(namespace).unwrap_or_else(|| "nothing was heard of its pod".to_owned());
+                Some(Standing { addresses, problem: None, doubt: Some(doubt) })
             }
         }
     }
 
     fn watch(&self, appliance: ApplianceId, instance: &Instance, ends: &EndSender) {
-        if let Some((key, _, uid)) = Inner::pod_of(appliance, instance) {
+        if let Some((key, namespace, uid)) = Inner::pod_of(appliance, instance) {
             let ended = EndedInstance { appliance, ordinal: key.ordinal, attempt: key.attempt };
-            self.inner.cache.report(key, uid, ended, ends);
+            self.inner.cache.report(key, namespace, uid, ended, ends);
         }
     }
 
@@ -333,11 +377,11 @@ impl Driver for KubernetesDriver {
         command: &[String],
         _: Duration,
     ) -> Result<(), Error> {
-        let Known::There(view) = self.inner.known(appliance, instance) else {
-            let problem =
-                self.inner.cache.trouble().unwrap_or_else(|| "it is not known whether the pod is ready".into());
-            return Err(Error::Failed(problem));
+        let found = match Inner::pod_of(appliance, instance) {
+            Some((key, namespace, uid)) => self.inner.current(key, namespace, uid).await?,
+            None => None,
         };
+        let Some(view) = found else { return Err(Error::Failed("its pod is gone".into())) };
         let fill = pod::Fill { key: view.key, name: desired.name.as_str(), port: view.port };
         let command: Vec<_> = command.iter().map(|word| fill.text(word)).collect();
         if view.exec_probe.as_deref() != Some(&pod::exec_probe(&command)) {
@@ -370,7 +414,7 @@ impl Driver for KubernetesDriver {
 
     async fn list(&self) -> Result<Vec<(ApplianceId, Instance)>, Error> {
         self.listed(self.inner.config.client.request_timeout).await?;
-        let views = self.inner.cache.all().unwrap_or_default();
+        let views = self.inner.cache.all();
         let mut found: Vec<_> =
             views.iter().filter(|view| view.runs()).map(|view| (view.key.appliance, view.instance(None))).collect();
         found.sort_by_key(|(appliance, instance)| (*appliance, instance.ordinal, instance.attempt));

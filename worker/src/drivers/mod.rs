@@ -69,6 +69,8 @@ pub struct Standing {
     pub addresses: Addresses,
     /// Why it cannot be reached, or is not well, in the words of where it runs.
     pub problem: Option<String>,
+    /// Why what the driver knows of it is out of date. Says nothing about the instance: no reason to replace it.
+    pub doubt: Option<String>,
 }
 
 /// Where drivers report instances that have ended. Bounded by its receiver.

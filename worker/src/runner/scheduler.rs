@@ -7,6 +7,7 @@
 use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use common::{ApplianceId, Timestamp, Token};
 use tokio::sync::{mpsc, watch};
@@ -572,6 +573,7 @@ impl Scheduler {
             permit,
             adopting: entry.adopting.clone(),
             run: entry.run.of_step(appliance, step),
+            claimed: AtomicBool::new(false),
         };
         let set = if step.changes_the_world() { &mut self.steps.changes } else { &mut self.steps.looks };
         let run = task.run(self.config.lifecycle.clone());

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::ApplianceId;
@@ -74,6 +75,17 @@ pub(super) struct StepTask {
     pub(super) adopting: Option<Span>,
     /// The trace that it is a part of, if it is one of several.
     pub(super) run: Option<Span>,
+    /// The driver has said that the far side knows our token.
+    pub(super) claimed: AtomicBool,
+}
+
+/// What a driver says of an instance beside whether it runs.
+#[derive(Clone, Debug, Default)]
+struct Remarks {
+    /// What is wrong with it.
+    problem: Option<String>,
+    /// Why what is known of it is out of date.
+    doubt: Option<String>,
 }
 
 impl StepTask {
@@ -82,20 +94,16 @@ impl StepTask {
         let span = self.span();
         let (appliance, serial, step) = (self.appliance, self.serial, self.step);
         let (kind, driver) = (self.desired.spec.kind.kind_name(), self.desired.driver.clone());
-        let mut claimed = self.permit.is_some();
         let began = Instant::now();
         async move {
             let standing = self.look_at_instance().await;
             let found_at = self.found_at(standing.as_ref());
-            let problem = standing.and_then(|standing| standing.problem);
-            let work = AssertUnwindSafe(self.carry_out(&config, problem)).catch_unwind();
+            let remarks = standing.map(|standing| Remarks { problem: standing.problem, doubt: standing.doubt });
+            let work = AssertUnwindSafe(self.carry_out(&config, remarks.unwrap_or_default())).catch_unwind();
             let ended = tokio::time::timeout(self.total_limit(&config), work).await;
             let outcome = match ended {
                 Ok(Ok(Ok(outcome))) => outcome,
-                Ok(Ok(Err(error))) => {
-                    claimed = false;
-                    outcome_of(error)
-                }
+                Ok(Ok(Err(error))) => outcome_of(error),
                 Ok(Err(_panic)) => StepOutcome::Failed("the driver panicked; see the log".to_owned()),
                 Err(_elapsed) => StepOutcome::TimedOut,
             };
@@ -114,6 +122,8 @@ impl StepTask {
             } else if matches!(outcome, StepOutcome::TimedOut) && step.changes_the_world() {
                 tracing::info!(%appliance, %step, "step took too long, its outcome is unknown");
             }
+            // Also of a step that failed after it: the token stands.
+            let claimed = self.claimed.load(Ordering::Relaxed);
             Done { appliance, serial, outcome, claimed, found_at }
         }
         .instrument(span)
@@ -172,8 +182,8 @@ impl StepTask {
         Some(FoundAt { ordinal: instance.ordinal, attempt: instance.attempt, addresses: standing.addresses })
     }
 
-    /// `problem`: what its driver says is wrong with the instance.
-    async fn carry_out(&self, config: &Config, problem: Option<String>) -> Result<StepOutcome, Error> {
+    /// `remarks`: what its driver says of the instance.
+    async fn carry_out(&self, config: &Config, remarks: Remarks) -> Result<StepOutcome, Error> {
         match (self.step, self.permit.as_ref(), self.instance.as_ref()) {
             (LifecycleStep::Observe, permit, _) => {
                 if let Some(permit) = permit {
@@ -182,7 +192,7 @@ impl StepTask {
                 Ok(StepOutcome::Observed(self.call("observe", self.driver.observe(self.appliance)).await?))
             }
             (LifecycleStep::Probe { .. }, _, Some(instance)) => {
-                let outcome = self.probe(instance, config, problem).await;
+                let outcome = self.probe(instance, config, remarks).await;
                 if matches!(outcome, StepOutcome::Answered(_)) {
                     self.note_answer(instance).await;
                 }
@@ -196,7 +206,7 @@ impl StepTask {
             (LifecycleStep::Configure { .. }, Some(permit), Some(instance)) => {
                 // As with a probe: another instance may have taken the address of a dead one.
                 if self.is_alive(instance).await == Some(false) {
-                    return Ok(self.vanished(instance, problem).await);
+                    return Ok(self.vanished(instance, remarks.problem).await);
                 }
                 self.call("expose", self.driver.expose(permit, instance, &self.desired)).await?;
                 self.protocol.configure(permit, instance, &self.desired).await?;
@@ -255,15 +265,21 @@ impl StepTask {
         Ok(StepOutcome::Replugged(now))
     }
 
-    /// Raises the token at the far side. A shut gate is no reason not to look.
+    /// Raises the token at the far side. A shut gate is no reason not to look; whatever did not answer that it is raised is asked
+    /// again with the next look.
     async fn claim(&self, permit: &Permit) -> Result<(), Error> {
         match self.call("claim", self.driver.claim(permit)).await {
-            Ok(()) | Err(Error::Shut(_)) => Ok(()),
+            Ok(()) => {
+                self.claimed.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(Error::Shut(_)) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    async fn probe(&self, instance: &Instance, config: &Config, problem: Option<String>) -> StepOutcome {
+    async fn probe(&self, instance: &Instance, config: &Config, remarks: Remarks) -> StepOutcome {
+        let Remarks { problem, doubt } = remarks;
         // Asked first, because whoever took the port of a dead instance may answer in its place.
         if self.is_alive(instance).await == Some(false) {
             return self.vanished(instance, problem).await;
@@ -277,7 +293,7 @@ impl StepTask {
                     (Some(true), Some(problem)) => StepOutcome::Silent(problem),
                     (Some(false), problem) => self.vanished(instance, problem).await,
                     (None, problem) => StepOutcome::Unclear(
-                        problem.unwrap_or_else(|| "its driver cannot tell whether it runs".to_owned()),
+                        problem.or(doubt).unwrap_or_else(|| "its driver cannot tell whether it runs".to_owned()),
                     ),
                 };
             }
@@ -285,15 +301,18 @@ impl StepTask {
             None => format!("no answer within {limit:?}"),
         };
         // What its driver says explains what was seen.
-        let error = problem.map_or(error.clone(), |problem| format!("{problem} ({error})"));
+        let is_in_doubt = doubt.is_some();
+        let error = problem.or(doubt).map_or(error.clone(), |problem| format!("{problem} ({error})"));
+        let by_command = matches!(self.desired.spec.kind.probe(), ProbeSpec::Exec { .. });
         // Doubt is not death: an instance that hangs is replaced after several probes.
         match self.runs(instance).await {
             Some(false) => match self.end_of(instance).await {
                 Some(end) => vanished(end),
                 None => StepOutcome::Vanished(error, None),
             },
-            // The command was not run, or is run by what does not answer.
-            None if matches!(self.desired.spec.kind.probe(), ProbeSpec::Exec { .. }) => StepOutcome::Unclear(error),
+            // The command was not run, or is run by what does not answer, or what it came to is out of date.
+            None if by_command => StepOutcome::Unclear(error),
+            Some(true) if by_command && is_in_doubt => StepOutcome::Unclear(error),
             Some(true) | None => StepOutcome::Silent(error),
         }
     }

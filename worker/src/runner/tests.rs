@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use common::appliance::{Name, Spec, Timing};
@@ -21,6 +21,7 @@ use crate::gate::Permit;
 use crate::kinds::{ProbeAnswer, Protocol};
 use crate::offer::Offer;
 
+mod claims;
 mod ports;
 mod suspects;
 
@@ -102,6 +103,11 @@ struct RunnerWorld {
     /// A newer token than ours, with which boots are refused.
     newer: Mutex<Option<Token>>,
     probes_hang: AtomicBool,
+    /// Probes leave it to the driver whether an instance runs.
+    left_to_driver: AtomicBool,
+    /// Claims that were made.
+    claims: AtomicUsize,
+    claims_hang: AtomicBool,
     plugs: Mutex<Plugs>,
     /// What the driver says of every instance.
     standing: Mutex<Option<Standing>>,
@@ -123,6 +129,9 @@ impl RunnerWorld {
             boots: Boots::default(),
             newer: Mutex::default(),
             probes_hang: AtomicBool::new(false),
+            left_to_driver: AtomicBool::new(false),
+            claims: AtomicUsize::new(0),
+            claims_hang: AtomicBool::new(false),
             plugs: Mutex::new(Plugs::Never),
             standing: Mutex::default(),
             foreign: AtomicBool::new(false),
@@ -211,6 +220,14 @@ impl Driver for RunnerWorld {
 
     fn plugs_ports(&self) -> bool {
         *self.plugs.lock().expect("no panic") != Plugs::Never
+    }
+
+    async fn claim(&self, permit: &Permit) -> Result<(), Error> {
+        self.claims.fetch_add(1, Ordering::Relaxed);
+        if self.claims_hang.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        Ok(permit.check()?)
     }
 
     async fn observe(&self, appliance: ApplianceId) -> Result<Observation, Error> {
@@ -303,6 +320,9 @@ impl Protocol for Speaker {
         // The name carries the id, because a probe is not told it.
         let n: u128 = desired.name.as_str().trim_start_matches("web").parse().unwrap_or(1);
         self.0.probes.lock().expect("no panic").push((self.0.start.elapsed(), id(n)));
+        if self.0.left_to_driver.load(Ordering::Relaxed) {
+            return Ok(ProbeAnswer::LeftToDriver);
+        }
         if self.0.foreign.load(Ordering::Relaxed) || self.0.find(id(n)).contains(instance) {
             Ok(ProbeAnswer::Answered(common::status::Details::default()))
         } else {
@@ -474,7 +494,8 @@ impl RunnerBench {
 #[tokio::test(start_paused = true)]
 async fn what_a_driver_says_of_an_instance_explains_its_silence_and_says_where_it_is_probed() {
     let mut bench = RunnerBench::new().await;
-    let at = |problem: Option<&str>, addresses| Standing { addresses, problem: problem.map(str::to_owned) };
+    let at =
+        |problem: Option<&str>, addresses| Standing { addresses, problem: problem.map(str::to_owned), doubt: None };
     let say = |world: &RunnerWorld, standing| *world.standing.lock().expect("no panic") = Some(standing);
     let service = Some(([10, 0, 0, 1], 80).into());
     let addresses = Addresses { service, ..Addresses::default() };

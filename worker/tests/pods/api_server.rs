@@ -50,10 +50,16 @@ struct Store {
     faults: Vec<FaultRule>,
     calls: Vec<(String, String, String)>,
     held: usize,
+    /// Lists that go on, by the token of the next page: every page is of one version.
+    pages: HashMap<String, (u64, Vec<Value>)>,
+    /// A policy takes the gates of new pods away.
+    strips_gates: bool,
     /// Preconditions are not looked at: shows what a test is worth.
     careless: bool,
     /// Watches are refused and broken off.
     watches_down: bool,
+    /// Watches of an earlier one end.
+    generation: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -63,6 +69,8 @@ struct StoredEvent {
     resource: String,
     namespace: String,
     object: Value,
+    /// As it was before.
+    previous: Option<Value>,
 }
 
 /// The server.
@@ -143,6 +151,54 @@ impl ApiServer {
         self.store().careless = true;
     }
 
+    /// Has a policy that takes the gates of new pods away.
+    pub(crate) fn strip_gates(&self) {
+        self.store().strips_gates = true;
+    }
+
+    /// Puts the data back to a copy that was made some versions ago: what there is was older then, and versions count anew.
+    pub(crate) fn put_back(&self, versions: u64) {
+        let mut store = self.store();
+        store.version -= versions;
+        store.compacted = 0;
+        store.events.clear();
+        let version = store.version.to_string();
+        for object in store.objects.values_mut() {
+            object["metadata"]["resourceVersion"] = version.clone().into();
+        }
+        drop(store);
+        self.tell();
+    }
+
+    /// Makes a pod as somebody else would.
+    pub(crate) fn insert_pod(&self, name: &str, labels: Value) {
+        let mut store = self.store();
+        store.uids += 1;
+        let uid = format!("uid-{}", store.uids);
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "rug", "uid": uid, "labels": labels, "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {"containers": []}, "status": {"phase": "Pending"},
+        });
+        store.put("ADDED", ("pods".to_owned(), "rug".to_owned(), name.to_owned()), pod);
+        drop(store);
+        self.tell();
+    }
+
+    /// Makes another pod like one there is.
+    pub(crate) fn copy_pod(&self, from: &str, to: &str) {
+        let mut store = self.store();
+        store.uids += 1;
+        let uid = format!("uid-{}", store.uids);
+        let found = store.objects.iter().find(|(key, _)| key.0 == "pods" && key.2 == from);
+        let ((_, namespace, _), mut pod) = found.map(|(key, pod)| (key.clone(), pod.clone())).expect("it is there");
+        pod["metadata"]["name"] = to.into();
+        pod["metadata"]["uid"] = uid.into();
+        store.put("ADDED", ("pods".to_owned(), namespace, to.to_owned()), pod);
+        drop(store);
+        self.tell();
+    }
+
     pub(crate) fn set_watches_down(&self, down: bool) {
         self.store().watches_down = down;
         self.tell();
@@ -153,6 +209,17 @@ impl ApiServer {
         let mut store = self.store();
         store.compacted = store.version;
         store.events.clear();
+    }
+
+    /// Forgets old events and breaks every watch off once, so that they begin with a list.
+    pub(crate) fn compact_and_break(&self) {
+        let mut store = self.store();
+        store.compacted = store.version + 1;
+        store.version += 1;
+        store.events.clear();
+        store.generation += 1;
+        drop(store);
+        self.tell();
     }
 
     /// Calls by verb and resource since the last time, without watches and lists.
@@ -254,7 +321,8 @@ impl Store {
     fn put(&mut self, kind: &'static str, key: (String, String, String), mut object: Value) -> Value {
         self.version += 1;
         object["metadata"]["resourceVersion"] = self.version.to_string().into();
-        self.event(kind, &key, &object);
+        let previous = self.objects.get(&key).cloned();
+        self.event(kind, &key, &object, previous);
         self.objects.insert(key, object.clone());
         object
     }
@@ -263,7 +331,7 @@ impl Store {
         if let Some(mut object) = self.objects.remove(key) {
             self.version += 1;
             object["metadata"]["resourceVersion"] = self.version.to_string().into();
-            self.event("DELETED", key, &object);
+            self.event("DELETED", key, &object, None);
             // What belongs to it goes with it.
             let uid = object["metadata"]["uid"].clone();
             let owned = |object: &Value| {
@@ -277,9 +345,9 @@ impl Store {
         }
     }
 
-    fn event(&mut self, kind: &'static str, key: &(String, String, String), object: &Value) {
-        let (resource, namespace) = (key.0.clone(), key.1.clone());
-        self.events.push(StoredEvent { version: self.version, kind, resource, namespace, object: object.clone() });
+    fn event(&mut self, kind: &'static str, key: &(String, String, String), object: &Value, previous: Option<Value>) {
+        let (resource, namespace, object) = (key.0.clone(), key.1.clone(), object.clone());
+        self.events.push(StoredEvent { version: self.version, kind, resource, namespace, object, previous });
     }
 
     fn fault(&mut self, asked: &Asked) -> Option<Fault> {
@@ -321,6 +389,37 @@ fn asked(method: &Method, uri: &Uri) -> Option<Asked> {
         _ => "delete",
     };
     Some(Asked { client, verb, resource: resource.to_owned(), namespace, name, query })
+}
+
+impl Asked {
+    /// Whether the labels of an object are asked for: those of a name, or of a name and value.
+    fn selects(&self, object: &Value) -> bool {
+        let Some(selector) = self.query.get("labelSelector") else { return true };
+        let selector = selector.replace("%2F", "/").replace("%3D", "=");
+        let labels = &object["metadata"]["labels"];
+        match selector.split_once('=') {
+            Some((name, value)) => labels[name] == value,
+            None => !labels[selector.as_str()].is_null(),
+        }
+    }
+}
+
+impl StoredEvent {
+    /// What a watch is told: an object that it does not select any more is deleted to it, one that it selects now is added.
+    fn told(&self, asked: &Asked) -> Option<String> {
+        let was = self.previous.as_ref().map(|previous| asked.selects(previous));
+        let (kind, object) = match (asked.selects(&self.object), was) {
+            (true, Some(false)) => ("ADDED", self.object.clone()),
+            (true, _) => (self.kind, self.object.clone()),
+            (false, Some(true)) => {
+                let mut last = self.previous.clone()?;
+                last["metadata"]["resourceVersion"] = self.version.to_string().into();
+                ("DELETED", last)
+            }
+            (false, _) => return None,
+        };
+        Some(format!("{}\n", json!({"type": kind, "object": object})))
+    }
 }
 
 fn status(code: u16, reason: &str, message: &str) -> Response {
@@ -387,14 +486,19 @@ impl ApiServer {
                 let of = |(resource, known, _): &(String, String, String)| {
                     *resource == asked.resource && asked.namespace.as_ref().is_none_or(|namespace| namespace == known)
                 };
-                let all: Vec<_> =
-                    store.objects.iter().filter(|(key, _)| of(key)).map(|(_, object)| object.clone()).collect();
+                let selected = |(key, object): &(&(String, String, String), &Value)| of(key) && asked.selects(object);
                 let limit: usize = asked.query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX);
-                let from: usize = asked.query.get("continue").and_then(|from| from.parse().ok()).unwrap_or(0);
-                let page: Vec<_> = all.iter().skip(from).take(limit).cloned().collect();
-                let left = all.len().saturating_sub(from + page.len());
-                let next = if left > 0 { (from + page.len()).to_string() } else { String::new() };
-                let metadata = json!({"resourceVersion": store.version.to_string(), "continue": next});
+                let goes_on = asked.query.get("continue").and_then(|token| store.pages.remove(token));
+                let (version, mut page) = goes_on.unwrap_or_else(|| {
+                    (store.version, store.objects.iter().filter(selected).map(|(_, object)| object.clone()).collect())
+                });
+                let rest = page.split_off(limit.min(page.len()));
+                let mut next = String::new();
+                if !rest.is_empty() {
+                    next = format!("{version}-{}", rest.len());
+                    store.pages.insert(next.clone(), (version, rest));
+                }
+                let metadata = json!({"resourceVersion": version.to_string(), "continue": next});
                 json_response(200, &json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": page}))
             }
             "get" => found.map_or_else(not_found, |object| json_response(200, &object)),
@@ -413,6 +517,9 @@ impl ApiServer {
                 }
                 if asked.resource == "pods" {
                     object["status"] = json!({"phase": "Pending"});
+                    if store.strips_gates {
+                        object["spec"]["schedulingGates"] = json!([]);
+                    }
                 }
                 if asked.query.contains_key("dryRun") {
                     object["metadata"]["resourceVersion"] = "0".into();
@@ -421,7 +528,21 @@ impl ApiServer {
                 json_response(201, &store.put("ADDED", key, object))
             }
             "update" => {
-                let Some(found) = found else { return not_found() };
+                let Some(found) = found else {
+                    // Leases may be made by an update; one that names a uid is about another object.
+                    if asked.resource != "leases" || !sent["metadata"]["uid"].is_null() {
+                        let precondition = "Precondition failed: UID in precondition: it does not exist";
+                        return if asked.resource == "leases" {
+                            status(409, "Conflict", precondition)
+                        } else {
+                            not_found()
+                        };
+                    }
+                    let mut object = sent;
+                    store.uids += 1;
+                    object["metadata"]["uid"] = format!("uid-{}", store.uids).into();
+                    return json_response(201, &store.put("ADDED", key, object));
+                };
                 let (wanted, has) = (&sent["metadata"], &found["metadata"]);
                 if conflict(&wanted["uid"], &has["uid"])
                     || conflict(&wanted["resourceVersion"], &has["resourceVersion"])
@@ -481,22 +602,21 @@ impl ApiServer {
             }
         }
         let (server, changed) = (self.clone(), self.changed.subscribe());
+        let generation = self.store().generation;
         let state = (server, changed, from, asked);
-        let lines = futures::stream::unfold(state, |(server, mut changed, mut from, asked)| async move {
+        let lines = futures::stream::unfold(state, move |(server, mut changed, mut from, asked)| async move {
             loop {
                 let mut text = String::new();
                 {
                     let store = server.store();
-                    if store.watches_down {
+                    if store.watches_down || store.generation != generation {
                         return None;
                     }
                     let of = |event: &&StoredEvent| {
                         let here = asked.namespace.as_ref().is_none_or(|namespace| *namespace == event.namespace);
                         event.version > from && event.resource == asked.resource && here
                     };
-                    for event in store.events.iter().filter(of) {
-                        text += &format!("{}\n", json!({"type": event.kind, "object": event.object}));
-                    }
+                    text.extend(store.events.iter().filter(of).filter_map(|event| event.told(&asked)));
                     from = store.version;
                 }
                 if !text.is_empty() {

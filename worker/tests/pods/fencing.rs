@@ -1,8 +1,9 @@
 //! Two workers for one appliance: the former owner's calls, held up on their way, arrive after the new owner has claimed it.
 
-use worker::drivers::{Driver as _, Error};
+use worker::drivers::{Driver as _, Error, Wanted};
 use worker_core::instance::Instance;
 
+use crate::api_server::Fault;
 use crate::world::{A, World, anchor, boot, custom, destroy, permit, pod};
 
 /// Whether a call was refused because a newer token is in force, or because what it was about has changed.
@@ -27,14 +28,17 @@ async fn a_former_owner_can_raise_no_token_again() {
 async fn a_pod_that_a_former_owner_makes_late_never_runs() {
     let world = World::new().await;
     let (old, new) = (world.driver("old").await, world.driver("new").await);
-    old.claim(&permit(1)).await.expect("the first");
+    let (former, lease) = crate::world::permit_with_gate(1);
+    old.claim(&former).await.expect("the first");
     let gate = world.api.hold("old", "create", "pods");
-    let late = tokio::spawn(async move { boot(&old, &permit(1), &custom(), 1).await });
+    let late = tokio::spawn(async move { boot(&old, &former, &custom(), 1).await });
     world.api.held(1).await;
+    // Its lease is over, so that it does not even remove what it made.
+    lease.shut();
     new.claim(&permit(2)).await.expect("a newer token");
     assert!(new.observe(A).await.expect("observed").running.is_empty());
     gate.notify_one();
-    is_fenced(late.await.expect("no panic"));
+    assert!(matches!(late.await.expect("no panic"), Err(Error::Shut(_))));
     assert!(world.api.running().is_empty(), "it is there, with its gate");
     assert_eq!(world.api.all("pods").len(), 1);
     // The new owner begins with the same number, and gets the place.
@@ -189,6 +193,79 @@ async fn an_anchor_that_somebody_deleted_is_made_anew_of_what_runs() {
     assert_eq!(world.api.all("pods")[0]["metadata"]["annotations"]["rug.dev/token"], "1/2");
     is_fenced(destroy(&old, &permit(1), &booted).await);
     assert_eq!(world.api.running(), [pod(3)]);
+}
+
+#[tokio::test]
+async fn an_anchor_that_somebody_deleted_is_not_made_anew_by_a_late_write() {
+    let world = World::new().await;
+    let (old, new) = (world.driver("old").await, world.driver("new").await);
+    old.claim(&permit(1)).await.expect("the first");
+    let gate = world.api.hold("old", "update", "leases");
+    let late = tokio::spawn(async move { boot(&old, &permit(1), &custom(), 1).await });
+    world.api.held(1).await;
+    world.api.remove("leases", &anchor());
+    gate.notify_one();
+    is_fenced(late.await.expect("no panic"));
+    assert!(world.api.all("leases").is_empty(), "an update that names a uid makes nothing");
+    assert!(world.api.running().is_empty() && world.api.all("pods").is_empty(), "what was made for it is gone");
+    new.claim(&permit(2)).await.expect("a newer token");
+}
+
+#[tokio::test]
+async fn a_deleted_anchor_is_made_anew_of_every_pod_that_runs_and_of_none_that_could_be_released_late() {
+    let world = World::new().await;
+    let (old, new) = (world.driver("old").await, world.driver("new").await);
+    boot(&old, &permit(1), &custom(), 1).await.expect("booted");
+    // A second one at the same ordinal, and a third that is about to be released.
+    world.api.copy_pod(&pod(1), &pod(2));
+    let gate = world.api.hold("old", "patch", "pods");
+    let late = tokio::spawn(async move {
+        let wanted = Wanted { ordinal: 1, attempt: 1, desired: &custom(), boot_digest: "d", beside: None };
+        old.ensure(&permit(1), wanted).await
+    });
+    world.api.held(1).await;
+    world.api.insert_pod(&pod(9), serde_json::json!({"rug.dev/appliance": A.to_string()}));
+    world.api.remove("leases", &anchor());
+    new.claim(&permit(2)).await.expect("a newer token");
+    let found = new.observe(A).await.expect("observed");
+    let running: Vec<_> = found.running.iter().map(|instance| (instance.ordinal, instance.attempt)).collect();
+    assert_eq!(running, [(0, 1), (0, 2)], "both, and nothing without a token");
+    assert!(found.attempts.contains(&(1, 1)), "{:?}", found.attempts);
+    gate.notify_one();
+    is_fenced(late.await.expect("no panic"));
+    assert_eq!(world.api.running(), [pod(1), pod(2), pod(9)], "it was not released");
+}
+
+#[tokio::test]
+async fn a_claim_that_had_no_answer_is_made_anew_and_a_late_deletion_is_refused_after_it() {
+    let world = World::new().await;
+    let (old, new) = (world.patient_driver("old").await, world.driver("new").await);
+    let instance = boot(&old, &permit(1), &custom(), 1).await.expect("booted");
+    let gate = world.api.hold("old", "delete", "pods");
+    let late = tokio::spawn(async move { destroy(&old, &permit(1), &instance).await });
+    world.api.held(1).await;
+    world.api.fault("new", "update", "leases", 1, Fault::Hold(Default::default()));
+    let first = new.claim(&permit(2)).await;
+    assert!(matches!(first, Err(Error::Failed(_))), "{first:?}");
+    new.claim(&permit(2)).await.expect("the next one is answered");
+    gate.notify_one();
+    is_fenced(late.await.expect("no panic"));
+    assert_eq!(world.api.running(), [pod(1)]);
+}
+
+#[tokio::test]
+async fn a_pod_whose_gate_was_taken_away_is_refused_and_deleted() {
+    let world = World::new().await;
+    let driver = world.driver("w").await;
+    world.api.strip_gates();
+    let refused = boot(&driver, &permit(1), &custom(), 1).await;
+    assert!(matches!(&refused, Err(Error::Refused(text)) if text.contains("scheduling gate")), "{refused:?}");
+    crate::world::eventually("it is gone", async || world.api.all("pods").is_empty().then_some(())).await;
+    // Also where the answer is lost, and the pod is found the next time.
+    world.api.fault("w", "create", "pods", 1, Fault::LoseAnswer);
+    let refused = boot(&driver, &permit(1), &custom(), 2).await;
+    assert!(matches!(&refused, Err(Error::Refused(text)) if text.contains("scheduling gate")), "{refused:?}");
+    crate::world::eventually("it is gone", async || world.api.all("pods").is_empty().then_some(())).await;
 }
 
 #[tokio::test]

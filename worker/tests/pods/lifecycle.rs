@@ -2,12 +2,18 @@
 
 use std::time::Duration;
 
+use common::kind::{Custom, KindSpec, Probe};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use worker::drivers::kubernetes::KubernetesDriver;
 use worker::drivers::{Driver as _, Error};
+use worker_core::desired::Desired;
+use worker_core::instance::Instance;
 
 use crate::api_server::Fault;
-use crate::world::{A, World, anchor, balancer, boot, custom, destroy, eventually, permit, pod};
+use crate::world::{
+    A, World, anchor, balancer, boot, custom, desired, destroy, eventually, permit, permit_with_gate, pod,
+};
 
 fn container(state: Value) -> Value {
     json!([{"name": "appliance", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state}])
@@ -74,8 +80,10 @@ async fn what_keeps_a_pod_from_running_is_told_and_its_address_is_known_once_it_
     told("NodeLost: Node n1").await;
     assert_eq!(driver.is_alive(A, &instance).await, Some(true), "until the API says that it cannot run any more");
     world.api.remove("pods", &pod(1));
-    eventually("it is gone", async || (driver.is_alive(A, &instance).await == Some(false)).then_some(())).await;
+    // Nobody had asked it to go: the watch alone does not say that it is gone.
+    eventually("it is not known", async || driver.is_alive(A, &instance).await.is_none().then_some(())).await;
     assert!(driver.observe(A).await.expect("observed").running.is_empty());
+    assert_eq!(driver.is_alive(A, &instance).await, Some(false));
 }
 
 #[tokio::test]
@@ -147,12 +155,150 @@ async fn an_api_server_that_is_away_makes_nothing_known_and_costs_nothing() {
     eventually("nothing is known", async || driver.is_alive(A, &instance).await.is_none().then_some(())).await;
     assert!(driver.observe(A).await.is_err(), "it cannot be asked");
     let standing = driver.standing(A, &instance).await.expect("something can be said");
-    assert!(standing.problem.is_some_and(|problem| problem.contains("watch")), "why");
+    assert!(standing.problem.is_none() && standing.doubt.is_some_and(|doubt| doubt.contains("watch")), "why");
     world.api.clear_faults();
     world.api.set_watches_down(false);
     eventually("it is known again", async || driver.is_alive(A, &instance).await.filter(|alive| *alive)).await;
     assert_eq!(world.api.lists(), lists, "the watch went on where it was");
     assert_eq!(world.api.running(), [pod(1)]);
+}
+
+#[tokio::test]
+async fn a_watch_that_is_broken_makes_nothing_wrong_with_what_the_api_says_is_well() {
+    let world = World::new().await;
+    let driver = world.driver("w").await;
+    let probed = probed_by_command();
+    let instance = boot(&driver, &permit(1), &probed, 1).await.expect("booted");
+    eventually("it is ready", async || run_probe(&driver, &instance, &probed).await.ok()).await;
+    world.api.set_watches_down(true);
+    eventually("the watch is broken", async || driver.is_alive(A, &instance).await.is_none().then_some(())).await;
+    for _ in 0..10 {
+        let standing = driver.standing(A, &instance).await.expect("something can be said");
+        assert_eq!(standing.problem, None);
+        assert!(standing.doubt.is_some_and(|doubt| doubt.contains("watch")));
+        run_probe(&driver, &instance, &probed).await.expect("the pod is asked for, and is ready");
+        assert_eq!(driver.observe(A).await.expect("observed").running.len(), 1);
+    }
+}
+
+fn probed_by_command() -> Desired {
+    let probe = Probe::Exec { command: vec!["true".to_owned()] };
+    desired(KindSpec::Custom(Custom { command: "serve".into(), probe, ..Custom::default() }))
+}
+
+async fn run_probe(driver: &KubernetesDriver, instance: &Instance, desired: &Desired) -> Result<(), Error> {
+    driver.run_beside(A, instance, desired, &["true".to_owned()], Duration::from_secs(1)).await
+}
+
+#[tokio::test]
+async fn a_pod_that_lost_its_label_runs_on_and_gets_it_back() {
+    let world = World::new().await;
+    let driver = world.driver("w").await;
+    let instance = boot(&driver, &permit(1), &custom(), 1).await.expect("booted");
+    eventually("it runs", async || driver.standing(A, &instance).await?.problem.is_none().then_some(())).await;
+    let label = || world.api.all("pods")[0]["metadata"]["labels"]["rug.dev/appliance"].clone();
+    for change in [Value::Null, "other".into()] {
+        world.api.change("pods", &pod(1), |pod| {
+            let labels = pod["metadata"]["labels"].as_object_mut().expect("labels");
+            labels.insert("app.kubernetes.io/managed-by".to_owned(), "other".into());
+            labels.remove("rug.dev/appliance");
+            if !change.is_null() {
+                labels.insert("rug.dev/appliance".to_owned(), change.clone());
+            }
+        });
+        eventually("nothing is known of it", async || driver.is_alive(A, &instance).await.is_none().then_some(()))
+            .await;
+        let found = driver.observe(A).await.expect("observed");
+        assert_eq!(found.running.len(), 1, "it is asked for");
+        assert_eq!(label(), A.to_string());
+        eventually("it is known again", async || driver.is_alive(A, &instance).await.filter(|alive| *alive)).await;
+    }
+    let repeated = boot(&driver, &permit(1), &custom(), 1).await.expect("found");
+    assert_eq!((repeated.handle, world.api.running()), (instance.handle, vec![pod(1)]));
+}
+
+#[tokio::test]
+async fn an_api_server_whose_data_were_put_back_is_listed_anew_and_believed() {
+    let world = World::new().await;
+    let driver = world.driver("w").await;
+    let instance = boot(&driver, &permit(1), &custom(), 1).await.expect("booted");
+    eventually("it runs", async || driver.standing(A, &instance).await?.problem.is_none().then_some(())).await;
+    let lists = world.api.lists();
+    world.api.put_back(3);
+    eventually("it was listed anew", async || (world.api.lists() > lists).then_some(())).await;
+    eventually("the watch counts", async || driver.listed(Duration::ZERO).await.ok()).await;
+    // Its version is below the one that was known before.
+    world.api.change("pods", &pod(1), |pod| pod["status"] = json!({"phase": "Failed"}));
+    eventually("its end is known", async || driver.is_alive(A, &instance).await.filter(|alive| !alive)).await;
+}
+
+#[tokio::test]
+async fn a_list_of_several_pages_is_no_newer_than_an_answer_that_comes_between() {
+    let world = World::new().await;
+    let driver = world.patient_driver("w").await;
+    for n in 0..600_u128 {
+        let other = common::ApplianceId::from_u128(0x1_0000 + n);
+        let name = Instance::name(other, 0, 1);
+        world.api.insert_pod(&name, json!({"rug.dev/appliance": other.to_string()}));
+    }
+    driver.claim(&permit(1)).await.expect("claimed");
+    let released = world.api.hold("w", "patch", "pods");
+    let booting = {
+        let driver = driver.clone();
+        tokio::spawn(async move { boot(&driver, &permit(1), &custom(), 1).await })
+    };
+    world.api.held(1).await;
+    // The first page is of before the release, and the second comes after it.
+    let first = world.api.hold("w", "list", "pods");
+    world.api.compact_and_break();
+    world.api.held(2).await;
+    let second = world.api.hold("w", "list", "pods");
+    first.notify_one();
+    world.api.held(3).await;
+    released.notify_one();
+    let instance = booting.await.expect("no panic").expect("booted");
+    let lists = world.api.lists();
+    second.notify_one();
+    eventually("it was listed", async || driver.listed(Duration::ZERO).await.ok()).await;
+    assert_eq!(world.api.lists(), lists);
+    assert_ne!(driver.is_alive(A, &instance).await, Some(false), "the list has it with its gate");
+    assert_eq!(driver.observe(A).await.expect("observed").running.len(), 1);
+}
+
+#[tokio::test]
+async fn the_end_of_a_pod_is_asked_for_now_and_then_while_the_watch_is_broken() {
+    let mut world = World::new().await;
+    let driver = world.driver("w").await;
+    let instance = boot(&driver, &permit(1), &custom(), 1).await.expect("booted");
+    eventually("it runs", async || driver.standing(A, &instance).await?.problem.is_none().then_some(())).await;
+    world.stop_kubelet();
+    world.api.set_watches_down(true);
+    eventually("the watch is broken", async || driver.is_alive(A, &instance).await.is_none().then_some(())).await;
+    world.api.take_calls();
+    let ends = tokio::time::timeout(Duration::from_secs(2), destroy(&driver, &permit(1), &instance)).await;
+    assert!(ends.is_err(), "it has not ended yet");
+    let reads = world.api.take_calls().into_iter().filter(|call| call == "get pods").count();
+    assert!(reads <= 3, "{reads} reads in two seconds");
+}
+
+#[tokio::test]
+async fn a_boot_that_failed_leaves_no_pod_and_what_outlived_its_appliance_is_ended() {
+    let world = World::new().await;
+    let driver = world.driver("w").await;
+    let no = Fault::Refuse { code: 403, reason: "Forbidden", message: "secrets is forbidden: no", retry_after: None };
+    world.api.fault("w", "create", "secrets", 1, no);
+    let refused = boot(&driver, &permit(1), &balancer(&[80]), 1).await;
+    assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+    assert!(world.api.all("pods").is_empty());
+    let instance = boot(&driver, &permit(1), &custom(), 2).await.expect("booted");
+    eventually("it runs", async || driver.standing(A, &instance).await?.problem.is_none().then_some(())).await;
+    let ended = json!({"terminated": {"exitCode": 0}});
+    world.api.change("pods", &pod(2), |pod| {
+        pod["status"] = json!({"phase": "Running", "containerStatuses": container(ended)})
+    });
+    eventually("its end is known", async || driver.is_alive(A, &instance).await.filter(|alive| !alive)).await;
+    driver.claim(&permit(1)).await.expect("claimed");
+    eventually("nothing of it is left", async || world.api.all("pods").is_empty().then_some(())).await;
 }
 
 #[tokio::test]
@@ -232,10 +378,12 @@ async fn a_load_balancer_has_a_secret_of_its_own_and_a_service_that_follows_its_
 async fn what_a_broken_off_boot_left_is_found_as_an_orphan_and_what_runs_is_not() {
     let world = World::new().await;
     let (old, new) = (world.driver("old").await, world.driver("new").await);
-    old.claim(&permit(1)).await.expect("the first");
+    let (former, lease) = permit_with_gate(1);
+    old.claim(&former).await.expect("the first");
     let gate = world.api.hold("old", "create", "pods");
-    let late = tokio::spawn(async move { boot(&old, &permit(1), &custom(), 7).await });
+    let late = tokio::spawn(async move { boot(&old, &former, &custom(), 7).await });
     world.api.held(1).await;
+    lease.shut();
     new.claim(&permit(2)).await.expect("a newer token");
     gate.notify_one();
     _ = late.await.expect("no panic");

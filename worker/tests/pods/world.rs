@@ -74,9 +74,19 @@ impl World {
     }
 
     pub(crate) async fn driver(&self, worker: &str) -> KubernetesDriver {
+        self.driver_with(worker, self.config(worker)).await
+    }
+
+    /// One that waits for calls that are held up.
+    pub(crate) async fn patient_driver(&self, worker: &str) -> KubernetesDriver {
+        let mut config = self.config(worker);
+        config.client.request_timeout = Duration::from_secs(60);
+        self.driver_with(worker, config).await
+    }
+
+    async fn driver_with(&self, worker: &str, config: Config) -> KubernetesDriver {
         let name = WorkerId::new(worker).expect("a name");
-        let driver =
-            KubernetesDriver::new(self.config(worker), name, &self.stop).await.expect("the settings are right");
+        let driver = KubernetesDriver::new(config, name, &self.stop).await.expect("the settings are right");
         driver.listed(Duration::from_secs(10)).await.expect("pods are listed");
         driver
     }

@@ -57,7 +57,8 @@ impl Journal {
         changed
     }
 
-    fn note_attempt(&mut self, ordinal: u16, attempt: u32) {
+    /// Takes in that there was this attempt.
+    pub(super) fn note_attempt(&mut self, ordinal: u16, attempt: u32) {
         match self.attempts.iter_mut().find(|(known, _)| *known == ordinal) {
             Some((_, newest)) => *newest = attempt.max(*newest),
             None => self.attempts.push((ordinal, attempt)),
@@ -110,6 +111,8 @@ impl Anchor {
             },
             "spec": {"holderIdentity": worker},
         });
+        // Leases may be made by an update, so that the version alone would not keep a late one from making a deleted anchor anew: an
+        // object that does not exist has no uid, and one that names a uid is refused then.
         if let Some(read) = read {
             lease["metadata"]["uid"] = read.uid.clone().into();
             lease["metadata"]["resourceVersion"] = read.version.clone().into();

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use common::ApplianceId;
 use futures::Stream;
 use http::{Request, header};
 use kubernetes::Error;
@@ -142,6 +143,17 @@ pub(super) async fn list_pods(
 ) -> Result<ObjectList<Pod>, Error> {
     let token = token.map(|token| format!("&continue={token}")).unwrap_or_default();
     let request = Request::get(format!("{}?labelSelector={SELECTOR_QUERY}&limit={limit}{token}", pods_of(namespace)));
+    call(client, request, Vec::new()).await
+}
+
+/// The pods of one appliance, of a namespace or of all, as they are now.
+pub(super) async fn list_pods_of(
+    client: &Client,
+    namespace: Option<&str>,
+    appliance: ApplianceId,
+) -> Result<ObjectList<Pod>, Error> {
+    // Without a version, so that it is answered from where writes go, and not from a copy.
+    let request = Request::get(format!("{}?labelSelector={SELECTOR_QUERY}%3D{appliance}", pods_of(namespace)));
     call(client, request, Vec::new()).await
 }
 

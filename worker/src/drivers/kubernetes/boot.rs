@@ -49,17 +49,40 @@ impl Inner {
         let view = match waiting {
             Some(view) => view,
             None => {
+                self.remove_unreleased(permit, &plan).await;
                 let made = self.make(permit, wanted, &plan).await?;
-                if plan.has_management {
-                    let secret = service::make_secret(self, permit, &made).await?;
-                    self.keep_secret(&made.uid, &secret);
+                if let Err(error) = self.prepare(permit, &mut held, &plan, &made).await {
+                    // It has its gate and never runs. An orphan sweep would find it after a while.
+                    if let Err(left) = self.begin_removal(permit, &made).await {
+                        tracing::debug!(pod = made.key.name(), error = %left, "a pod that was not released is left");
+                    }
+                    return Err(error);
                 }
-                self.write_down(permit, &mut held, &plan, &made).await?;
                 made
             }
         };
         let view = self.release(permit, view).await?;
         self.instance(&view).await
+    }
+
+    /// Gives a pod that was made what it needs, and writes it down.
+    async fn prepare(&self, permit: &Permit, held: &mut Held, plan: &PodPlan, made: &PodView) -> Result<(), Error> {
+        if plan.has_management {
+            let secret = service::make_secret(self, permit, made).await?;
+            self.keep_secret(&made.uid, &secret);
+        }
+        self.write_down(permit, held, plan, made).await
+    }
+
+    /// Begins to remove what earlier boots at this ordinal left: pods with their gate, as far as the watch knows of them.
+    async fn remove_unreleased(&self, permit: &Permit, plan: &PodPlan) {
+        for view in self.cache.of_appliance(plan.key.appliance) {
+            // One of the wanted name is dealt with where the new one is made, and one without a token is not Rug's.
+            let is_left = view.key.ordinal == plan.key.ordinal && view.key != plan.key;
+            if is_left && view.gated && view.token.is_some() {
+                _ = self.begin_removal(permit, &view).await;
+            }
+        }
     }
 
     /// What the journal has at the ordinal of a new instance. Pods there that cannot run are removed.
@@ -90,7 +113,7 @@ impl Inner {
             let made: Result<Pod, ApiError> =
                 api::create(&self.client, Resource::Pods, &plan.namespace, &plan.pod, false).await;
             let error = match made {
-                Ok(pod) => return self.made(&pod),
+                Ok(pod) => return self.made(permit, &pod).await,
                 Err(error) => error,
             };
             // It may be there all the same, or a pod of the same name that an owner left.
@@ -112,6 +135,10 @@ impl Inner {
                 self.cache.put(view.clone());
                 return Ok(view);
             }
+            if !view.gated && view.token == Some(permit.token()) {
+                // The anchor does not name it, so that this worker has not released it.
+                return Err(self.without_gate(permit, &view).await);
+            }
             if view.runs() && view.token.is_some() {
                 return Err(Error::Failed(format!("a pod {name} runs that the anchor of the appliance does not name")));
             }
@@ -123,16 +150,24 @@ impl Inner {
         Err(Error::Failed(format!("there is a pod {name} each time that it is made")))
     }
 
-    fn made(&self, pod: &Pod) -> Result<PodView, Error> {
+    async fn made(&self, permit: &Permit, pod: &Pod) -> Result<PodView, Error> {
         let view = PodView::of(pod).ok_or_else(|| Error::Failed("the API server answered another object".into()))?;
         if !view.gated {
-            // A policy that changes pods has taken the gate away: nothing fences it, and it must not run.
-            return Err(Error::Refused(
-                "the pod was made without its scheduling gate: a policy of the cluster must have removed it".into(),
-            ));
+            return Err(self.without_gate(permit, &view).await);
         }
         self.cache.put(view.clone());
         Ok(view)
+    }
+
+    /// Deletes a pod that was made just now and has no gate: nothing fences it, and it must not run.
+    async fn without_gate(&self, permit: &Permit, made: &PodView) -> Error {
+        let left = match self.delete(permit, made.clone(), 1).await {
+            Ok(_) => String::new(),
+            Err(error) => format!("; it is still there: {error}"),
+        };
+        Error::Refused(format!(
+            "the pod was made without its scheduling gate: a policy of the cluster must have removed it{left}"
+        ))
     }
 
     /// Writes the pod into the anchor. From then on every owner knows that it may run.

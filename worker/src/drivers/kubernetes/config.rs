@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::names;
+use super::template::TemplateRight;
 use crate::drivers::Error;
 
 /// What stands for the tenant in `tenant_namespace`.
@@ -37,6 +38,9 @@ pub struct Config {
     pub image_pull_secrets: Vec<String>,
     /// Service account of pods; that of their namespace when empty. No token of it is mounted.
     pub service_account_name: String,
+    /// What templates of specifications may ask for beyond what any pod may have. Whoever writes specifications has it then, with the
+    /// rights of the service account and the nodes.
+    pub template_allow: BTreeSet<TemplateRight>,
     /// Labels of every pod beside Rug's own.
     pub labels: BTreeMap<String, String>,
     /// Annotations of every pod.
@@ -83,6 +87,7 @@ impl Default for Config {
             appliance_image: String::new(),
             image_pull_secrets: Vec::new(),
             service_account_name: String::new(),
+            template_allow: BTreeSet::new(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             node_selector: BTreeMap::new(),
@@ -145,8 +150,9 @@ impl Config {
         if self.stop_grace > hour || self.stop_grace < Duration::from_secs(1) {
             found.push(FieldViolation::new("stop_grace", "must be 1s to 1h"));
         }
-        if !(Duration::from_secs(5)..=hour).contains(&self.watch_stale_after) {
-            found.push(FieldViolation::new("watch_stale_after", "must be 5s to 1h"));
+        // The API server says something about every minute.
+        if !(Duration::from_secs(70)..=hour).contains(&self.watch_stale_after) {
+            found.push(FieldViolation::new("watch_stale_after", "must be 70s to 1h"));
         }
         if !self.orphan_age.is_zero() && self.orphan_age < Duration::from_secs(300) {
             found.push(FieldViolation::new("orphan_age", "must be 0s or at least 5m"));
@@ -168,6 +174,11 @@ impl Config {
             return Ok(namespace);
         }
         Err(Error::Refused(format!("the namespace {namespace:?} of tenant {tenant} {}", names::NAMESPACE_RULE)))
+    }
+
+    /// Whether pods are made in this namespace.
+    pub(super) fn makes_pods_in(&self, namespace: &str, default: &str) -> bool {
+        self.tenants.values().any(|own| own == namespace) || self.tenant_namespace.is_empty() && namespace == default
     }
 
     /// Where pods may be.
@@ -218,9 +229,13 @@ mod tests {
             labels,
             resources: json!(1),
             default_port: 0,
+            watch_stale_after: Duration::from_secs(60),
             ..Config::default()
         };
         let fields: Vec<_> = config.validate().into_iter().map(|violation| violation.field).collect();
-        assert_eq!(fields, ["namespace", "tenant_namespace", "labels[rug.dev/x]", "resources", "default_port"]);
+        assert_eq!(
+            fields,
+            ["namespace", "tenant_namespace", "labels[rug.dev/x]", "resources", "default_port", "watch_stale_after"]
+        );
     }
 }

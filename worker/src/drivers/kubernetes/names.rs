@@ -8,8 +8,8 @@ use worker_core::instance::Instance;
 pub(super) const GATE: &str = "rug.dev/owner";
 /// Who makes what the driver makes, for the API server.
 pub(super) const FIELD_MANAGER: &str = "rug-worker";
-/// Which objects are Rug's (`app.kubernetes.io/managed-by=rug`), as a query has it.
-pub(super) const SELECTOR_QUERY: &str = "app.kubernetes.io%2Fmanaged-by%3Drug";
+/// Which pods are Rug's, as a query has it: those with the label [`label::APPLIANCE`], whatever else is written over.
+pub(super) const SELECTOR_QUERY: &str = "rug.dev%2Fappliance";
 
 /// Labels.
 pub(super) mod label {

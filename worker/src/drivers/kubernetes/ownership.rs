@@ -7,14 +7,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use common::{ApplianceId, Token};
+use futures::future::join_all;
 use kubernetes::Error as ApiError;
 use kubernetes::k8s_openapi::api::coordination::v1::Lease;
 use kubernetes::k8s_openapi::api::core::v1::Pod;
+use kubernetes::kube::core::ObjectList;
 use serde_json::json;
 use tokio::sync::{Mutex as Lock, OwnedMutexGuard};
 
 use super::anchor::{Anchor, Journal, JournalInstance};
 use super::api::{self, Exactly, Resource};
+use super::cache::Known;
 use super::names::{anchor, annotation, write_token};
 use super::view::PodView;
 use super::{Inner, failed};
@@ -87,10 +90,13 @@ impl Inner {
             check_token(Some(claimed.anchor.token), permit)?;
             if claimed.anchor.token == permit.token() {
                 let claimed = claimed.clone();
+                self.end_what_outlived(permit, &claimed.anchor.journal).await;
                 return Ok((held, claimed));
             }
         }
         held.claimed = None;
+        let turn = self.claims.acquire().await;
+        let _turn = turn.map_err(|_| Error::Failed("the driver stops".into()))?;
         let anchor = self.claim_anchor(permit).await?;
         for instance in &anchor.journal.instances {
             self.raise(permit, instance).await?;
@@ -98,16 +104,31 @@ impl Inner {
         let claimed = Claimed { anchor, exposed: None };
         // Only now: a claim that broke off is begun anew.
         held.claimed = Some(claimed.clone());
+        self.end_what_outlived(permit, &claimed.anchor.journal).await;
         Ok((held, claimed))
     }
 
-    /// What may run of an appliance: as this worker wrote it, or read for this once. `None` when there is nothing.
-    pub(super) async fn journal(&self, appliance: ApplianceId) -> Result<Option<Journal>, Error> {
+    /// Ends what runs on of pods whose appliance has ended by itself: sidecars do not notice. Whether that was begun is seen the next time.
+    async fn end_what_outlived(&self, permit: &Permit, journal: &Journal) {
+        for entry in &journal.instances {
+            let known = self.cache.get(entry.key(permit.appliance()), &entry.namespace, &entry.uid);
+            if let Known::There(view) = known
+                && view.has_outlived()
+                && let Err(error) = self.begin_removal(permit, &view).await
+            {
+                tracing::info!(pod = view.key.name(), %error, "what outlived its appliance was not ended");
+            }
+        }
+    }
+
+    /// What may run of an appliance: as this worker wrote it, or read for this once, and whether this worker wrote it. `None` when there
+    /// is nothing.
+    pub(super) async fn journal(&self, appliance: ApplianceId) -> Result<Option<(Journal, bool)>, Error> {
         let held = self.holdings.of(appliance).lock_owned().await;
         if let Some(claimed) = &held.claimed {
-            return Ok(Some(claimed.anchor.journal.clone()));
+            return Ok(Some((claimed.anchor.journal.clone(), true)));
         }
-        Ok(self.read_anchor(appliance).await?.map(|anchor| anchor.journal))
+        Ok(self.read_anchor(appliance).await?.map(|anchor| (anchor.journal, false)))
     }
 
     pub(super) async fn read_anchor(&self, appliance: ApplianceId) -> Result<Option<Anchor>, Error> {
@@ -127,7 +148,7 @@ impl Inner {
             }
             let journal = match &found {
                 Some(anchor) => anchor.journal.clone(),
-                None => self.journal_of_pods(permit.appliance())?,
+                None => self.journal_of_pods(permit).await?,
             };
             match self.write_anchor(permit, &journal, found.as_ref()).await? {
                 Some(written) => return Ok(written),
@@ -137,24 +158,65 @@ impl Inner {
         Err(Error::Failed("claim: the anchor changed each time that it was read".into()))
     }
 
-    /// The journal of an appliance without an anchor: of a new one it is empty. If somebody has deleted an anchor, what runs is found by the
-    /// watch, so that it is not started a second time.
-    fn journal_of_pods(&self, appliance: ApplianceId) -> Result<Journal, Error> {
-        let Some(views) = self.cache.all() else {
-            return Err(Error::Failed(self.cache.trouble().unwrap_or_default()));
-        };
-        let mut own: Vec<_> = views.into_iter().filter(|view| view.key.appliance == appliance && !view.gated).collect();
-        own.sort_by_key(|view| (view.runs(), view.key));
-        let found = own.iter().fold(Journal::default(), |journal, view| {
-            let (ordinal, attempt) = (view.key.ordinal, view.key.attempt);
-            let (uid, namespace) = (view.uid.clone(), view.namespace.clone());
-            journal.with(JournalInstance { ordinal, attempt, uid, namespace })
-        });
-        if !found.instances.is_empty() {
-            tracing::warn!(%appliance, pods = found.instances.len(), "the anchor was deleted: it is made anew from the pods there are");
+    /// The journal of an appliance without an anchor: of a new one it is empty. If somebody has deleted an anchor, what runs is listed,
+    /// so that it is not started a second time.
+    ///
+    /// A pod with its gate was perhaps named by the anchor that was deleted, and a former owner's removal of its gate may be on its way:
+    /// it is deleted before there is an anchor. No other pod of a former owner can come to run: it would have to be written into the anchor
+    /// first, and that one is no more.
+    async fn journal_of_pods(&self, permit: &Permit) -> Result<Journal, Error> {
+        let appliance = permit.appliance();
+        let lists =
+            self.watched.iter().map(|namespace| api::list_pods_of(&self.client, namespace.as_deref(), appliance));
+        let mut own = Vec::new();
+        for list in join_all(lists).await {
+            let list: ObjectList<Pod> = list.map_err(|error| failed("list pods", error))?;
+            own.extend(list.items.iter().filter_map(PodView::of).filter(|view| view.key.appliance == appliance));
         }
-        let service = own.iter().find(|view| view.management_port.is_some()).map(|view| view.namespace.clone());
-        Ok(Journal { service, ..found })
+        let mut journal = Journal::default();
+        for view in own {
+            let Some(token) = view.token else {
+                // Nobody but a worker makes pods with a token: it is no instance, or somebody has spoilt it.
+                tracing::warn!(%appliance, namespace = view.namespace, pod = view.key.name(), "a pod without a token is not taken for an instance");
+                continue;
+            };
+            check_token(Some(token), permit)?;
+            journal.note_attempt(view.key.ordinal, view.key.attempt);
+            let view = if view.gated { self.delete_gated(permit, view).await? } else { Some(view) };
+            let Some(view) = view else { continue };
+            if view.management_port.is_some() {
+                journal.service = Some(view.namespace.clone());
+            }
+            let (ordinal, attempt) = (view.key.ordinal, view.key.attempt);
+            journal.instances.push(JournalInstance { ordinal, attempt, uid: view.uid, namespace: view.namespace });
+        }
+        if !journal.instances.is_empty() {
+            let pods = journal.instances.len();
+            tracing::warn!(%appliance, pods, "the anchor was deleted: it is made anew from the pods there are");
+        }
+        Ok(journal)
+    }
+
+    /// Deletes a pod that has its gate. Answers it if it was released meanwhile.
+    async fn delete_gated(&self, permit: &Permit, mut seen: PodView) -> Result<Option<PodView>, Error> {
+        let (key, namespace, uid) = (seen.key, seen.namespace.clone(), seen.uid.clone());
+        for _ in 0..TRIES {
+            check_token(seen.token, permit)?;
+            permit.check()?;
+            let exactly = Exactly { uid: &uid, version: Some(&seen.version) };
+            match api::delete(&self.client, Resource::Pods, &namespace, &key.name(), exactly, Some(0)).await {
+                Ok(_) | Err(ApiError::NotFound(_)) => {
+                    self.cache.bury(key, &namespace, &uid, Some(&seen));
+                    return Ok(None);
+                }
+                Err(ApiError::Conflict(_)) => match self.read(key, &namespace, &uid).await? {
+                    Some(view) if view.gated => seen = view,
+                    other => return Ok(other),
+                },
+                Err(error) => return Err(failed("delete pod", error)),
+            }
+        }
+        Err(Error::Failed(format!("delete pod {}: it changed each time that it was read", key.name())))
     }
 
     /// Writes the anchor as it shall be in the place of what was read. `None` when it is another one by now.
@@ -173,7 +235,9 @@ impl Inner {
         };
         match written {
             Ok(lease) => Anchor::read(&lease).map(Some).map_err(|error| Error::Refused(error.to_string())),
-            Err(ApiError::Conflict(_) | ApiError::AlreadyExists(_) | ApiError::NotFound(_)) => Ok(None),
+            Err(ApiError::Conflict(_) | ApiError::AlreadyExists(_)) => Ok(None),
+            // Of one that is to be made it is the namespace that is not there.
+            Err(ApiError::NotFound(_)) if read.is_some() => Ok(None),
             Err(error) => Err(failed("write the anchor", error)),
         }
     }

@@ -10,6 +10,7 @@ use worker_core::desired::Desired;
 
 use super::config::Config;
 use super::names::{GATE, PodKey, annotation, label, label_value, write_token};
+use super::template;
 use crate::drivers::{Error, Wanted};
 
 /// Where a load balancer has its files.
@@ -46,6 +47,10 @@ impl PodPlan {
         let desired = wanted.desired;
         if !desired.spec.ports.is_empty() {
             return Err(Error::Refused("pods are in the network of their cluster, and `ports` must be empty".into()));
+        }
+        let template = desired.spec.pod.as_ref().map(common::pod::PodTemplate::value);
+        if let Some(refusal) = template.as_ref().and_then(|asked| template::refusal(asked, &config.template_allow)) {
+            return Err(Error::Refused(refusal));
         }
         // Each pod has an address of its own, and the port of the first instance there.
         let recipe = desired.spec.kind.launch(0).map_err(|overflow| Error::Refused(overflow.to_string()))?;
@@ -114,8 +119,8 @@ impl PodPlan {
                 {"name": "rug-secret", "secret": {"secretName": key.name(), "defaultMode": 0o440}},
             ]);
         }
-        if let Some(template) = &desired.spec.pod {
-            merge_template(&mut pod, &template.value());
+        if let Some(template) = &template {
+            merge_template(&mut pod, template);
         }
         // Last, so that nothing takes their place.
         let own = [

@@ -6,7 +6,7 @@ use common::kind::StopRecipe;
 use futures::future::join_all;
 use kubernetes::Error as ApiError;
 use kubernetes::k8s_openapi::api::core::v1::Pod;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use worker_core::instance::Instance;
 
 use super::api::{self, Exactly, Resource};
@@ -40,9 +40,15 @@ impl Inner {
         let others = join_all(others.iter().map(|other| self.begin_end(permit, other, grace)));
         let (told, _) = tokio::join!(self.begin_end(permit, instance, grace), others);
         match told? {
+            // No longer than the lifecycle waits: it is to be told why, and asks again.
             Some(view) => self.wait_until_over(&view, stop.timeout.unwrap_or_default() + WAIT).await,
             None => Ok(()),
         }
+    }
+
+    /// Asks for the end of what is left of a pod, and does not wait for it.
+    pub(super) async fn begin_removal(&self, permit: &Permit, view: &PodView) -> Result<(), Error> {
+        self.delete(permit, view.clone(), self.own_grace(view)).await.map(drop)
     }
 
     /// Asks for the end of an instance. Answers its pod as it is then; `None` when it is gone.
@@ -56,14 +62,24 @@ impl Inner {
 
     /// Deletes a pod, and waits until nothing of it can run.
     pub(super) async fn remove(&self, permit: &Permit, view: &PodView) -> Result<(), Error> {
-        match self.delete(permit, view.clone(), pod::grace(&self.config, None)).await? {
+        match self.delete(permit, view.clone(), self.own_grace(view)).await? {
             Some(left) => self.wait_until_over(&left, WAIT).await,
             None => Ok(()),
         }
     }
 
+    /// The time to end that a pod was made with.
+    fn own_grace(&self, view: &PodView) -> i64 {
+        view.grace.unwrap_or_else(|| pod::grace(&self.config, None)).max(1)
+    }
+
     /// Asks for the end of exactly this pod. Answers it as it is then; `None` when it is gone.
-    async fn delete(&self, permit: &Permit, mut seen: PodView, grace: i64) -> Result<Option<PodView>, Error> {
+    pub(super) async fn delete(
+        &self,
+        permit: &Permit,
+        mut seen: PodView,
+        grace: i64,
+    ) -> Result<Option<PodView>, Error> {
         let (key, namespace, uid) = (seen.key, seen.namespace.clone(), seen.uid.clone());
         for _ in 0..TRIES {
             check_token(seen.token, permit)?;
@@ -79,7 +95,7 @@ impl Inner {
             match deleted {
                 Ok(answer) => return Ok(self.deleted(seen, answer)),
                 Err(ApiError::NotFound(_)) => {
-                    self.cache.bury(key, &uid, Some(&seen));
+                    self.cache.bury(key, &namespace, &uid, Some(&seen));
                     return Ok(None);
                 }
                 Err(ApiError::Conflict(_)) => match self.read(key, &namespace, &uid).await? {
@@ -96,7 +112,7 @@ impl Inner {
     fn deleted(&self, seen: PodView, answer: serde_json::Value) -> Option<PodView> {
         // What was never on a node, and what has ended, goes at once.
         if seen.over || seen.gated {
-            self.cache.bury(seen.key, &seen.uid, Some(&seen));
+            self.cache.bury(seen.key, &seen.namespace, &seen.uid, Some(&seen));
             return None;
         }
         match serde_json::from_value::<Pod>(answer).ok().as_ref().and_then(PodView::of) {
@@ -114,26 +130,38 @@ impl Inner {
         let mut changes = self.cache.changes();
         let mut last = view.clone();
         loop {
-            match self.cache.get(view.key, &view.uid) {
+            // What changes from here on ends the wait below, and what this look itself takes in does not.
+            changes.mark_unchanged();
+            let mut is_known = true;
+            match self.cache.get(view.key, &view.namespace, &view.uid) {
                 Known::Gone(_) => return Ok(()),
                 Known::There(now) if now.over => return Ok(()),
                 Known::There(now) => last = *now,
                 Known::Unknown => match self.read(view.key, &view.namespace, &view.uid).await {
                     Ok(None) => return Ok(()),
                     Ok(Some(now)) if now.over => return Ok(()),
-                    Ok(Some(now)) => last = now,
-                    // It is asked again, until the deadline.
-                    Err(_) => {}
+                    answer => {
+                        // It is asked again, until the deadline.
+                        is_known = false;
+                        if let Ok(Some(now)) = answer {
+                            last = now;
+                        }
+                    }
                 },
             }
             if Instant::now() >= deadline {
                 let why = self.problem(&last).await.unwrap_or_else(|| "it runs".to_owned());
                 return Err(Error::Failed(format!("pod {} has not ended within {limit:?}: {why}", view.key.name())));
             }
-            // Answers of the API come as fast as they can; changes of other pods wake this as well, and cost a look.
+            if !is_known {
+                // Changes of other pods are no reason to ask again.
+                sleep_until(deadline.min(Instant::now() + ASK)).await;
+                continue;
+            }
+            // Changes of other pods wake this as well, and cost a look.
             let more = timeout(ASK, changes.changed());
             if timeout_at(deadline, more).await.is_ok_and(|waited| waited.is_err())
-                && let Known::There(_) = self.cache.get(view.key, &view.uid)
+                && let Known::There(_) = self.cache.get(view.key, &view.namespace, &view.uid)
             {
                 // Nothing was heard of any pod: a deletion may have been missed.
                 _ = self.read(view.key, &view.namespace, &view.uid).await;
@@ -153,8 +181,8 @@ impl Inner {
             }
             self.remove(permit, &view).await?;
         }
-        for view in self.cache.all().unwrap_or_default() {
-            if view.key.appliance == appliance && !view.runs() {
+        for view in self.cache.of_appliance(appliance) {
+            if !view.runs() && view.token.is_some() {
                 self.remove(permit, &view).await?;
             }
         }

@@ -12,7 +12,7 @@ use kubernetes::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use runtime::clock;
 use worker_core::instance::{Addresses, BootState, Handle, Instance, ManagementSecret};
 
-use super::names::{GATE, PodKey, annotation, read_token};
+use super::names::{GATE, PodKey, annotation, label, read_token};
 
 /// Longest reason that is kept, in bytes.
 const MAX_REASON: usize = 512;
@@ -25,6 +25,8 @@ pub(super) struct PodView {
     pub(super) uid: String,
     pub(super) version: String,
     pub(super) token: Option<Token>,
+    /// It has the label by which watches select it, with the right value.
+    pub(super) labelled: bool,
     pub(super) boot_digest: String,
     pub(super) answered: bool,
     /// It has not been released to run.
@@ -37,6 +39,8 @@ pub(super) struct PodView {
     pub(super) ended: bool,
     /// It is being deleted, with this grace period in seconds.
     pub(super) deleting: Option<i64>,
+    /// The time to end that it was made with, in seconds.
+    pub(super) grace: Option<i64>,
     /// It is ready, as its kubelet says.
     pub(super) ready: bool,
     pub(super) ip: Option<IpAddr>,
@@ -57,6 +61,7 @@ impl PodView {
     pub(super) fn of(pod: &Pod) -> Option<Self> {
         let metadata = &pod.metadata;
         let key = PodKey::read(metadata.name.as_deref()?)?;
+        let appliance = metadata.labels.as_ref().and_then(|all| all.get(label::APPLIANCE));
         let note = |name: &str| metadata.annotations.as_ref().and_then(|all| all.get(name)).map(String::as_str);
         let spec = pod.spec.as_ref();
         let gates: Vec<_> = spec.and_then(|spec| spec.scheduling_gates.as_ref()).into_iter().flatten().collect();
@@ -73,6 +78,7 @@ impl PodView {
             uid: metadata.uid.clone()?,
             version: metadata.resource_version.clone()?,
             token: note(annotation::TOKEN).and_then(read_token),
+            labelled: appliance.is_some_and(|id| *id == key.appliance.to_string()),
             boot_digest: note(annotation::BOOT_DIGEST).unwrap_or_default().to_owned(),
             answered: note(annotation::ANSWERED).is_some(),
             gated: gates.iter().any(|gate| gate.name == GATE),
@@ -83,6 +89,7 @@ impl PodView {
                 .deletion_timestamp
                 .as_ref()
                 .map(|_| metadata.deletion_grace_period_seconds.unwrap_or_default()),
+            grace: spec.and_then(|spec| spec.termination_grace_period_seconds),
             ready: condition(status, "Ready").is_some_and(|ready| ready.status == "True"),
             ip: status.pod_ip.as_ref().and_then(|ip| ip.parse().ok()),
             port: note(annotation::PORT).and_then(|port| port.parse().ok()),
@@ -99,6 +106,11 @@ impl PodView {
     /// Whether it counts as an instance that runs: it was released, and the API does not say that it has ended.
     pub(super) const fn runs(&self) -> bool {
         !self.gated && !self.ended
+    }
+
+    /// Whether its appliance has ended by itself and other containers of it run on.
+    pub(super) const fn has_outlived(&self) -> bool {
+        self.ended && !self.over && self.deleting.is_none()
     }
 
     /// Where it can be reached, once it has an address.
@@ -293,6 +305,6 @@ mod tests {
         let sidecars_run_on =
             json!({"phase": "Running", "containerStatuses": container(json!({"terminated": {"exitCode": 0}}))});
         let ended = view(sidecars_run_on, false);
-        assert!(ended.ended && !ended.over);
+        assert!(ended.ended && !ended.over && ended.has_outlived());
     }
 }
