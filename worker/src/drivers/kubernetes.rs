@@ -76,7 +76,7 @@ struct Inner {
     claims: Semaphore,
     /// Secrets of pods that run, by uid.
     secrets: Mutex<HashMap<String, ManagementSecret>>,
-    nodes: Nodes,
+    nodes: Arc<Nodes>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -131,7 +131,7 @@ impl KubernetesDriver {
             holdings: Holdings::default(),
             claims: Semaphore::new(CLAIMS),
             secrets: Mutex::default(),
-            nodes: Nodes::default(),
+            nodes: Arc::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -281,11 +281,11 @@ impl Inner {
             .map_or(Known::Unknown, |(key, namespace, uid)| self.cache.get(key, namespace, uid))
     }
 
-    async fn problem(&self, view: &PodView) -> Option<String> {
+    fn problem(&self, view: &PodView) -> Option<String> {
         let runs = view.problem.is_none() || view.deleting.is_some();
         let node = view.node.as_ref().filter(|_| runs && !view.ready && !view.ended);
         let lost = match node {
-            Some(node) => self.nodes.problem(&self.client, node).await,
+            Some(node) => self.nodes.problem(&self.client, node),
             None => None,
         };
         match (lost, &view.problem) {
@@ -336,7 +336,7 @@ impl Driver for KubernetesDriver {
         let (key, namespace, uid) = Inner::pod_of(appliance, instance)?;
         match inner.cache.get(key, namespace, uid) {
             Known::There(view) => {
-                let problem = inner.problem(&view).await;
+                let problem = inner.problem(&view);
                 Some(Standing { addresses: view.addresses(), problem, doubt: None })
             }
             Known::Gone(last) => {
@@ -394,8 +394,8 @@ impl Driver for KubernetesDriver {
         self.inner.ensure(permit, &wanted).await
     }
 
-    async fn expose(&self, permit: &Permit, _: &Instance, desired: &Desired) -> Result<(), Error> {
-        self.inner.expose(permit, desired).await
+    async fn expose(&self, permit: &Permit, instance: &Instance, desired: &Desired) -> Result<(), Error> {
+        self.inner.expose(permit, instance, desired).await
     }
 
     async fn destroy(&self, permit: &Permit, instance: &Instance, stop: StopRecipe) -> Result<(), Error> {

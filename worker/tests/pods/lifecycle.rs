@@ -358,6 +358,11 @@ async fn a_load_balancer_has_a_secret_of_its_own_and_a_service_that_follows_its_
     assert_eq!(world.api.take_calls(), Vec::<String>::new());
     driver.expose(&permit(1), &instance, &balancer(&[80, 443])).await.expect("exposed");
     assert_eq!(ports(), Some(vec![Some(80), Some(443)]));
+    // Its pod says where it listens first, for probes and people.
+    driver.expose(&permit(1), &instance, &balancer(&[81, 443])).await.expect("exposed");
+    let found = driver.observe(A).await.expect("observed").running;
+    assert_eq!(found[0].addresses.service.map(|address| address.port()), Some(81));
+    driver.expose(&permit(1), &instance, &balancer(&[80, 443])).await.expect("exposed");
     // Of another owner.
     other.claim(&permit(2)).await.expect("a newer token");
     let found = other.observe(A).await.expect("observed").running;
@@ -394,6 +399,15 @@ async fn what_a_broken_off_boot_left_is_found_as_an_orphan_and_what_runs_is_not(
     })
     .await;
     assert_eq!(orphans.iter().map(|orphan| (orphan.name.clone(), orphan.runs)).collect::<Vec<_>>(), [(pod(7), false)]);
+    // One of another installation is not looked at, whatever its anchor says.
+    world.api.change("pods", &pod(7), |pod| pod["metadata"]["labels"]["rug.dev/anchors"] = "elsewhere".into());
+    eventually("it is not ours", async || new.orphans(Duration::ZERO).await.ok()?.is_empty().then_some(())).await;
+    world.api.change("pods", &pod(7), |pod| pod["metadata"]["labels"]["rug.dev/anchors"] = "rug".into());
+    let orphans = eventually("it is known again", async || {
+        let found = new.orphans(Duration::from_secs(60)).await.ok()?;
+        (!found.is_empty()).then_some(found)
+    })
+    .await;
     new.remove_orphan(&orphans[0]).await.expect("removed");
     assert_eq!((world.api.running(), world.api.all("pods").len()), (vec![pod(1)], 1));
     assert!(!world.api.all("leases").is_empty(), "{} stays", anchor());

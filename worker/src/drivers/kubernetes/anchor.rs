@@ -3,6 +3,8 @@
 //! It is what ownership is decided by: a pod that no anchor names never runs, because its gate is removed only after the anchor named
 //! it, and every change of the anchor names the version of it that was read. Written by owners only, in one namespace.
 
+use std::collections::BTreeSet;
+
 use common::{ApplianceId, Token};
 use kubernetes::k8s_openapi::api::coordination::v1::Lease;
 use serde::{Deserialize, Serialize};
@@ -27,9 +29,9 @@ pub(super) struct Journal {
     pub(super) instances: Vec<JournalInstance>,
     /// The newest attempt of each ordinal.
     pub(super) attempts: Vec<(u16, u32)>,
-    /// Namespace of the Service, if there may be one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) service: Option<String>,
+    /// Namespaces where there may be a Service: those where there were pods.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) services: BTreeSet<String>,
 }
 
 /// A pod that may run.

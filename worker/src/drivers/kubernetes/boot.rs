@@ -181,7 +181,7 @@ impl Inner {
         self.change_journal(permit, held, |journal| {
             let mut changed = journal.with(entry.clone());
             if plan.has_management {
-                changed.service = Some(plan.namespace.clone());
+                changed.services.insert(plan.namespace.clone());
             }
             changed
         })

@@ -20,6 +20,8 @@ pub(super) mod label {
     pub(in super::super) const KIND: &str = "rug.dev/kind";
     pub(in super::super) const ORDINAL: &str = "rug.dev/ordinal";
     pub(in super::super) const ATTEMPT: &str = "rug.dev/attempt";
+    /// Namespace of the anchors: which installation of Rug a pod belongs to.
+    pub(in super::super) const ANCHORS: &str = "rug.dev/anchors";
 }
 
 /// Annotations.

@@ -3,7 +3,7 @@
 //! Nodes belong to no namespace, so that reading them takes a cluster role. Without the right nothing is said of nodes.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kubernetes::Error;
@@ -15,6 +15,8 @@ use super::api;
 
 /// How long what is known of a node counts.
 const FRESH: Duration = Duration::from_secs(10);
+/// How long a question may be under way before another one is asked.
+const ASKS: Duration = Duration::from_secs(30);
 /// How long it is not asked again after a refusal.
 const FORBIDDEN: Duration = Duration::from_secs(600);
 /// Nodes that are kept.
@@ -31,25 +33,36 @@ struct NodeState {
 }
 
 impl Nodes {
-    /// What is wrong with a node, if that is known.
-    pub(super) async fn problem(&self, client: &Client, node: &str) -> Option<String> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(node).cloned();
-        if let Some(known) = known.filter(|known| known.until > Instant::now()) {
-            return known.problem;
+    /// What is wrong with a node, as far as that was known last. It is asked for beside, one call for a node at a time: this is asked
+    /// before every probe.
+    pub(super) fn problem(self: &Arc<Self>, client: &Client, node: &str) -> Option<String> {
+        let now = Instant::now();
+        let mut all = self.lock();
+        if all.len() >= MAX_NODES && !all.contains_key(node) {
+            all.clear();
         }
-        let found = api::get_node::<Node>(client, node).await;
+        let known = all.entry(node.to_owned()).or_insert(NodeState { until: now, problem: None });
+        if known.until <= now {
+            known.until = now + ASKS;
+            let (nodes, client, node) = (Arc::clone(self), client.clone(), node.to_owned());
+            tokio::spawn(async move { nodes.ask(&client, node).await });
+        }
+        known.problem.clone()
+    }
+
+    async fn ask(&self, client: &Client, node: String) {
+        let found = api::get_node::<Node>(client, &node).await;
         let (problem, lasts) = match &found {
-            Ok(Some(found)) => (problem(node, found), FRESH),
+            Ok(Some(found)) => (problem(&node, found), FRESH),
             Ok(None) => (Some(format!("NodeLost: node {node} is gone")), FRESH),
             Err(Error::Forbidden(_)) => (None, FORBIDDEN),
             Err(_) => (None, FRESH),
         };
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() >= MAX_NODES {
-            all.clear();
-        }
-        all.insert(node.to_owned(), NodeState { until: Instant::now() + lasts, problem: problem.clone() });
-        problem
+        self.lock().insert(node, NodeState { until: Instant::now() + lasts, problem });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, NodeState>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -44,13 +44,9 @@ impl KubernetesDriver {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
             }
-            match self.orphans(age).await {
-                Ok(found) => {
-                    for orphan in found {
-                        self.remove_and_log(&orphan).await;
-                    }
-                }
-                Err(error) => tracing::info!(%error, "orphans were not looked for"),
+            // What runs takes no look at its anchor here: there is much of it, and nothing is done about it.
+            for orphan in self.unnamed(age, |view| !view.runs()).await {
+                self.remove_and_log(&orphan).await;
             }
         }
     }
@@ -58,7 +54,6 @@ impl KubernetesDriver {
     async fn remove_and_log(&self, orphan: &Orphan) {
         let (namespace, pod) = (&orphan.namespace, &orphan.name);
         if orphan.runs {
-            tracing::warn!(namespace, pod, "a pod runs that no anchor names: nothing looks after it");
             return;
         }
         match self.remove_orphan(orphan).await {
@@ -67,20 +62,38 @@ impl KubernetesDriver {
         }
     }
 
-    /// Pods of at least that age that no anchor names.
+    /// Pods of at least that age that no anchor names, also those that run.
     ///
     /// # Errors
-    /// [`Error`] when pods or anchors cannot be read.
+    /// [`Error`] when pods are not known.
     pub async fn orphans(&self, age: Duration) -> Result<Vec<Orphan>, Error> {
+        match self.inner.cache.trouble() {
+            Some(problem) => Err(Error::Failed(problem)),
+            None => Ok(self.unnamed(age, |_| true).await),
+        }
+    }
+
+    /// Those of them that are asked for. One whose anchor cannot be read is left out: it may be named.
+    async fn unnamed(&self, age: Duration, asked: impl Fn(&PodView) -> bool) -> Vec<Orphan> {
         let inner = &self.inner;
         // Of namespaces whose watch is broken nothing is said.
         let views = inner.cache.all();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let age_of = |view: &PodView| now.saturating_sub(Duration::from_millis(view.created_unix_ms));
         let mut found = Vec::new();
-        for view in views.into_iter().filter(|view| age_of(view) >= age) {
-            // What runs is asked about as well, one anchor each: a command of an operator, and the slow look of a worker, can afford it.
-            if inner.is_orphan(&view).await? {
+        // A pod without a token is not Rug's, and one of another namespace of anchors is of another installation.
+        let own = |view: &PodView| {
+            view.token.is_some() && view.anchors.as_ref().is_none_or(|anchors| *anchors == inner.namespace)
+        };
+        for view in views.into_iter().filter(|view| age_of(view) >= age && own(view) && asked(view)) {
+            let is_orphan = match inner.is_orphan(&view).await {
+                Ok(is_orphan) => is_orphan,
+                Err(error) => {
+                    tracing::info!(pod = view.key.name(), %error, "it is not known whether this pod is an orphan");
+                    false
+                }
+            };
+            if is_orphan {
                 found.push(Orphan {
                     namespace: view.namespace.clone(),
                     name: view.key.name(),
@@ -92,7 +105,7 @@ impl KubernetesDriver {
             }
         }
         found.sort_by(|one, other| (&one.namespace, &one.name).cmp(&(&other.namespace, &other.name)));
-        Ok(found)
+        found
     }
 
     /// Removes exactly this pod, which does not run.

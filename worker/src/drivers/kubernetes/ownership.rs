@@ -3,7 +3,7 @@
 //! One lock per appliance, held for a whole call: of one owner, calls take effect one after the other. What is kept here of an anchor
 //! was written under this worker's own token, and only whoever raised the token can have changed it since.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use common::{ApplianceId, Token};
@@ -40,8 +40,8 @@ pub(super) struct Holding {
 #[derive(Clone, Debug)]
 pub(super) struct Claimed {
     pub(super) anchor: Anchor,
-    /// Ports that the Service was given under this token.
-    pub(super) exposed: Option<Vec<u16>>,
+    /// Ports that the Service of each namespace was given under this token.
+    pub(super) exposed: BTreeMap<String, Vec<u16>>,
 }
 
 /// The appliances of this worker.
@@ -101,7 +101,7 @@ impl Inner {
         for instance in &anchor.journal.instances {
             self.raise(permit, instance).await?;
         }
-        let claimed = Claimed { anchor, exposed: None };
+        let claimed = Claimed { anchor, exposed: BTreeMap::new() };
         // Only now: a claim that broke off is begun anew.
         held.claimed = Some(claimed.clone());
         self.end_what_outlived(permit, &claimed.anchor.journal).await;
@@ -185,7 +185,7 @@ impl Inner {
             let view = if view.gated { self.delete_gated(permit, view).await? } else { Some(view) };
             let Some(view) = view else { continue };
             if view.management_port.is_some() {
-                journal.service = Some(view.namespace.clone());
+                journal.services.insert(view.namespace.clone());
             }
             let (ordinal, attempt) = (view.key.ordinal, view.key.attempt);
             journal.instances.push(JournalInstance { ordinal, attempt, uid: view.uid, namespace: view.namespace });

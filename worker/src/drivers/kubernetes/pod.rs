@@ -59,6 +59,14 @@ impl PodPlan {
         let port = port(&recipe, config);
         let fill = Fill { key, name: desired.name.as_str(), port };
         let has_management = recipe.program.has_management();
+        if has_management
+            && let Some((port, field)) =
+                desired.spec.kind.ports().into_iter().find(|(port, _)| *port == config.management_port)
+        {
+            return Err(Error::Refused(format!(
+                "{field}: port {port} is that of the REST contract, the worker's setting kubernetes.management_port"
+            )));
+        }
         let mut container = container(config, desired, &recipe, &fill)?;
         let mut annotations = config.annotations.clone();
         let mut note = |name: &str, text: String| annotations.insert(name.to_owned(), text);
@@ -131,6 +139,7 @@ impl PodPlan {
             (label::KIND, desired.spec.kind.name().to_owned()),
             (label::ORDINAL, wanted.ordinal.to_string()),
             (label::ATTEMPT, wanted.attempt.to_string()),
+            (label::ANCHORS, default_namespace.to_owned()),
         ];
         for (name, text) in own {
             pod["metadata"]["labels"][name] = text.into();

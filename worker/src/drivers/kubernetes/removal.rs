@@ -150,7 +150,7 @@ impl Inner {
                 },
             }
             if Instant::now() >= deadline {
-                let why = self.problem(&last).await.unwrap_or_else(|| "it runs".to_owned());
+                let why = self.problem(&last).unwrap_or_else(|| "it runs".to_owned());
                 return Err(Error::Failed(format!("pod {} has not ended within {limit:?}: {why}", view.key.name())));
             }
             if !is_known {
@@ -186,7 +186,7 @@ impl Inner {
                 self.remove(permit, &view).await?;
             }
         }
-        if let Some(namespace) = &claimed.anchor.journal.service {
+        for namespace in &claimed.anchor.journal.services {
             self.remove_service(permit, namespace).await?;
         }
         let mut found = Some(claimed.anchor);

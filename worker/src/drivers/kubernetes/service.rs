@@ -8,12 +8,12 @@ use kubernetes::Error as ApiError;
 use kubernetes::k8s_openapi::api::core::v1::{Secret, Service};
 use serde_json::{Value, json};
 use worker_core::desired::Desired;
-use worker_core::instance::ManagementSecret;
+use worker_core::instance::{Instance, ManagementSecret};
 
 use super::api::{self, Exactly, Resource};
 use super::names::{anchor, annotation, label, label_value, read_token, write_token};
 use super::ownership::{TRIES, check_token};
-use super::pod::SECRET_KEY;
+use super::pod::{self, SECRET_KEY};
 use super::view::PodView;
 use super::{Inner, failed};
 use crate::drivers::Error;
@@ -128,7 +128,7 @@ fn token_of(service: &Service) -> Option<common::Token> {
 
 impl Inner {
     /// Gives the Service of a load balancer the ports of its listeners.
-    pub(super) async fn expose(&self, permit: &Permit, desired: &Desired) -> Result<(), Error> {
+    pub(super) async fn expose(&self, permit: &Permit, instance: &Instance, desired: &Desired) -> Result<(), Error> {
         let recipe = desired.spec.kind.launch(0).map_err(|overflow| Error::Refused(overflow.to_string()))?;
         if !recipe.program.has_management() {
             return Ok(());
@@ -137,19 +137,42 @@ impl Inner {
         ports.sort_unstable();
         ports.dedup();
         let (mut held, claimed) = self.hold(permit).await?;
-        if claimed.exposed.as_ref() == Some(&ports) {
+        // Where the instance is, which is not where the next one is made when the tenant was given another namespace meanwhile.
+        let Some((_, namespace, _)) = Self::pod_of(permit.appliance(), instance) else { return Ok(()) };
+        self.note_port(permit, instance, pod::port(&recipe, &self.config)).await?;
+        if claimed.exposed.get(namespace) == Some(&ports) {
             return Ok(());
         }
-        let namespace = self.config.namespace_of(&desired.tenant, &self.namespace)?;
         for _ in 0..TRIES {
-            if self.write_service(permit, desired, &namespace, &ports).await? {
+            if self.write_service(permit, desired, namespace, &ports).await? {
                 if let Some(claimed) = &mut held.claimed {
-                    claimed.exposed = Some(ports);
+                    claimed.exposed.insert(namespace.to_owned(), ports);
                 }
                 return Ok(());
             }
         }
         Err(Error::Failed("the service changed each time that it was read".into()))
+    }
+
+    /// Has a pod say the port of its service, which changes with the listeners.
+    async fn note_port(&self, permit: &Permit, instance: &Instance, port: Option<u16>) -> Result<(), Error> {
+        let (Some((key, namespace, uid)), Some(port)) = (Self::pod_of(permit.appliance(), instance), port) else {
+            return Ok(());
+        };
+        let mut view = self.current(key, namespace, uid).await?;
+        for _ in 0..TRIES {
+            let Some(seen) = view.filter(|view| view.port != Some(port)) else { return Ok(()) };
+            check_token(seen.token, permit)?;
+            let change = json!({"metadata": {"annotations": {annotation::PORT: port.to_string()}}});
+            match self.change_pod(permit, &seen, change).await? {
+                Some(changed) => {
+                    self.cache.put(changed);
+                    return Ok(());
+                }
+                None => view = self.read(key, namespace, uid).await?,
+            }
+        }
+        Err(Error::Failed(format!("pod {} changed each time that it was read", key.name())))
     }
 
     /// Writes the Service once. Answers whether it is as it shall be.

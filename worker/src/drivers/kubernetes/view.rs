@@ -27,6 +27,8 @@ pub(super) struct PodView {
     pub(super) token: Option<Token>,
     /// It has the label by which watches select it, with the right value.
     pub(super) labelled: bool,
+    /// Namespace of the anchors of the installation that made it, where it says so.
+    pub(super) anchors: Option<String>,
     pub(super) boot_digest: String,
     pub(super) answered: bool,
     /// It has not been released to run.
@@ -61,7 +63,8 @@ impl PodView {
     pub(super) fn of(pod: &Pod) -> Option<Self> {
         let metadata = &pod.metadata;
         let key = PodKey::read(metadata.name.as_deref()?)?;
-        let appliance = metadata.labels.as_ref().and_then(|all| all.get(label::APPLIANCE));
+        let labelled = |name: &str| metadata.labels.as_ref().and_then(|all| all.get(name));
+        let appliance = labelled(label::APPLIANCE);
         let note = |name: &str| metadata.annotations.as_ref().and_then(|all| all.get(name)).map(String::as_str);
         let spec = pod.spec.as_ref();
         let gates: Vec<_> = spec.and_then(|spec| spec.scheduling_gates.as_ref()).into_iter().flatten().collect();
@@ -79,6 +82,7 @@ impl PodView {
             version: metadata.resource_version.clone()?,
             token: note(annotation::TOKEN).and_then(read_token),
             labelled: appliance.is_some_and(|id| *id == key.appliance.to_string()),
+            anchors: labelled(label::ANCHORS).cloned(),
             boot_digest: note(annotation::BOOT_DIGEST).unwrap_or_default().to_owned(),
             answered: note(annotation::ANSWERED).is_some(),
             gated: gates.iter().any(|gate| gate.name == GATE),

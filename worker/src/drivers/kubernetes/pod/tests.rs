@@ -142,8 +142,12 @@ fn a_load_balancer_has_a_file_of_its_secret_and_a_management_port() {
         trust_proxy_from: vec![],
     };
     let kind = KindSpec::Loadbalancer(LoadBalancer { listeners: vec![listener] });
+    let taken = Config { appliance_image: "rug".into(), management_port: 80, ..Config::default() };
+    let refused = plan(&taken, &desired(None, None, kind.clone())).expect_err("its port is taken");
+    assert!(refused.to_string().contains("kubernetes.management_port"), "{refused}");
     let config = Config { appliance_image: "rug".into(), ..Config::default() };
     let pod = plan(&config, &desired(None, None, kind)).expect("possible");
+    assert_eq!(pod["metadata"]["labels"]["rug.dev/anchors"], "rug");
     let spec = &pod["spec"];
     assert_eq!(spec["volumes"][1]["secret"]["secretName"], pod["metadata"]["name"]);
     assert_eq!(spec["securityContext"]["fsGroup"], 65_532);
