@@ -53,6 +53,11 @@ impl PodTemplate {
     pub fn new(value: &Value) -> Result<Self, Vec<FieldViolation>> {
         let mut found = Vec::new();
         check(value, &mut found);
+        Self::bounded(value, found)
+    }
+
+    /// Takes a value in that breaks no rule, of those that were found, and none of size.
+    fn bounded(value: &Value, mut found: Vec<FieldViolation>) -> Result<Self, Vec<FieldViolation>> {
         let mut text = String::new();
         if found.is_empty() {
             write(value, &mut text);
@@ -91,9 +96,12 @@ impl Serialize for PodTemplate {
 }
 
 impl<'de> Deserialize<'de> for PodTemplate {
+    /// Of what is kept: only size and depth are looked at, since it may be older than a rule. [`PodTemplate::new`] reads what comes in.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;
-        Self::new(&value).map_err(|found| {
+        let mut found = Vec::new();
+        check_depth(&value, &mut found);
+        Self::bounded(&value, found).map_err(|found| {
             let first = found.first().map(ToString::to_string).unwrap_or_default();
             serde::de::Error::custom(first)
         })
@@ -103,9 +111,17 @@ impl<'de> Deserialize<'de> for PodTemplate {
 /// Path of the template.
 const ROOT: &str = "spec.pod";
 
-fn check(value: &Value, found: &mut Vec<FieldViolation>) {
-    if depth(value, 0) > MAX_DEPTH {
+/// Answers whether it is not too deep.
+fn check_depth(value: &Value, found: &mut Vec<FieldViolation>) -> bool {
+    let is_fine = depth(value, 0) <= MAX_DEPTH;
+    if !is_fine {
         found.push(FieldViolation::new(ROOT, format!("is nested more than {MAX_DEPTH} deep")));
+    }
+    is_fine
+}
+
+fn check(value: &Value, found: &mut Vec<FieldViolation>) {
+    if !check_depth(value, found) {
         return;
     }
     let Some(template) = object(value, ROOT, found) else { return };
@@ -291,7 +307,18 @@ mod tests {
         let long = json!({"spec": {"x": "y".repeat(MAX_POD_TEMPLATE)}});
         assert_eq!(violations(&long), ["spec.pod"]);
         let deep = (0..100).fold(json!(1), |inner, _| json!({"x": inner}));
-        assert_eq!(violations(&json!({"spec": deep})), ["spec.pod"]);
+        assert_eq!(violations(&json!({"spec": &deep})), ["spec.pod"]);
         assert_eq!(violations(&json!([])), ["spec.pod"]);
+        for stored in [long, json!({"spec": deep})] {
+            assert!(serde_json::from_value::<PodTemplate>(stored).is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_read_whatever_the_rules_are_by_now() {
+        let stored = json!({"spec": {"restartPolicy": "Always"}});
+        assert_eq!(violations(&stored), ["spec.pod.spec.restartPolicy"]);
+        let kept: PodTemplate = serde_json::from_value(stored.clone()).expect("it is read");
+        assert_eq!(kept.value(), stored);
     }
 }

@@ -8,6 +8,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use tower::{BoxError, ServiceBuilder};
 
 use crate::config::ClientConfig;
+use crate::error::innermost;
 use crate::policy::Policy;
 
 /// Why there is no client.
@@ -20,7 +21,7 @@ pub enum SetupError {
     #[error("service account: {0}")]
     ServiceAccount(#[from] kube::config::InClusterError),
     /// What they say cannot be used.
-    #[error("client: {0}")]
+    #[error("client: {}", innermost(.0))]
     Client(#[from] kube::Error),
 }
 

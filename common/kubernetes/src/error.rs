@@ -1,6 +1,7 @@
 //! What went wrong with a call, as far as callers do different things about it.
 
 use common::text::clip;
+use kube::client::AuthError;
 use kube::core::Status;
 
 use crate::policy::DeadlineExceeded;
@@ -120,16 +121,23 @@ impl From<&kube::Error> for Error {
             kube::Error::HyperError(error) => {
                 Self::NoAnswer(format!("the API server did not answer: {}", innermost(error)))
             }
+            kube::Error::Auth(error) => Self::Unreadable(innermost(error)),
             kube::Error::ReadEvents(error) => Self::NoAnswer(format!("the watch broke off: {}", innermost(error))),
             other => Self::Unreadable(clip(&other.to_string(), MAX_MESSAGE).to_owned()),
         }
     }
 }
 
-/// The cause of the causes, which says what happened.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+/// The cause of the causes, which says what happened. Not what a program printed that a kubeconfig names for credentials: it may have
+/// printed them.
+pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;
-    while let Some(deeper) = cause.source() {
+    loop {
+        if let Some(AuthError::AuthExecRun { cmd, out }) = cause.downcast_ref() {
+            let text = format!("the program {cmd} of the kubeconfig ended with {}", out.status);
+            return clip(&text, MAX_MESSAGE).to_owned();
+        }
+        let Some(deeper) = cause.source() else { break };
         cause = deeper;
     }
     clip(&cause.to_string(), MAX_MESSAGE).to_owned()
@@ -137,6 +145,9 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::ExitStatus;
+
     use super::*;
 
     #[test]
@@ -157,6 +168,10 @@ mod tests {
         assert!(matches!(of(504, "Timeout", "x"), Error::Unavailable(_)));
         assert!(matches!(of(401, "Unauthorized", "x"), Error::Unavailable(_)));
         assert_eq!(of(500, "InternalError", ""), Error::Unavailable("status 500 InternalError".to_owned()));
+        let out = std::process::Output { status: ExitStatus::from_raw(256), stdout: b"a token".into(), stderr: vec![] };
+        let error = kube::Error::Auth(AuthError::AuthExecRun { cmd: "login".into(), out: Box::new(out) });
+        let told = Error::from(error).to_string();
+        assert_eq!(told, "the program login of the kubeconfig ended with exit status: 1");
         let Error::Invalid(text) = of(422, "Invalid", &"é".repeat(MAX_MESSAGE)) else { panic!("refused") };
         assert_eq!(text.len(), MAX_MESSAGE);
     }

@@ -50,7 +50,7 @@ struct Shared {
     deadline: Duration,
     max_retry_after: Duration,
     calls: Lane,
-    /// Lists and watches: few, long ones, by which everything else is known. Other calls keep them waiting no more than they do those.
+    /// Watches, and lists in pages: few, long ones, by which everything else is known. Other calls keep them waiting no more than they do those.
     lists: Lane,
     host: String,
     port: u16,
@@ -223,7 +223,7 @@ impl Shared {
     }
 
     fn lane(&self, call: &ApiCall) -> &Lane {
-        if matches!(call.verb, "list" | "watch") { &self.lists } else { &self.calls }
+        if call.is_long { &self.lists } else { &self.calls }
     }
 
     async fn once<S, B>(&self, mut inner: S, request: Request<Body>, call: &ApiCall) -> Result<Answered, BoxError>

@@ -19,6 +19,8 @@ pub(crate) struct ApiCall {
     pub(crate) resource: &'static str,
     /// Path with `{namespace}` and `{name}` in place of those.
     pub(crate) template: String,
+    /// A watch, or a list in pages: of a whole resource, by which its caller knows everything else.
+    pub(crate) is_long: bool,
 }
 
 impl ApiCall {
@@ -68,7 +70,9 @@ impl ApiCall {
             _ => "other",
         };
         let resource = RESOURCES.into_iter().find(|known| *known == resource).unwrap_or("other");
-        Self { verb, resource, template }
+        let by_pages = uri.query().is_some_and(|query| query.split('&').any(|pair| pair.starts_with("limit=")));
+        let is_long = verb == "watch" || verb == "list" && by_pages;
+        Self { verb, resource, template, is_long }
     }
 
     /// Whether repeating it changes nothing.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use common::kind::{Execution, LaunchRecipe, Listen, ProbeSpec, Program};
-use common::pod::MAIN_CONTAINER;
+use common::pod::{MAIN_CONTAINER, PodTemplate};
 use common::{ApplianceId, Token};
 use serde_json::{Map, Value, json};
 use worker_core::desired::Desired;
@@ -48,7 +48,10 @@ impl PodPlan {
         if !desired.spec.ports.is_empty() {
             return Err(Error::Refused("pods are in the network of their cluster, and `ports` must be empty".into()));
         }
-        let template = desired.spec.pod.as_ref().map(common::pod::PodTemplate::value);
+        let template = desired.spec.pod.as_ref().map(PodTemplate::value);
+        if let Some(violation) = template.as_ref().and_then(|kept| PodTemplate::new(kept).err()?.into_iter().next()) {
+            return Err(Error::Refused(violation.to_string()));
+        }
         if let Some(refusal) = template.as_ref().and_then(|asked| template::refusal(asked, &config.template_allow)) {
             return Err(Error::Refused(refusal));
         }

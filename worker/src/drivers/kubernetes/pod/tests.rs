@@ -2,7 +2,6 @@ use common::Edition;
 use common::appliance::{Name, Spec, Timing};
 use common::driver::DriverName;
 use common::kind::{Custom, HealthCheck, KindSpec, Limits, Listener, LoadBalancer, Probe, ProcessOptions};
-use common::pod::PodTemplate;
 use common::{Generation, Term};
 use kubernetes::k8s_openapi::api::core::v1::Pod;
 
