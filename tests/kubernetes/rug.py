@@ -51,13 +51,13 @@ def small(lab):
 
 
 def patient(condition):
-    """The condition, for which a failed call counts as not yet."""
+    """The condition, for which a call that failed counts as not yet, whatever failed."""
 
     def tried():
         try:
             return condition()
-        except (Failure, subprocess.SubprocessError, ValueError, KeyError):
-            return None
+        except (subprocess.SubprocessError, ValueError, KeyError) as error:
+            raise Failure(f"{type(error).__name__}: {error}") from error
 
     tried.__doc__ = condition.__doc__
     return tried
@@ -112,7 +112,7 @@ class Client:
 
     def leader(self):
         """Name of the coordinator that leads."""
-        return self.json("cluster", "status")["leader"]
+        return self.json("cluster", "status")["coordinator"]
 
 
 class Unowned:
@@ -258,4 +258,5 @@ class Fleet:
 def seen(found):
     """Appliances of a list, by name."""
     found = found.get("appliances", found) if isinstance(found, dict) else found
-    return {one["name"]: Seen(str(one["status"].get("phase", "")).lower(), one["status"].get("worker", "")) for one in found}
+    status = {one["name"]: one.get("status") or {} for one in found}
+    return {name: Seen(one.get("phase", ""), (one.get("assignment") or {}).get("worker", "")) for name, one in status.items()}
