@@ -247,7 +247,7 @@ mod tests {
         assert_eq!(spent(Duration::from_millis(1_500)), 2);
         assert_eq!(spent(Duration::from_secs(1)), 0, "a thread that looked at the clock before");
         assert_eq!(spent(Duration::from_secs(3_600)), 20);
-        assert_eq!(TraceBudget::new(0, start).take(start), false);
+        assert!(!TraceBudget::new(0, start).take(start));
     }
 
     /// A caller with this flag and state, in a trace with this number.
