@@ -158,21 +158,15 @@ impl Inner {
         Err(Error::Failed("claim: the anchor changed each time that it was read".into()))
     }
 
-    /// The journal of an appliance without an anchor: of a new one it is empty. If somebody has deleted an anchor, what runs is listed,
-    /// so that it is not started a second time.
+    /// The journal of an appliance without an anchor: of a new one it is empty. If somebody has deleted an anchor, what runs is looked for,
+    /// so that it is not started a second time. What was released in the moment before, and no watch has shown yet, is not found.
     ///
     /// A pod with its gate was perhaps named by the anchor that was deleted, and a former owner's removal of its gate may be on its way:
     /// it is deleted before there is an anchor. No other pod of a former owner can come to run: it would have to be written into the anchor
     /// first, and that one is no more.
     async fn journal_of_pods(&self, permit: &Permit) -> Result<Journal, Error> {
         let appliance = permit.appliance();
-        let lists =
-            self.watched.iter().map(|namespace| api::list_pods_of(&self.client, namespace.as_deref(), appliance));
-        let mut own = Vec::new();
-        for list in join_all(lists).await {
-            let list: ObjectList<Pod> = list.map_err(|error| failed("list pods", error))?;
-            own.extend(list.items.iter().filter_map(PodView::of).filter(|view| view.key.appliance == appliance));
-        }
+        let own = self.pods_of(appliance).await?;
         let mut journal = Journal::default();
         for view in own {
             let Some(token) = view.token else {
@@ -195,6 +189,22 @@ impl Inner {
             tracing::warn!(%appliance, pods, "the anchor was deleted: it is made anew from the pods there are");
         }
         Ok(journal)
+    }
+
+    /// Pods of an appliance, whatever an anchor says: from the watches, or listed where these are out of date. Every new appliance comes by here, so
+    /// that a list for each would be a storm of them.
+    async fn pods_of(&self, appliance: ApplianceId) -> Result<Vec<PodView>, Error> {
+        if self.cache.trouble().is_none() {
+            return Ok(self.cache.of_appliance(appliance));
+        }
+        let lists =
+            self.watched.iter().map(|namespace| api::list_pods_of(&self.client, namespace.as_deref(), appliance));
+        let mut own = Vec::new();
+        for list in join_all(lists).await {
+            let list: ObjectList<Pod> = list.map_err(|error| failed("list pods", error))?;
+            own.extend(list.items.iter().filter_map(PodView::of).filter(|view| view.key.appliance == appliance));
+        }
+        Ok(own)
     }
 
     /// Deletes a pod that has its gate. Answers it if it was released meanwhile.
