@@ -172,6 +172,8 @@ class Scale(FleetCase):
         before = self.running()
         self.fleet.signal(victim, signal.SIGKILL)
         until(lambda: all(one.owner not in ("", victim) for one in self.fleet.list().values()), 300, "others have taken over")
+        # Until then the phases are what the former owner said last.
+        until(lambda: self.calls(end)[0].get("patch pods", 0) >= held, 300, "the tokens of all pods are raised")
         self.fleet.settled(MANY, 300)
         taken, end = self.calls(end)
         print(f"takeover of {held}: {self.each(taken, held)}")

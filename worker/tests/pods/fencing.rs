@@ -216,8 +216,7 @@ async fn a_deleted_anchor_is_made_anew_of_every_pod_that_runs_and_of_none_that_c
     let world = World::new().await;
     let (old, new) = (world.driver("old").await, world.driver("new").await);
     boot(&old, &permit(1), &custom(), 1).await.expect("booted");
-    // A second one at the same ordinal, and a third that is about to be released.
-    world.api.copy_pod(&pod(1), &pod(2));
+    // One that is about to be released, and a second one at the first one's ordinal.
     let gate = world.api.hold("old", "patch", "pods");
     let late = tokio::spawn(async move {
         let wanted = Wanted { ordinal: 1, attempt: 1, desired: &custom(), boot_digest: "d", beside: None };
@@ -225,6 +224,13 @@ async fn a_deleted_anchor_is_made_anew_of_every_pod_that_runs_and_of_none_that_c
     });
     world.api.held(1).await;
     world.api.insert_pod(&pod(9), serde_json::json!({"rug.dev/appliance": A.to_string()}));
+    world.api.copy_pod(&pod(1), &pod(2));
+    // Watches show changes in their order.
+    crate::world::eventually("the other worker hears of the last", async || {
+        let listed = new.list().await.ok()?;
+        listed.iter().any(|(_, instance)| instance.attempt == 2).then_some(())
+    })
+    .await;
     world.api.remove("leases", &anchor());
     new.claim(&permit(2)).await.expect("a newer token");
     let found = new.observe(A).await.expect("observed");
