@@ -81,6 +81,15 @@ def parse(text):
     return [json.loads(line.removeprefix("#JSON ")) for line in lines if line.startswith("#JSON ")]
 
 
+def trimmed(thing):
+    """The same without line ends at the end of texts: versions of Helm differ in whether a block of text keeps its last one."""
+    if isinstance(thing, str):
+        return thing.rstrip("\n")
+    if isinstance(thing, dict):
+        return {key: trimmed(value) for key, value in thing.items()}
+    return [trimmed(one) for one in thing] if isinstance(thing, list) else thing
+
+
 def named(objects, kind, name=None):
     """The one object of a kind, or of a kind and name."""
     found = [one for one in objects if one["kind"] == kind and name in (None, one["metadata"]["name"])]

@@ -41,7 +41,8 @@ class Rendered(unittest.TestCase):
             for values in VALUES:
                 with self.subTest(helm=version, values=title(values)):
                     helm("lint", "--strict", str(CHART), *charts.options(values), version=version)
-                    self.assertEqual(render(values, version=version), render(values), "every Helm makes the same")
+                    same = charts.trimmed(render(values, version=version)), charts.trimmed(render(values))
+                    self.assertEqual(*same, "every Helm makes the same")
 
     def test_every_wrong_setting_is_named(self):
         for overrides, said in [
