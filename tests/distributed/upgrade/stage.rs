@@ -5,6 +5,7 @@ use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
 use proto::admin::v1;
@@ -174,8 +175,12 @@ impl StageDatabase {
         Ok(kept.flat_map(|line| [line, "\n"]).collect())
     }
 
-    /// Makes it what a dump says.
+    /// Makes it what a dump says, with requests as if they were made now: they are forgotten after a day.
     pub(super) async fn load(&self, sql: &str) -> Result<()> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_nanos();
+        // A dump of PostgreSQL leaves no schema to look in.
+        let table = if matches!(self, Self::Postgres(_)) { "public.requests" } else { "requests" };
+        let sql = &format!("{sql}\nUPDATE {table} SET time_ns = {now};\n");
         match self {
             Self::Sqlite(file) => {
                 let code = "import sqlite3, sys\nsqlite3.connect(sys.argv[1]).executescript(sys.stdin.read())";
