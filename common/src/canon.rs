@@ -361,10 +361,11 @@ impl Canonical for Life {
 
 impl Canonical for Profile {
     fn canon(&self, to: &mut Canon) {
-        let Self { weight, zone, host, drivers, version, pid, lease } = self;
+        let Self { weight, zone, host, drivers, version, pid, process, lease } = self;
         to.put(&(weight, zone, host));
         to.put(drivers);
         to.put(&(version, pid, lease));
+        to.put(&process.map(|process| process.to_string()));
     }
 }
 

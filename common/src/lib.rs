@@ -23,6 +23,7 @@ pub mod mutant;
 mod name;
 pub mod network_port;
 pub mod pod;
+pub mod process;
 pub mod profile;
 pub mod ring;
 pub mod roster;
@@ -41,6 +42,7 @@ pub mod version;
 
 pub use digest::Digest;
 pub use id::{ApplianceId, CoordinatorId, RebalanceId, WorkerId};
+pub use process::ProcessIdentity;
 pub use profile::Profile;
 pub use session::Life;
 pub use site::{Site, SiteId};

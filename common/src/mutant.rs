@@ -55,11 +55,15 @@ pub enum Mutant {
     ClaimOfAnybody,
     /// A worker is believed that it owns what another life was granted.
     ClaimsBelieved,
+    /// A stream that broke is taken for a proof that the process has ended.
+    BrokenStreamAsWitness,
+    /// A witness of the end of one process is believed about whoever runs in its place now.
+    WitnessByPlace,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::NoTermCheck,
         Self::GrantNotPersisted,
         Self::GoneWithStream,
@@ -84,6 +88,8 @@ impl Mutant {
         Self::ProofNotAsked,
         Self::ClaimOfAnybody,
         Self::ClaimsBelieved,
+        Self::BrokenStreamAsWitness,
+        Self::WitnessByPlace,
     ];
 }
 

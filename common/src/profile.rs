@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::driver::{DriverName, DriverOffers, MAX_FENCE_DELAY};
 use crate::kind::KindName;
+use crate::process::ProcessIdentity;
 use crate::site::Site;
 
 /// What a worker publishes about itself.
@@ -21,6 +22,8 @@ pub struct Profile {
     pub version: String,
     /// Process id on its host.
     pub pid: u32,
+    /// Which process it is; `None` where it could not find out, and from workers of a version before.
+    pub process: Option<ProcessIdentity>,
     /// How long it may act after a heartbeat.
     pub lease: Duration,
 }

@@ -47,6 +47,7 @@ use crate::opening::Opening;
 use crate::record::{AuditFilter, AuditPart, MoveRecord, NumberedEvent, RebalanceRecord};
 use crate::sessions::{MAX_MESSAGE, Sessions};
 use crate::sources::custom_resources::CustomResources;
+use crate::sources::worker_pods::WorkerPods;
 use crate::state_dir::StateDir;
 use crate::store::{self, Store};
 use crate::tuning::Tuning;
@@ -235,6 +236,8 @@ impl Server {
             Arc::clone(&catalog),
             parts.coordinator.clone(),
         );
+        let kubernetes = &config.kubernetes;
+        let worker_pods = WorkerPods::new(&kubernetes.workers, &kubernetes.client, commands_in.clone());
         metrics::watch_queue("sessions", &sessions_in);
         let history: Arc<dyn History> = Arc::new(StoreHistory(parts.store.clone()));
         let services =
@@ -280,7 +283,7 @@ impl Server {
         let embedded = config.coordination.is_embedded();
         let (store, candidate) = (parts.store, parts.candidate);
         let (leading, trouble) = (leading_in, trouble_in);
-        let terms = Terms { leader, store, custom_resources, candidate, embedded, leading, trouble };
+        let terms = Terms { leader, store, custom_resources, worker_pods, candidate, embedded, leading, trouble };
         let _state_dir = parts.state_dir;
         let server = Self { catalog, calls, metrics: served, closing, roles, stopping, _state_dir };
         Ok((server, Inputs { commands, sessions }, terms))

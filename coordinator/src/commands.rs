@@ -14,10 +14,11 @@ mod queue;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::appliance::FieldViolation;
 use common::telemetry::TelemetryOrder;
-use common::{ApplianceId, Incarnation, Site, WorkerId, text};
+use common::{ApplianceId, Incarnation, ProcessIdentity, Site, WorkerId, text};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tracing::Span;
@@ -37,6 +38,9 @@ const QUEUE: usize = 1024;
 
 /// Longest reason an operator can give, in bytes.
 const MAX_REASON: usize = 500;
+
+/// How long the leader may take to hear a witness.
+const WITNESS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Who asks, and until when an answer is of use.
 #[derive(Clone, Debug)]
@@ -162,6 +166,21 @@ impl Commands {
     ) -> Result<(), CommandError> {
         let request = operator(context, reason);
         self.ask(context, |reply| Command::Evict { worker, incarnation, request, reply }).await
+    }
+
+    /// Takes in that the process of a worker has ended, as `by` saw, who knows; answered when the leader has heard it. Nobody waits for
+    /// the lease of a life that this worker led in this process.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub(crate) async fn witness(
+        &self,
+        worker: WorkerId,
+        process: ProcessIdentity,
+        by: String,
+    ) -> Result<(), CommandError> {
+        let context = CommandContext { deadline: Instant::now() + WITNESS_TIMEOUT, actor: String::new() };
+        self.ask(&context, |reply| Command::Witness { worker, process, by, reply }).await
     }
 
     /// Has a worker that is lost or has left neither shown nor waited for any more; answered when the catalog shows that.

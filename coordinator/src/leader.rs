@@ -11,7 +11,7 @@
 //! | `sessions`, `connections` | what workers say; their streams, and how one is closed |
 //! | `writes` | what was submitted to the store, and what each outcome means |
 //! | `commands`, `waiting` | what callers ask for; callers that are answered later |
-//! | `roster` | events of the workers' nodes |
+//! | `roster`, `witness` | events of the workers' nodes; ends of their processes |
 //! | `publisher`, `notes`, `rebalances` | what is shown: to readers, to a person, of each rebalance |
 //! | `convert` | between the machine's terms and everybody else's |
 
@@ -26,6 +26,7 @@ mod rebalances;
 mod roster;
 mod sessions;
 mod waiting;
+mod witness;
 mod writes;
 
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use common::{CoordinatorId, Life, Timestamp};
 use coordination::Leadership;
 use coordinator_core::machine::{self, Action, Event, Machine, TermClaim};
 use coordinator_core::rebalance::RebalanceEvent;
+use runtime::process::ProcessWatch;
 use runtime::{clock, log_limited};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -166,6 +168,8 @@ pub struct Leader<'a> {
     notes: Notes,
     rebalances: RebalanceHistory,
     causes: Causes,
+    /// Workers that run beside this coordinator.
+    processes: ProcessWatch,
     tuning: Arc<Tuning>,
     /// The coordinators that are there.
     coordinators: watch::Receiver<Vec<coordination::Leader>>,
@@ -194,6 +198,7 @@ impl Leader<'_> {
                 () = lost.cancelled() => self.end = Some(TermEnd::LeadershipLost),
                 task = tasks.failed() => self.end = Some(TermEnd::TaskEnded(task)),
                 event = roster::next(&mut self.roster) => self.on_roster_event(event),
+                process = self.processes.next() => self.witnessed(process, None, "the kernel of this machine"),
                 Some(outcome) = self.writes.next(), if !self.writes.is_empty() => self.on_write(outcome),
                 Some(input) = inputs.sessions.recv() => self.on_session(input),
                 Some(command) = inputs.commands.recv() => self.on_command(command),
@@ -382,6 +387,7 @@ impl Leader<'_> {
             // Claims are made anew from the catalog, which must not show appliances that were removed in this turn.
             self.publisher.flush();
             self.admission.learn_drivers(self.machine.offers());
+            self.watch_processes();
         }
         self.publisher.publish(&self.machine, &self.notes, &mut self.rebalances);
         self.waiting.answer_evictions(|life| self.machine.is_alive(life));

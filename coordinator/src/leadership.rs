@@ -30,6 +30,7 @@ use crate::metrics;
 use crate::opening::Opening;
 use crate::sessions::Input;
 use crate::sources::custom_resources::CustomResources;
+use crate::sources::worker_pods::WorkerPods;
 use crate::store::Store;
 
 /// How long a term lasts at least when the one before was ended by a worker that had met a higher one: the first such wait
@@ -57,6 +58,8 @@ pub struct Terms {
     pub store: Opening,
     /// What makes appliances of custom resources, if anything does.
     pub custom_resources: Option<CustomResources>,
+    /// The pods that workers run in, if they do.
+    pub worker_pods: Option<WorkerPods>,
     /// How it is elected.
     pub candidate: Arc<dyn Candidate>,
     /// The coordinator itself is the authority, and the only one.
@@ -319,6 +322,9 @@ impl Terms {
         });
         let store = store.clone();
         tasks.spawn("retention", EarlyEnd::TermGoesOn, |over| retention::run(store, over));
+        if let Some(pods) = self.worker_pods.clone() {
+            tasks.spawn("pods of workers", EarlyEnd::TermGoesOn, |over| pods.run(over));
+        }
         if let Some(source) = self.custom_resources.clone() {
             tasks.spawn("custom resources", EarlyEnd::TermGoesOn, |over| source.run(over));
         }

@@ -329,6 +329,11 @@ pub(crate) fn evicting() {
     INSTRUMENTS.evictions.add(1, &[]);
 }
 
+/// The process of a life was seen to have ended.
+pub(crate) fn witnessed() {
+    INSTRUMENTS.witnessed.add(1, &[]);
+}
+
 /// A term has begun so long after this coordinator was elected, or could not be begun.
 pub(crate) fn elected(led: bool, took: Duration) {
     INSTRUMENTS.elections.add(1, &[KeyValue::new("outcome", if led { "led" } else { "failed" })]);

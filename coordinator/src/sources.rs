@@ -2,3 +2,4 @@
 //! appliances through [`Commands`](crate::commands::Commands) as the gRPC services do.
 
 pub mod custom_resources;
+pub mod worker_pods;

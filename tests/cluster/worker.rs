@@ -121,6 +121,32 @@ async fn a_worker_that_stops_hands_over_at_once_and_without_a_restart() -> Resul
     cluster.finish().await
 }
 
+/// With leases of two minutes, whoever waited for one would be late by far.
+#[tokio::test]
+async fn a_worker_that_died_beside_the_leader_is_not_waited_for() -> Result<()> {
+    const LEASE: Duration = Duration::from_secs(120);
+    let worker_env = vec![("RUG_WORKER_SESSION__LEASE", "2m".to_owned())];
+    let mut cluster = Cluster::start(Options { worker_env, ..Options::default() }).await?;
+    cluster.fleet((1..=6).map(|n| specs::web(&format!("web-{n}"))).collect()).await?;
+    let running = cluster.instances();
+    cluster.worker("worker-3")?.kill()?;
+    let killed = Instant::now();
+    settled(&cluster, "others have adopted them", |loads| loads[2] == 0).await?;
+    ensure!(killed.elapsed() < LEASE, "its lease was waited for");
+    let log = cluster.coordinator.log_text();
+    ensure!(log.lines().any(|line| line.contains("worker-3") && line.contains("its process has ended")), "{log}");
+    // The leader that comes has nothing but the store, and finds that nobody has the pid.
+    cluster.worker("worker-3")?.start()?;
+    settled(&cluster, "it has its share back", |loads| loads[2] > 0).await?;
+    cluster.coordinator.kill()?;
+    cluster.worker("worker-3")?.kill()?;
+    cluster.coordinator.start()?;
+    settled(&cluster, "others have adopted them again", |loads| loads[2] == 0).await?;
+    ensure!(killed.elapsed() < LEASE, "a lease was waited for");
+    ensure!(cluster.instances() == running, "appliances were restarted by the takeover");
+    cluster.finish().await
+}
+
 /// Who uses another directory cannot see what still runs, and would start it a second time.
 #[tokio::test]
 async fn what_runs_in_one_state_directory_waits_for_a_worker_that_uses_it() -> Result<()> {

@@ -102,8 +102,9 @@ class Rendered(unittest.TestCase):
     def test_only_what_calls_the_api_server_has_a_token(self, values, objects):
         tokens = {where for where, template in pods(objects) if template["spec"]["automountServiceAccountToken"]}
         jobs = {where for where in tokens if "certificates" in where}
-        source = {"StatefulSet/rug-coordinator"} if values and "exposed" in values.name else set()
-        self.assertEqual(tokens - jobs, {"StatefulSet/rug-worker"} | source)
+        self.assertEqual(tokens - jobs, {"StatefulSet/rug-worker", "StatefulSet/rug-coordinator"})
+        quiet = dict(pods(render(overrides={"witness.enabled": False})))
+        self.assertFalse(quiet["StatefulSet/rug-coordinator"]["spec"]["automountServiceAccountToken"])
         for account in (one for one in objects if one["kind"] == "ServiceAccount"):
             self.assertFalse(account["automountServiceAccountToken"])
 

@@ -4,6 +4,7 @@
 //! gate is shut for good, running steps end or are given up, the coordinator and the coordination service are told, the
 //! process ends. Instances go on running.
 
+use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use common::driver::DriverName as Name;
 use common::status::PID_DETAIL;
-use common::{Term, WorkerId};
+use common::{Profile, Term, WorkerId};
 use runtime::folder::Folder;
 use runtime::meter::probe::Probe;
 use runtime::meter::{self, Meters};
@@ -215,6 +216,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         .map_err(|(driver, error)| driver_failure(&driver, &error))?;
     let (zone, host) = (config.zone.clone(), config.host.clone());
     let profile = profile(config.weight, zone, host, drivers.capabilities(), config.session.lease);
+    name_process(&config.termination_log, &profile);
     let coordination = config.coordination.shown();
     info!(worker = %name, host = config.host, coordination, coordinators = ?config.session.coordinators, "starting");
     if let Some(address) = config.metrics.listen {
@@ -231,6 +233,21 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let ended = supervise(session, &mut signals, &stop, config.session.on_stop).await;
     meters.end().await;
     ended
+}
+
+/// Writes into `file` which process this is. Without it the end of the container is no witness, and nothing else is missing.
+fn name_process(file: &Path, profile: &Profile) {
+    if file.as_os_str().is_empty() {
+        return;
+    }
+    let Some(process) = profile.process else {
+        return warn!("termination_log: this process cannot find out which one it is: nothing is written");
+    };
+    // Not made: what is not there is no file that a kubelet looks at.
+    let written = fs::OpenOptions::new().write(true).truncate(true).open(file);
+    if let Err(error) = written.and_then(|mut file| file.write_all(process.to_string().as_bytes())) {
+        warn!("termination_log: {}: {error}", file.display());
+    }
 }
 
 /// Waits until the session ends, and asks it to with every signal more urgently.

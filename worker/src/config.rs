@@ -33,6 +33,9 @@ pub struct Config {
     /// Directory of what the drivers keep. Only workers that share it adopt each other's instances: those of one host
     /// should. What was started from another directory waits for a worker that uses that one.
     pub state_dir: PathBuf,
+    /// File into which the worker writes which process it is, for the kubelet to show when its container has terminated: in a
+    /// pod, the container's `terminationMessagePath`. Nothing is written when empty.
+    pub termination_log: PathBuf,
     /// How this worker takes part: by the coordinator itself, or by ZooKeeper.
     pub coordination: coordination::url::Config,
     /// The session with the coordinator.
@@ -64,6 +67,7 @@ impl Default for Config {
             weight: 1,
             drivers: BTreeSet::from([DriverName::process()]),
             state_dir: PathBuf::from("rug-worker-state"),
+            termination_log: PathBuf::new(),
             coordination: coordination::url::Config::default(),
             session: session::Config::default(),
             runner: runner::Config::default(),

@@ -254,5 +254,6 @@ async fn take_command(
 #[must_use]
 pub fn profile(weight: u32, zone: String, host: String, drivers: DriverOffers, lease: Duration) -> Profile {
     let version = env!("CARGO_PKG_VERSION").to_owned();
-    Profile { weight, zone, host, drivers, version, pid: std::process::id(), lease }
+    let process = runtime::process::own_identity();
+    Profile { weight, zone, host, drivers, version, pid: std::process::id(), process, lease }
 }

@@ -9,6 +9,7 @@ pub mod folder;
 pub mod log_limit;
 #[cfg(feature = "metrics")]
 pub mod meter;
+pub mod process;
 pub mod program;
 pub mod reference;
 pub mod retry;

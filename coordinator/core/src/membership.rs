@@ -1,7 +1,7 @@
 //! Live workers: their lives (worker and incarnation), leases, and whether each is gone.
 //!
 //! A life counts as gone only when no further heartbeat of it can arrive *and* 1.15 times its lease passed since the last
-//! one was seen (docs/protocol.md, Leases and lives). With an external authority (ZooKeeper) the first half is the
+//! one was seen (docs/protocol.md, Leases and lives), or its process was seen to have ended (docs/protocol.md, Witnessed deaths). With an external authority (ZooKeeper) the first half is the
 //! deletion of its lease node; embedded, the coordinator itself is the authority and closes a lease by no longer
 //! answering heartbeats. A worker that shut its gate and said so (`Leave`) is gone at once.
 //!
@@ -63,11 +63,14 @@ struct Lease {
     stored: bool,
     /// Whoever speaks for it has to have the secret that this belongs to. `None` for a worker of a version before secrets.
     seal: Option<LifeSeal>,
+    /// Its process has ended, as a witness saw: nothing of it starts a call any more.
+    dead: bool,
 }
 
 impl Lease {
+    /// When the life cannot act any more, if no further heartbeat arrives.
     fn ends(&self) -> Timestamp {
-        self.seen + lease_wait(self.length)
+        if self.dead { Timestamp::ZERO } else { self.seen + lease_wait(self.length) }
     }
 }
 
@@ -308,6 +311,21 @@ impl Membership {
         }
     }
 
+    /// Takes in that the process of `life` has ended. Answers whether that is news of a life that is known: of another life
+    /// of the name it says nothing.
+    ///
+    /// It is not gone by that alone: while the coordination service takes heartbeats of it, one that is on its way could
+    /// still be reported, and the next leader has to know of the end ([`Self::close`]).
+    pub fn witness(&mut self, life: &Life) -> bool {
+        self.lives.get_mut(life).is_some_and(|lease| !std::mem::replace(&mut lease.dead, true))
+    }
+
+    /// Whether the process of a life was seen to have ended.
+    #[must_use]
+    pub fn is_dead(&self, life: &Life) -> bool {
+        self.lives.get(life).is_some_and(|lease| lease.dead)
+    }
+
     /// It is to be given nothing new, and what it has is taken from it.
     pub fn drain(&mut self, life: &Life) {
         if let Some(lease) = self.lives.get_mut(life) {
@@ -473,7 +491,7 @@ impl Membership {
 
 fn lease(now: Timestamp, profile: Profile) -> Lease {
     let length = profile.lease.clamp(LEASE_RANGE.0, LEASE_RANGE.1);
-    Lease { length, seen: now, closed: false, profile, draining: false, stored: false, seal: None }
+    Lease { length, seen: now, closed: false, profile, draining: false, stored: false, seal: None, dead: false }
 }
 
 /// What is known of a life that published nothing.
@@ -532,6 +550,24 @@ mod tests {
         assert_eq!(gone(&mut m, late + Duration::from_millis(2300)), vec![w1()]);
         assert!(!m.beat_seen(late + L * 2, &w1(), node(false)), "late news does not revive it");
         assert!(!m.is_known(&w1()));
+    }
+
+    #[test]
+    fn a_life_whose_process_has_ended_is_gone_once_no_heartbeat_of_it_can_arrive() {
+        let mut m = one(LeaseAuthority::External);
+        let now = Timestamp::from_millis(60_000);
+        m.beat_seen(now, &w1(), node(false));
+        let successor = Life::new(w1().worker, Incarnation::new(2));
+        assert!(!m.witness(&successor), "of a life that is not known");
+        assert!(m.witness(&w1()) && !m.witness(&w1()), "it is news once");
+        assert_eq!(gone(&mut m, now), vec![], "a heartbeat may still be told");
+        m.beat_seen(now, &w1(), node(true));
+        assert_eq!(m.next_end(), Some(Timestamp::ZERO), "at once");
+        assert_eq!(gone(&mut m, now), vec![w1()]);
+        let mut m = one(LeaseAuthority::Embedded);
+        assert!(m.witness(&w1()));
+        m.close(Timestamp::ZERO, &w1(), false);
+        assert_eq!(gone(&mut m, Timestamp::ZERO), vec![w1()]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use common::telemetry::TelemetryOrder;
-use common::{ApplianceId, Incarnation, Site, WorkerId};
+use common::{ApplianceId, Incarnation, ProcessIdentity, Site, WorkerId};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::Span;
@@ -51,6 +51,17 @@ pub enum Command {
         /// For the audit trail.
         request: Operator,
         /// Answered when no further heartbeat of that life can count, and the catalog shows it.
+        reply: Reply<()>,
+    },
+    /// The process of a worker has ended: it need not be waited for.
+    Witness {
+        /// The worker; a life of another one that published this process is not meant.
+        worker: WorkerId,
+        /// The process.
+        process: ProcessIdentity,
+        /// Who saw it, for people.
+        by: String,
+        /// Answered when it was heard.
         reply: Reply<()>,
     },
     /// Neither show nor wait for a worker any more that is lost or has left.
@@ -115,6 +126,7 @@ impl Command {
             Self::Tune { reply, .. } | Self::Tuning { reply } => drop(reply.send(Err(error))),
             Self::Check { reply, .. }
             | Self::Evict { reply, .. }
+            | Self::Witness { reply, .. }
             | Self::Forget { reply, .. }
             | Self::Pause { reply, .. }
             | Self::Resume { reply, .. } => drop(reply.send(Err(error))),

@@ -13,6 +13,7 @@ use coordinator_core::machine::{Event, Machine, Restored, TermClaim};
 use coordinator_core::membership::LeaseAuthority;
 use coordinator_core::table::Seed;
 use runtime::clock;
+use runtime::process::ProcessWatch;
 use tracing::{error, info};
 
 use super::causes::Causes;
@@ -125,6 +126,7 @@ impl<'a> Leader<'a> {
             notes,
             rebalances,
             causes: Causes::default(),
+            processes: ProcessWatch::default(),
             tuning: Arc::clone(&setup.tuning),
             coordinators: setup.identity.coordinators.clone(),
             admission,
@@ -137,6 +139,7 @@ impl<'a> Leader<'a> {
         // Readers and the admission of changes see who owns what before the first call is answered.
         leader.step(Event::Tick);
         leader.publish();
+        leader.watch_processes();
         Ok(leader)
     }
 }

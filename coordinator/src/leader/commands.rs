@@ -31,6 +31,10 @@ impl Leader<'_> {
                 let _ = reply.send(self.explain(appliance));
             }
             Command::Evict { worker, incarnation, request, reply } => self.evict(worker, incarnation, &request, reply),
+            Command::Witness { worker, process, by, reply } => {
+                self.witnessed(process, Some(&worker), &by);
+                let _ = reply.send(Ok(()));
+            }
             Command::Forget { worker, request, reply } => {
                 let _ = reply.send(self.forget(worker, &request));
             }

@@ -152,6 +152,9 @@ metric_group! {
         .by(&[Label::fixed("reason", &["ended", "left", "not_read", "unanswered", "resigned", "refused"])]);
     EVICTIONS = Metric::counter(
         "rug.evictions", Unit::Things("{eviction}"), "Tries to make further heartbeats of a life impossible.");
+    WITNESSED = Metric::counter(
+        "rug.deaths.witnessed", Unit::Things("{death}"),
+        "Lives of workers whose process was seen to have ended, so that nobody waited for their leases.");
     ELECTIONS = Metric::counter(
         "rug.elections", Unit::Things("{election}"), "Times this coordinator was to begin a term: those that led to one, and those that failed.")
         .by(&[Label::fixed("outcome", &["led", "failed"])]);

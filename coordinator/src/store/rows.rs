@@ -179,6 +179,9 @@ struct ProfileRow {
     offers: Option<BTreeMap<DriverName, OfferRow>>,
     version: String,
     pid: u32,
+    /// Absent in rows of the version before. What cannot be read is no process that anybody can watch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    process: Option<String>,
     lease: Duration,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     holds: BTreeMap<DriverName, Duration>,
@@ -226,11 +229,26 @@ pub(super) fn incarnation_text(incarnation: Incarnation) -> String {
 }
 
 pub(super) fn from_member(member: &StoredMember) -> members::Model {
-    let Profile { weight, zone, host, drivers: offers, version, pid, lease } = member.profile.clone();
+    let Profile { weight, zone, host, drivers: offers, version, pid, process, lease } = member.profile.clone();
     let PreviousOffers { drivers, fence_delays: holds, state_dir } = PreviousOffers::of(&offers);
     let (offers, departed) = (Some(offers.iter().map(from_offer).collect()), member.departed);
     let seal = member.seal.map(|seal| seal.to_string());
-    let row = ProfileRow { weight, zone, host, state_dir, drivers, offers, version, pid, lease, holds, departed, seal };
+    let process = process.map(|process| process.to_string());
+    let row = ProfileRow {
+        weight,
+        zone,
+        host,
+        state_dir,
+        drivers,
+        offers,
+        version,
+        pid,
+        process,
+        lease,
+        holds,
+        departed,
+        seal,
+    };
     members::Model {
         worker: member.worker.as_str().to_owned(),
         incarnation: incarnation_text(member.incarnation),
@@ -240,8 +258,22 @@ pub(super) fn from_member(member: &StoredMember) -> members::Model {
 
 pub(super) fn to_member(row: &members::Model) -> Result<StoredMember, Error> {
     let at = RowName { what: "member", key: &row.worker };
-    let ProfileRow { weight, zone, host, state_dir, drivers, offers, version, pid, lease, holds, departed, seal } =
-        at.json("profile", &row.profile)?;
+    let ProfileRow {
+        weight,
+        zone,
+        host,
+        state_dir,
+        drivers,
+        offers,
+        version,
+        pid,
+        process,
+        lease,
+        holds,
+        departed,
+        seal,
+    } = at.json("profile", &row.profile)?;
+    let process = process.and_then(|text| text.parse().ok());
     let drivers = match offers {
         Some(offers) => offers.into_iter().map(to_offer).collect(),
         None => PreviousOffers { drivers, fence_delays: holds, state_dir }.read(),
@@ -250,7 +282,7 @@ pub(super) fn to_member(row: &members::Model) -> Result<StoredMember, Error> {
     Ok(StoredMember {
         worker: at.parse("worker", &row.worker)?,
         incarnation: Incarnation::new(incarnation),
-        profile: Profile { weight, zone, host, drivers, version, pid, lease },
+        profile: Profile { weight, zone, host, drivers, version, pid, process, lease },
         departed,
         seal: seal.map(|text| LifeSeal::from_hex(&text).ok_or_else(|| at.corrupt("is no seal"))).transpose()?,
     })

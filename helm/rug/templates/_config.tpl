@@ -58,9 +58,12 @@ key: /etc/rug/tls/tls.key
 {{- if not $values.coordination.existingSecret.name -}}
 {{- $_ := set $own.coordination "url" (include "rug.coordination.url" .) -}}
 {{- end -}}
+{{- $workers := dict "stateful_set" (include "rug.worker" .) "selector" (include "rug.worker.podSelector" .) -}}
+{{- $kubernetes := ternary (dict "workers" $workers) dict $values.witness.enabled -}}
 {{- if $values.customResources.enabled -}}
-{{- $_ := set $own "kubernetes" (dict "appliances" true "namespaces" $values.customResources.namespaces) -}}
+{{- $kubernetes = merge $kubernetes (dict "appliances" true "namespaces" $values.customResources.namespaces) -}}
 {{- end -}}
+{{- if $kubernetes -}}{{- $_ := set $own "kubernetes" $kubernetes -}}{{- end -}}
 {{- if $values.store.url -}}{{- $_ := set $own "store" (dict "url" $values.store.url) -}}{{- end -}}
 {{- if eq $values.tls.mode "disabled" -}}
 {{- $_ := set $own "insecure" true -}}
@@ -78,6 +81,7 @@ key: /etc/rug/tls/tls.key
   "coordination" (dict "group" $values.coordination.group)
   "metrics" (dict "listen" (printf "%s:%d" $values.bindAddress (int $values.metrics.port)) "insecure" true)
 -}}
+{{- if $values.witness.enabled -}}{{- $_ := set $own "termination_log" "/dev/termination-log" -}}{{- end -}}
 {{- if not $values.coordination.existingSecret.name -}}
 {{- $_ := set $own.coordination "url" (include "rug.coordination.url" .) -}}
 {{- end -}}

@@ -44,6 +44,14 @@ app.kubernetes.io/component: {{ . }}
 {{- end }}
 {{- end -}}
 
+{{/* The labels of worker pods, as a selector in one line. */}}
+{{- define "rug.worker.podSelector" -}}
+{{- $labels := include "rug.selector" (dict "root" . "component" "worker") | fromYaml -}}
+{{- $pairs := list -}}
+{{- range $key, $value := $labels -}}{{- $pairs = append $pairs (printf "%s=%s" $key $value) -}}{{- end -}}
+{{- join "," $pairs -}}
+{{- end -}}
+
 {{/* Metadata of an object: (dict "root" $ "name" "..." "component" "worker" "annotations" dict "labels" dict "namespace" "...") */}}
 {{- define "rug.metadata" -}}
 name: {{ .name }}

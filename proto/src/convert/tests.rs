@@ -287,6 +287,7 @@ fn up() -> impl Strategy<Value = ToCoordinator> {
                     drivers: offers(weight),
                     version: "1".into(),
                     pid: 7,
+                    process: Some("5f0c2a52-5b0a-4f2e-9d6c-0a1b2c3d4e5f/4026531836/7/123".parse().expect("a process")),
                     lease: Duration::from_secs(2),
                 },
                 owned,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use common::appliance::Name;
 use common::driver::{DriverName, MAX_FENCE_DELAY, PreviousOffers};
+use common::process::NoProcess;
 use common::ring::MAX_WEIGHT;
 use common::session::{AnnouncedStep, Desired, Envelope, GrantRef, MAX_ENTRIES_PER_MESSAGE};
 use common::site::{HOST_RULE, is_host};
@@ -158,6 +159,10 @@ impl Reader {
             drivers,
             version: self.text("profile.version", wire.version, 64)?,
             pid: wire.pid,
+            process: match wire.process.as_str() {
+                "" => None,
+                text => Some(text.parse().map_err(|e: NoProcess| self.error("profile.process", e))?),
+            },
             lease,
         })
     }
@@ -260,6 +265,7 @@ pub(super) fn profile_to_wire(profile: Profile) -> wire::Profile {
         drivers: profile.drivers.names().map(DriverName::to_string).collect(),
         version: profile.version,
         pid: profile.pid,
+        process: profile.process.map(|process| process.to_string()).unwrap_or_default(),
         lease: Some(duration_to_wire(profile.lease)),
         holds: fence_delays.into_iter().map(|(d, delay)| (d.to_string(), duration_to_wire(delay))).collect(),
         offers: offers_to_wire(&profile.drivers),

@@ -4,10 +4,10 @@ use common::ApplianceId;
 use common::Life;
 use common::mutant;
 use common::session::ToCoordinator;
-use coordinator_core::machine::StreamId;
+use coordinator_core::machine::{Event, StreamId};
 use stateright::{Model, Property};
 
-use crate::leader::CommitOutcome;
+use crate::leader::{CommitOutcome, ModelLeader};
 use crate::promises;
 use crate::setup::{Fault, Setup};
 use crate::state::ModelState;
@@ -77,6 +77,8 @@ pub enum ModelAction {
     GiveUp(usize, ApplianceId),
     /// Fault: somebody says this to a leader in the name of a worker.
     Stranger(usize, usize, StrangerWords),
+    /// A leader hears of a witness that the process of a life has ended.
+    Witness(usize, Life),
 }
 
 /// A model to be checked.
@@ -172,6 +174,15 @@ impl Hypothesis {
         }
     }
 
+    /// Witnesses may tell of an end at any time, and more than one leader; they need not.
+    fn witnesses(&self, state: &ModelState, to: &mut Vec<ModelAction>) {
+        for life in &state.ended {
+            let news = |(_, leader): &(usize, &ModelLeader)| leader.machine.value.would_hear_witness(life);
+            let leaders = state.leaders.iter().enumerate().filter(news);
+            to.extend(leaders.map(|(l, _)| ModelAction::Witness(l, life.clone())));
+        }
+    }
+
     /// What may happen at any time and need not.
     fn calls(&self, state: &ModelState, to: &mut Vec<ModelAction>) {
         for (w, worker) in state.workers.iter().enumerate() {
@@ -262,7 +273,12 @@ impl Hypothesis {
             ModelAction::Effect(index) => state.late_effect(setup, *index),
             ModelAction::StepDown(l) => state.step_down(*l),
             ModelAction::Campaign => state.campaign(setup),
-            ModelAction::Crash(w) => state.crash(*w),
+            ModelAction::Crash(w) => {
+                if setup.allows(Fault::Witness) {
+                    state.ended.extend(state.workers[*w].value.life());
+                }
+                state.crash(*w);
+            }
             ModelAction::LeaseEnd(w) => {
                 if let Some(life) = state.workers[*w].value.life() {
                     state.delete_nodes(&life);
@@ -285,6 +301,7 @@ impl Hypothesis {
             ModelAction::Depose(made) => state.depose(setup, *made),
             ModelAction::GiveUp(w, id) => state.give_up_call(*w, *id),
             ModelAction::Stranger(l, w, words) => state.hear_stranger(setup, *l, *w, *words),
+            ModelAction::Witness(l, life) => state.lead(*l, Event::Witnessed(life.clone()), &[]),
         }
         state.tidy();
     }
@@ -374,6 +391,7 @@ impl Model for Hypothesis {
             if self.setup.calls {
                 self.calls(state, actions);
             }
+            self.witnesses(state, actions);
             if state.delay > 0 {
                 actions.push(ModelAction::Pass);
             }

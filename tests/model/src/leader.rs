@@ -204,7 +204,8 @@ impl ModelState {
             }
             Action::Violation(text) => self.note(Err(Wrong::new(Promise::Contradiction, text))),
             Action::RaiseTerm(_) => self.step_down(l),
-            // For readers, or (evictions) never asked for with these settings.
+            Action::Evict(life) => self.evict(&life),
+            // For readers.
             Action::Reports(_)
             | Action::Assigned(_)
             | Action::Removed(_)
@@ -213,8 +214,7 @@ impl ModelState {
             | Action::Gone(..)
             | Action::Met(_)
             | Action::Rebalance(_)
-            | Action::Quarantined(..)
-            | Action::Evict(_) => {}
+            | Action::Quarantined(..) => {}
         }
     }
 

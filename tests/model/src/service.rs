@@ -52,6 +52,8 @@ pub(crate) struct LifeNodes {
     /// Number of the worker.
     pub(crate) worker: usize,
     pub(crate) member: bool,
+    /// Heartbeats commit: the lease node was not written over.
+    pub(crate) lease: bool,
 }
 
 /// The lease node of a life of this worker.
@@ -82,7 +84,8 @@ impl ModelState {
     pub(crate) fn tell(&mut self, setup: &Setup, l: usize) {
         let leader = &mut self.leaders[l];
         let event = if std::mem::replace(&mut leader.feed.unread, false) {
-            let leases = self.nodes.iter().map(|(life, of)| (life.clone(), lease_node(of.worker))).collect();
+            let lease = |of: &LifeNodes| ObservedLease { evicted: !of.lease, ..lease_node(of.worker) };
+            let leases = self.nodes.iter().map(|(life, of)| (life.clone(), lease(of))).collect();
             Event::Read { members: self.members(setup), leases }
         } else {
             match leader.feed.news.pop_front() {
@@ -100,7 +103,7 @@ impl ModelState {
 
     /// Both nodes of a life are made at once.
     pub(crate) fn make_nodes(&mut self, worker: usize, life: &Life) {
-        self.nodes.insert(life.clone(), LifeNodes { worker, member: true });
+        self.nodes.insert(life.clone(), LifeNodes { worker, member: true, lease: true });
         self.feed(&NodeEvent::Members);
         self.feed(&NodeEvent::Beat(life.clone()));
     }
@@ -109,9 +112,19 @@ impl ModelState {
     pub(crate) fn delete_nodes(&mut self, life: &Life) {
         let Some(nodes) = self.nodes.remove(life) else { return };
         // Heartbeats that a leader has not heard of stay in front of the news of the end.
-        self.feed(&NodeEvent::Over(life.clone()));
+        if nodes.lease {
+            self.feed(&NodeEvent::Over(life.clone()));
+        }
         if nodes.member {
             self.feed(&NodeEvent::Members);
+        }
+    }
+
+    /// A leader writes over the lease node of a life.
+    pub(crate) fn evict(&mut self, life: &Life) {
+        if let Some(nodes) = self.nodes.get_mut(life).filter(|nodes| nodes.lease) {
+            nodes.lease = false;
+            self.feed(&NodeEvent::Over(life.clone()));
         }
     }
 
@@ -143,7 +156,7 @@ impl ModelState {
                 }
             }
             let Some(life) = worker.value.life() else { continue };
-            if !worker.value.cut && self.nodes.contains_key(&life) {
+            if !worker.value.cut && self.nodes.get(&life).is_some_and(|nodes| nodes.lease) {
                 Part::edit(worker).gate.extend(now + LEASE_SEEN);
                 beats.push(life);
             }
@@ -187,6 +200,6 @@ impl Canonical for NodeEvent {
 
 impl Canonical for LifeNodes {
     fn canon(&self, to: &mut Canon) {
-        to.put(&(self.worker, self.member));
+        to.put(&(self.worker, self.member, self.lease));
     }
 }

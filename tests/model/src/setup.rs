@@ -46,11 +46,13 @@ pub enum Fault {
     Late,
     /// Somebody speaks for a life without its secret, and knows everything else of it.
     Stranger,
+    /// A witness of a killed worker's end tells a leader; it need not, and may tell more than one, and late.
+    Witness,
 }
 
 impl Fault {
     /// Everything that can strike a single leader.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Crash,
         Self::LeaseEnd,
         Self::NodeDeleted,
@@ -61,6 +63,7 @@ impl Fault {
         Self::Deposed,
         Self::Late,
         Self::Stranger,
+        Self::Witness,
     ];
 }
 
@@ -175,6 +178,7 @@ impl Setup {
             drivers: [(DriverName::simulated(), simulated)].into(),
             version: String::new(),
             pid: 1,
+            process: None,
             lease: LEASE,
         }
     }

@@ -160,6 +160,7 @@ fn put_event(event: &Event, to: &mut Canon) {
             to.batch(*batch);
         }
         Event::Tick => to.plain(9),
+        Event::Witnessed(life) => to.put(&(10_u32, life)),
         other => unreachable!("{other:?} does not happen here"),
     }
 }

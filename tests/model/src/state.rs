@@ -1,6 +1,6 @@
 //! The whole at one moment, and its canonical form, by which the checker tells states apart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, OnceLock};
@@ -90,6 +90,8 @@ pub struct ModelState {
     pub(crate) workers: Vec<Arc<Part<ModelWorker>>>,
     pub(crate) streams: Vec<ModelStream>,
     pub(crate) nodes: BTreeMap<Life, LifeNodes>,
+    /// Lives whose process has ended, of which a witness may tell.
+    pub(crate) ended: BTreeSet<Life>,
     pub(crate) store: Arc<Part<ModelStore>>,
     /// What the appliances run on: the highest token that came, or with holds that of the newest owner who started a call.
     pub(crate) things: BTreeMap<ApplianceId, Token>,
@@ -111,6 +113,7 @@ impl ModelState {
             workers: (0..setup.workers).map(|n| Part::new(ModelWorker::new(n))).collect(),
             streams: Vec::new(),
             nodes: BTreeMap::new(),
+            ended: BTreeSet::new(),
             store: Part::new(ModelStore::default()),
             things: BTreeMap::new(),
             calls: Vec::new(),
@@ -176,6 +179,7 @@ impl ModelState {
             workers,
             streams,
             nodes,
+            ended,
             store,
             things,
             calls,
@@ -192,6 +196,7 @@ impl ModelState {
         canon.list(workers.iter().map(|worker| &**worker));
         canon.put(streams);
         canon.put(nodes);
+        canon.list(ended.iter());
         canon.put(&**store);
         canon.put(things);
         canon.put(&calls.len());

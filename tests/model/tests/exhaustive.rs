@@ -15,6 +15,10 @@ const DEPOSING: &[Fault] =
 const STRANGE: &[Fault] =
     &[Fault::Crash, Fault::LeaseEnd, Fault::Break, Fault::LeaderCut, Fault::Deposed, Fault::Stranger];
 
+/// With witnesses of who was killed.
+const WITNESSED: &[Fault] =
+    &[Fault::Crash, Fault::Break, Fault::LeaderCut, Fault::Unknown, Fault::Deposed, Fault::Witness];
+
 /// With calls that take effect late.
 const LATE: &[Fault] =
     &[Fault::Crash, Fault::LeaseEnd, Fault::NodeDeleted, Fault::Break, Fault::Cut, Fault::Unknown, Fault::Late];
@@ -49,6 +53,34 @@ fn setups() -> Vec<(Setup, bool)> {
                 ..gates.clone()
             },
             false,
+        ),
+        (
+            Setup {
+                name: "2 workers that restart, 1 appliance, witnesses, 1 fault",
+                restart: true,
+                faults: WITNESSED,
+                ..gates.clone()
+            },
+            false,
+        ),
+        (
+            Setup {
+                name: "2 workers, 1 appliance, holds, witnesses, 1 fault",
+                faults: &[Fault::Crash, Fault::Witness, Fault::Late],
+                ..holds.clone()
+            },
+            false,
+        ),
+        (
+            Setup {
+                name: "2 workers that restart, 1 appliance, witnesses, 2 faults",
+                budget: 2,
+                delay: 1,
+                restart: true,
+                faults: WITNESSED,
+                ..gates.clone()
+            },
+            true,
         ),
         (Setup { name: "2 workers, 1 appliance, a stranger, 1 fault", faults: STRANGE, ..gates.clone() }, false),
         (

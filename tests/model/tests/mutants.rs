@@ -33,9 +33,11 @@ fn setup(mutant: Mutant) -> Result<Setup, &'static str> {
         Mutant::NameWithoutSession => Setup { restart: true, ..two(&[Fault::Crash, Fault::LeaderCut]) },
         Mutant::OfferEndedByTime => Setup { workers: 3, ..two(&[Fault::Crash, Fault::Break]) },
         Mutant::ProofNotAsked | Mutant::ClaimOfAnybody | Mutant::ClaimsBelieved => one(&[Fault::Stranger]),
+        Mutant::BrokenStreamAsWitness => one(&[Fault::Break]),
         Mutant::RefusedHelloBeats => return Err("heartbeats are not on the stream here"),
         Mutant::OldTokens => return Err("a message would have to arrive twice on one stream"),
         Mutant::StandingClock => return Err("nobody is suspended here, and there is one clock"),
+        Mutant::WitnessByPlace => return Err("witnesses name lives here, not processes"),
         // Cached members, members from events, and what else is about reading nodes.
         _ => return Err("the rule is kept by common::roster, which only the simulation runs"),
     })

@@ -2,7 +2,7 @@
 
 use common::ApplianceId;
 use common::mutant::{self, Mutant};
-use common::{Edition, Generation, Life};
+use common::{Edition, Generation, Life, ProcessIdentity};
 use coordinator_core::machine::Event;
 use worker_core::session::StopRequest;
 
@@ -159,6 +159,30 @@ impl SimWorld {
             return;
         };
         self.leader_step(coordinator, Event::Evict(Life::new(name, life)));
+    }
+
+    /// A process has ended. Whether witnesses saw it, and when they tell, is as it comes: at once or late, once or more often.
+    pub(super) fn witnesses_tell(&mut self, process: Option<ProcessIdentity>) {
+        for _ in 0..self.rng.below(4) {
+            let late = if self.rng.chance(70) { self.rng.millis(0, 100) } else { self.rng.millis(100, 8_000) };
+            if let Some(process) = process {
+                self.after(late, SimEvent::Witnessed(process));
+            }
+        }
+    }
+
+    /// Everybody who leads, or thinks so, hears of a witness.
+    pub(super) fn hear_witness(&mut self, process: ProcessIdentity) {
+        for coordinator in 0..self.coordinators.len() {
+            if self.coordinators[coordinator].paused_until > self.now {
+                continue;
+            }
+            let Some(leader) = self.coordinators[coordinator].leader() else { continue };
+            let lives: Vec<Life> = leader.machine.lives_of(process).cloned().collect();
+            for life in lives {
+                self.leader_step(coordinator, Event::Witnessed(life));
+            }
+        }
     }
 
     fn load(&mut self, number: usize, what: What, who: u32) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::driver::{DriverCapabilities, DriverName};
 use common::secret::LifeSecret;
 use common::session::{DeltaEntry, ToCoordinator};
-use common::{ApplianceId, Edition, Profile, Term, Timestamp, Token, WorkerId};
+use common::{ApplianceId, Edition, ProcessIdentity, Profile, Term, Timestamp, Token, WorkerId};
 use worker_core::gate::Gate;
 use worker_core::session::{
     Control, ControlAction, ControlEvent, Conversation, ConversationSettings, Settings, StopRequest, StreamEnd,
@@ -136,6 +136,7 @@ impl WorkerHost {
             drivers: drivers.into_iter().map(|driver| offer(driver, fence_delay)).collect(),
             version: String::new(),
             pid: 1,
+            process: None,
             lease: rng.duration(400, 2_500),
         };
         Self {
@@ -193,6 +194,8 @@ impl SimWorld {
         }
         p.processes += 1;
         p.profile.pid += 1;
+        let (pid, pid_namespace) = (p.profile.pid, place as u64);
+        p.profile.process = Some(ProcessIdentity { boot: 0, pid_namespace, pid, start: 0 });
         if p.processes > 1 && self.rng.chance(15) {
             // Restarted with other settings.
             p.profile.weight = 1 + self.rng.below(3) as u32;
@@ -245,7 +248,9 @@ impl SimWorld {
             return;
         }
         p.paused_until = 0;
+        let process = p.profile.process;
         self.note(|| format!("w{} is gone", place + 1));
+        self.witnesses_tell(process);
         if self.external() {
             self.member_dies(place);
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use common::driver::DriverName;
-use common::{ApplianceId, Generation, RebalanceId, Term, Token, WorkerId};
+use common::{ApplianceId, Generation, ProcessIdentity, RebalanceId, Term, Token, WorkerId};
 use coordinator_core::machine;
 use coordinator_core::membership::LeaseAuthority;
 use coordinator_core::planner::{self, Strategy};
@@ -75,6 +75,8 @@ pub(super) enum SimEvent {
     Starts(Box<BackendCall>),
     Lands(Box<BackendCall>),
     Decided(usize),
+    /// A witness tells whoever leads that a worker's process has ended.
+    Witnessed(ProcessIdentity),
     EndOfFaults,
     Settled {
         calm_since: Option<SimTime>,
@@ -321,6 +323,7 @@ impl SimWorld {
             SimEvent::Starts(call) => self.call_starts(*call),
             SimEvent::Lands(call) => self.call_lands(*call),
             SimEvent::Decided(n) => self.carry_out_decision(n),
+            SimEvent::Witnessed(process) => self.hear_witness(process),
             SimEvent::EndOfFaults => self.end_faults(),
             SimEvent::Settled { calm_since } => self.look_whether_settled(calm_since),
         }
@@ -346,6 +349,7 @@ impl SimWorld {
             | SimEvent::Starts(_)
             | SimEvent::Lands(_)
             | SimEvent::Decided(_)
+            | SimEvent::Witnessed(_)
             | SimEvent::EndOfFaults
             | SimEvent::Settled { .. } => None,
         }

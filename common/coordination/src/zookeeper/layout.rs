@@ -160,6 +160,8 @@ struct WorkerCapabilities<'a> {
     state_dir: String,
     version: &'a str,
     pid: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    process: Option<String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     hold_ms: BTreeMap<String, u64>,
     /// What readers of the version before ignore; the fields before it are for them.
@@ -239,6 +241,7 @@ pub(super) fn worker_capabilities(profile: &Profile) -> Vec<u8> {
         state_dir,
         version: &profile.version,
         pid: profile.pid,
+        process: profile.process.map(|process| process.to_string()),
         hold_ms: fence_delays.into_iter().map(|(driver, delay)| (driver.to_string(), millis_above(delay))).collect(),
         offers: profile.drivers.iter().map(|(driver, it)| (driver.as_str(), OfferData::new(it))).collect(),
     })
@@ -313,6 +316,8 @@ pub(super) fn profile(data: &[u8]) -> Profile {
         },
         version: map.text("version"),
         pid: map.get("pid").and_then(Value::as_u64).and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
+        // What cannot be read is no process that anybody can watch.
+        process: map.get("process").and_then(Value::as_str).and_then(|text| text.parse().ok()),
         lease: Duration::ZERO,
     }
 }
@@ -421,6 +426,7 @@ mod tests {
             drivers: [(DriverName::process(), DriverCapabilities::of_all_kinds(Some("/d")))].into(),
             version: "1".to_owned(),
             pid: 7,
+            process: Some("5f0c2a52-5b0a-4f2e-9d6c-0a1b2c3d4e5f/4026531836/7/123".parse().expect("a process")),
             lease: Duration::from_secs(1),
         }
     }

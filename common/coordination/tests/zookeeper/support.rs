@@ -100,6 +100,7 @@ pub(crate) fn profile() -> Profile {
         drivers: [(DriverName::process(), DriverCapabilities::of_all_kinds(Some("/var/lib/rug")))].into(),
         version: "1.0".to_owned(),
         pid: 4711,
+        process: None,
         lease: Duration::ZERO,
     }
 }

@@ -8,6 +8,7 @@
 //! | whose caller has set the flag `sampled` | kept: it was asked for |
 //! | whose caller has not | not recorded, unless the caller is one of ours that has not decided yet |
 //! | without a caller | kept by ratio of the trace id, as far as the [budget](TraceBudget) goes |
+//! | without a caller, when far more traces begin than are kept | recorded in *outline*: its outermost span of this process, and nothing below it |
 //!
 //! What is not kept by then is recorded all the same, and [decided](super::tail) when it is known how it ended. Between processes such a
 //! context has the flag `sampled` off, and `rug=tail` in its `tracestate`.
@@ -37,20 +38,37 @@ pub struct Sampling {
 }
 
 /// For how many seconds of its rate a [`TraceBudget`] can be saved up.
-const BURST: f64 = 10.0;
+const BURST: f64 = 2.0;
+/// How many traces are recorded whole for each that the budget lets be kept, and how many at least in a second: among them are those that
+/// turn out to fail or to be slow.
+const RECORDED: (f64, f64) = (3.0, 300.0);
 
 /// How many traces of calls and lifecycles the ratio may keep in a second: a token bucket. Rebalances and their hand-offs are not
 /// among them, nor is what failed, was slow or was asked for. So exporting costs little however much is asked of this process.
 #[derive(Debug)]
 pub(super) struct TraceBudget {
-    per_second: f64,
-    /// What is left, and when that was.
-    left: Mutex<(f64, Instant)>,
+    kept: TokenBucket,
+    /// Of those that are recorded whole.
+    recorded: TokenBucket,
 }
 
 impl TraceBudget {
     pub(super) fn new(per_second: u32, now: Instant) -> Self {
         let per_second = f64::from(per_second);
+        let recorded = (per_second * RECORDED.0).max(RECORDED.1);
+        Self { kept: TokenBucket::new(per_second, now), recorded: TokenBucket::new(recorded, now) }
+    }
+}
+
+#[derive(Debug)]
+struct TokenBucket {
+    per_second: f64,
+    /// What is left, and when that was.
+    left: Mutex<(f64, Instant)>,
+}
+
+impl TokenBucket {
+    fn new(per_second: f64, now: Instant) -> Self {
         Self { per_second, left: Mutex::new((per_second * BURST, now)) }
     }
 
@@ -104,10 +122,16 @@ impl SamplingRules {
 
     /// Whether the ratio keeps this trace and the budget has room for it.
     pub(super) fn admits_trace(&self, trace: TraceId) -> bool {
-        self.keeps_trace(trace) && {
-            let budget = Arc::clone(&self.budget.lock().unwrap_or_else(PoisonError::into_inner));
-            budget.take(Instant::now())
-        }
+        self.keeps_trace(trace) && self.budget().kept.take(Instant::now())
+    }
+
+    /// Whether there is room to record one more trace whole.
+    fn records_whole(&self) -> bool {
+        self.budget().recorded.take(Instant::now())
+    }
+
+    fn budget(&self) -> Arc<TraceBudget> {
+        Arc::clone(&self.budget.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn keeps_trace(&self, trace: TraceId) -> bool {
@@ -147,6 +171,9 @@ impl Family {
 /// Key and value in the `tracestate` of a context that is not decided about.
 const UNDECIDED: (&str, &str) = ("rug", "tail");
 
+/// Value in place of the one above, of a span below which nothing is recorded.
+const OUTLINE: &str = "outline";
+
 /// Marks the context of a caller of ours: without the flag `sampled` it is not decided about.
 pub(super) fn undecided(state: &TraceState) -> TraceState {
     state.insert(UNDECIDED.0, UNDECIDED.1).unwrap_or_else(|_| state.clone())
@@ -179,10 +206,13 @@ impl ShouldSample for HeadSampler {
         let context = parent.as_ref().map(|span| span.span_context()).filter(|context| context.is_valid());
         let state = context.map(|context| context.trace_state().clone()).unwrap_or_default();
         let family = Family::of(name);
+        let is_local = context.is_some_and(|context| !context.is_remote());
         let refused = match context {
             Some(context) if family == Family::Other && !context.is_sampled() => match context.is_remote() {
                 true => self.follows_parent && !is_undecided(&state),
-                false => parent.as_ref().is_some_and(|span| !span.is_recording()),
+                false => {
+                    state.get(UNDECIDED.0) == Some(OUTLINE) || parent.as_ref().is_some_and(|span| !span.is_recording())
+                }
             },
             _ => false,
         };
@@ -199,8 +229,11 @@ impl ShouldSample for HeadSampler {
             (SamplingDecision::Drop, state)
         } else if kept() {
             (SamplingDecision::RecordAndSample, state.delete(UNDECIDED.0).unwrap_or_default())
-        } else {
+        } else if is_local || family != Family::Other || self.rules.records_whole() {
             (SamplingDecision::RecordOnly, undecided(&state))
+        } else {
+            let outline = state.insert(UNDECIDED.0, OUTLINE).unwrap_or_else(|_| state.clone());
+            (SamplingDecision::RecordOnly, outline)
         };
         SamplingResult { decision, attributes: Vec::new(), trace_state }
     }
@@ -221,7 +254,7 @@ mod tests {
     #[test]
     fn calls_and_lifecycles_are_kept_as_far_as_the_budget_goes_and_hand_offs_beyond() {
         let sampler = sampler(1.0, true);
-        sampler.rules.set_budget(TraceBudget { per_second: 0.2, left: Mutex::new((2.0, Instant::now())) });
+        sampler.rules.set_budget(TraceBudget { kept: bucket(2.0), recorded: bucket(1_000.0) });
         let of = |parent: Option<&Context>, name: &str| decided(&sampler, parent, 1, name).decision;
         assert_eq!(of(Some(&caller(1, 1, false, &[])), "rpc"), SamplingDecision::Drop, "which takes nothing of it");
         assert_eq!(of(None, "rpc"), SamplingDecision::RecordAndSample);
@@ -238,16 +271,36 @@ mod tests {
     #[test]
     fn a_budget_is_saved_up_for_some_seconds_and_no_longer() {
         let start = Instant::now();
-        let budget = TraceBudget::new(2, start);
+        let budget = TokenBucket::new(10.0, start);
         let spent =
             |at: Duration| std::iter::repeat_with(|| budget.take(start + at)).take_while(|&taken| taken).count();
         assert_eq!(spent(Duration::ZERO), 20);
-        assert_eq!(spent(Duration::from_millis(400)), 0);
-        assert_eq!(spent(Duration::from_millis(500)), 1, "what was refused took nothing");
-        assert_eq!(spent(Duration::from_millis(1_500)), 2);
-        assert_eq!(spent(Duration::from_secs(1)), 0, "a thread that looked at the clock before");
+        assert_eq!(spent(Duration::from_millis(80)), 0);
+        assert_eq!(spent(Duration::from_millis(100)), 1, "what was refused took nothing");
+        assert_eq!(spent(Duration::from_millis(300)), 2);
+        assert_eq!(spent(Duration::from_millis(200)), 0, "a thread that looked at the clock before");
         assert_eq!(spent(Duration::from_secs(3_600)), 20);
-        assert!(!TraceBudget::new(0, start).take(start));
+        assert!(!TokenBucket::new(0.0, start).take(start));
+    }
+
+    fn bucket(left: f64) -> TokenBucket {
+        TokenBucket { per_second: 1.0, left: Mutex::new((left, Instant::now())) }
+    }
+
+    #[test]
+    fn when_far_more_begin_than_are_kept_only_outermost_spans_are_recorded() {
+        let sampler = sampler(0.0, true);
+        sampler.rules.set_budget(TraceBudget { kept: bucket(0.0), recorded: bucket(1.0) });
+        let whole = decided(&sampler, None, 1, "rpc");
+        assert_eq!(whole.decision, SamplingDecision::RecordOnly);
+        assert!(is_undecided(&whole.trace_state), "others record their part as well");
+        let outline = decided(&sampler, None, 2, "rpc");
+        assert_eq!(outline.decision, SamplingDecision::RecordOnly, "it may fail, or be slow");
+        assert!(!is_undecided(&outline.trace_state), "others do not record theirs");
+        let context = SpanContext::new(2.into(), 2.into(), TraceFlags::default(), false, outline.trace_state);
+        let below = Context::new().with_remote_span_context(context);
+        assert_eq!(decided(&sampler, Some(&below), 2, "db").decision, SamplingDecision::Drop);
+        assert_eq!(decided(&sampler, Some(&below), 2, "hand-off").decision, SamplingDecision::RecordOnly);
     }
 
     /// A caller with this flag and state, in a trace with this number.

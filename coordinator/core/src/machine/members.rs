@@ -317,6 +317,20 @@ impl Machine {
         self.out.worker_changed(life.worker.clone());
     }
 
+    /// The process of a life has ended. Nobody has to wait for the rest of its lease: no heartbeat of it is to count any more, and
+    /// once that is certain the life is gone. What it had under way keeps its other fences.
+    pub(super) fn witnessed(&mut self, now: Timestamp, life: &Life) {
+        if self.membership.witness(life) {
+            self.evict(now, life);
+        }
+    }
+
+    /// Whether a witness of the end of this life would change anything.
+    #[must_use]
+    pub fn would_hear_witness(&self, life: &Life) -> bool {
+        self.membership.is_known(life) && !self.membership.is_dead(life)
+    }
+
     /// A name without a life is neither shown nor waited for any more.
     pub(super) fn forget_worker(&mut self, now: Timestamp, name: &WorkerId) {
         if self.membership.any_life_of(name).is_some() {

@@ -457,6 +457,9 @@ impl Machine {
         if mutant::is(Mutant::GoneWithStream) {
             self.membership.close(now, &session.life, true);
         }
+        if mutant::is(Mutant::BrokenStreamAsWitness) {
+            self.witnessed(now, &session.life);
+        }
         self.out.worker_changed(session.life.worker);
         self.refresh_members();
     }

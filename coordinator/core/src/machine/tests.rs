@@ -63,6 +63,7 @@ pub(super) fn profile() -> Profile {
         ]),
         version: "0".into(),
         pid: 1,
+        process: None,
         lease: L,
     }
 }

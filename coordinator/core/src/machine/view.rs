@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::driver::DriverOffers;
-use common::{ApplianceId, Incarnation, Life, Timestamp, WorkerId};
+use common::mutant::{self, Mutant};
+use common::{ApplianceId, Incarnation, Life, ProcessIdentity, Timestamp, WorkerId};
 
 use super::{Counters, Machine};
 use crate::audit::AuditCounts;
@@ -225,6 +226,21 @@ impl Machine {
         let member =
             self.membership.current(worker).filter(|i| self.membership.is_alive(&Life::new(worker.clone(), *i)));
         Some(member.unwrap_or(any.incarnation))
+    }
+
+    /// Processes of the lives that are waited for, as they published them.
+    pub fn processes(&self) -> impl Iterator<Item = ProcessIdentity> {
+        self.membership.lives().filter_map(|life| self.membership.profile(life)?.process)
+    }
+
+    /// Lives that this process published itself for.
+    pub fn lives_of(&self, process: ProcessIdentity) -> impl Iterator<Item = &Life> {
+        let is_it = move |published: ProcessIdentity| {
+            published == process
+                || mutant::is(Mutant::WitnessByPlace) && published.pid_namespace == process.pid_namespace
+        };
+        let published = move |life: &&Life| self.membership.profile(life).and_then(|p| p.process).is_some_and(is_it);
+        self.membership.lives().filter(published)
     }
 
     /// Whether heartbeats of a life still count.

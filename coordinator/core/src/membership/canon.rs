@@ -17,7 +17,7 @@ impl Canonical for Membership {
 
 impl Canonical for Lease {
     fn canon(&self, to: &mut Canon) {
-        let Self { length, seen, closed, profile, draining, stored, seal } = self;
+        let Self { length, seen, closed, profile, draining, stored, seal, dead } = self;
         to.put(length);
         // When it was seen matters up to the end of the wait, which is later than the end of the lease itself.
         to.after(*seen, lease_wait(*length));
@@ -26,6 +26,7 @@ impl Canonical for Lease {
         to.put(draining);
         to.put(stored);
         to.put(seal);
+        to.put(dead);
     }
 }
 

@@ -4,6 +4,8 @@ use common::appliance::FieldViolation;
 use kubernetes::ClientConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::sources::worker_pods;
+
 /// Most namespaces that can be named. Each has a watch of its own.
 const MAX_NAMESPACES: usize = 64;
 
@@ -19,6 +21,8 @@ pub struct Config {
     /// Take the tenant that a resource names, also where it is not its namespace. Whoever may write resources in one namespace
     /// can then have appliances in every tenant.
     pub any_tenant: bool,
+    /// The pods that workers run in, whose ends tell of the ends of workers.
+    pub workers: worker_pods::Config,
     /// How the API server is reached.
     pub client: ClientConfig,
 }
@@ -29,6 +33,7 @@ impl Config {
     pub fn validate(&self) -> Vec<FieldViolation> {
         let mut found: Vec<_> =
             self.client.validate().into_iter().map(|violation| violation.within("client")).collect();
+        found.extend(self.workers.validate().into_iter().map(|violation| violation.within("workers")));
         let is_label = |name: &String| {
             let ok = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
             let (first, last) = (name.bytes().next(), name.bytes().last());

@@ -127,6 +127,7 @@ pub(super) fn member(n: u32) -> StoredMember {
             drivers: offers(n.into()),
             version: "0.1".into(),
             pid: 7,
+            process: Some("5f0c2a52-5b0a-4f2e-9d6c-0a1b2c3d4e5f/4026531836/7/123".parse().expect("a process")),
             lease: Duration::from_secs(2),
         },
         departed: n.is_multiple_of(2),

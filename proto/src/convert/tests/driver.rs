@@ -11,6 +11,7 @@ fn published() -> Profile {
         drivers: offers(5),
         version: "9".into(),
         pid: 1,
+        process: None,
         lease: Duration::from_secs(1),
     }
 }

@@ -78,6 +78,7 @@ fn profile() -> Option<wire::Profile> {
         holds: [("simulated".to_owned(), prost_types::Duration { seconds: 1, nanos: 0 })].into(),
         state_dir: "/var/lib/rug".into(),
         offers: offers(),
+        process: "5f0c2a52-5b0a-4f2e-9d6c-0a1b2c3d4e5f/4026531836/7/123".into(),
     })
 }
 

@@ -124,6 +124,7 @@ impl ZooKeeper {
             drivers: DriverOffers::default(),
             version: String::new(),
             pid: 0,
+            process: None,
             lease: Duration::ZERO,
         };
         let places = ((Dir::Coordinators, number), (Dir::CoordinatorLeases, number));

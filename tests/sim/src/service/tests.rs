@@ -251,6 +251,7 @@ fn members_beat_and_leave_and_one_coordinator_after_the_other_leads() {
         drivers: Default::default(),
         version: String::new(),
         pid: 0,
+        process: None,
         lease: Duration::from_secs(1),
     };
     let run = |bench: &mut ServiceBench, steps: u32| {

@@ -241,6 +241,44 @@ fn an_operator_can_evict() {
 }
 
 #[test]
+fn what_a_dead_process_owned_goes_to_others_once_its_lease_node_is_written_over() {
+    let mut s = cluster(Config::default(), &["w1", "w2"], 10);
+    let life = s.kill("w1");
+    s.w.step(Event::Witnessed(life.clone()));
+    assert_eq!(s.w.evicted, vec![life.clone()]);
+    s.w.step(Event::Witnessed(life.clone()));
+    s.w.pass(Duration::from_millis(100));
+    assert_eq!(s.w.evicted, vec![life.clone()], "it is said once more often than it was done");
+    let kept = s.w.loads();
+    assert!(kept[0] < 10, "it is not gone yet: {kept:?}");
+    s.w.step(Event::Over(life));
+    s.w.pass(Duration::from_millis(100));
+    assert_eq!(s.w.loads(), [10]);
+}
+
+#[test]
+fn a_witness_of_an_earlier_life_says_nothing_of_the_present_one() {
+    let mut s = cluster(Config::default(), &["w1", "w2"], 10);
+    s.w.step(Event::Witnessed(Life::new(worker("w1"), Incarnation::new(99))));
+    s.w.pass(Duration::from_secs(1));
+    assert_eq!((s.w.evicted.clone(), s.w.loads().len()), (vec![], 2));
+}
+
+#[test]
+fn embedded_a_dead_process_is_waited_for_no_longer() {
+    let mut w = World::new(Restored::default());
+    w.connect("w1");
+    w.connect("w2");
+    w.pass(Duration::from_secs(1));
+    w.create(1..=4);
+    let life = Life::new(worker("w1"), w.machine.life_of(&worker("w1")).expect("lives"));
+    w.puppets.remove(&worker("w1"));
+    w.step(Event::Witnessed(life));
+    w.pass(Duration::from_millis(50));
+    assert_eq!(w.loads(), [4]);
+}
+
+#[test]
 fn a_draining_worker_gives_up_everything_and_gets_nothing() {
     let mut s = cluster(Config::default(), &["w1", "w2", "w3"], 12);
     let conn = s.w.puppets[&worker("w1")].conn;
