@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use common::inquiry::Verdict;
 use common::kind::StopRecipe;
 use common::status::InstanceEnd;
 use common::{ApplianceId, WorkerId};
@@ -42,6 +43,7 @@ mod api;
 mod boot;
 mod cache;
 mod config;
+mod judgement;
 mod names;
 mod nodes;
 pub mod orphans;
@@ -151,17 +153,6 @@ impl KubernetesDriver {
         };
         _ = tokio::time::timeout(limit, listed).await;
         self.inner.cache.trouble().map_or(Ok(()), |problem| Err(Error::Failed(problem)))
-    }
-
-    /// Has the API server judge the pod that would be made, and makes nothing.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] with what the API server says against it.
-    pub async fn judge(&self, permit: &Permit, wanted: &Wanted<'_>) -> Result<(), Error> {
-        let inner = &self.inner;
-        let plan = inner.plan(permit, wanted)?;
-        let judged = api::create::<Pod>(&inner.client, Resource::Pods, &plan.namespace, &plan.pod, true).await;
-        judged.map(drop).map_err(|error| failed("dry run", error))
     }
 }
 
@@ -299,6 +290,14 @@ impl Inner {
 impl Driver for KubernetesDriver {
     fn fencing(&self) -> DriverFencing {
         DriverFencing::Token
+    }
+
+    fn judges(&self) -> bool {
+        true
+    }
+
+    async fn judge(&self, appliance: ApplianceId, desired: &Desired) -> Result<Verdict, Error> {
+        self.inner.judge(appliance, desired).await
     }
 
     async fn claim(&self, permit: &Permit) -> Result<(), Error> {

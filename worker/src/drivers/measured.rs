@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use common::appliance::Name;
+use common::inquiry::Verdict;
 use common::kind::{KindName, StopRecipe};
 use common::network_port::NetworkPort;
 use common::status::InstanceEnd;
@@ -71,6 +72,14 @@ impl Driver for Measured {
 
     fn plugs_ports(&self) -> bool {
         self.driver.plugs_ports()
+    }
+
+    fn judges(&self) -> bool {
+        self.driver.judges()
+    }
+
+    async fn judge(&self, appliance: ApplianceId, desired: &Desired) -> Result<Verdict, Error> {
+        self.measure("judge", self.driver.judge(appliance, desired)).await
     }
 
     async fn claim(&self, permit: &Permit) -> Result<(), Error> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use common::appliance::Name;
+use common::inquiry::Verdict;
 use common::kind::{KindName, StopRecipe};
 use common::network_port::NetworkPort;
 use common::status::InstanceEnd;
@@ -101,6 +102,17 @@ pub trait Driver: Send + Sync + 'static {
     /// Whether it can plug network ports into instances that run. Where it cannot, a change of ports replaces instances.
     fn plugs_ports(&self) -> bool {
         false
+    }
+
+    /// Whether it can say what is against instances of a specification before there is one.
+    fn judges(&self) -> bool {
+        false
+    }
+
+    /// What is against instances of this, of an appliance that may not exist and that another worker may own. Needs no permit: it changes
+    /// nothing. An error says that it could not be found out.
+    async fn judge(&self, _appliance: ApplianceId, _desired: &Desired) -> Result<Verdict, Error> {
+        Err(Error::Failed("this driver judges no specifications".into()))
     }
 
     /// Raises the token at the far side, so that nothing its former owner still has under way can take effect. Meant to

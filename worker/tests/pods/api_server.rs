@@ -52,6 +52,8 @@ struct Store {
     held: usize,
     /// Lists that go on, by the token of the next page: every page is of one version.
     pages: HashMap<String, (u64, Vec<Value>)>,
+    /// What was only to be judged.
+    judged: Vec<Value>,
     /// A policy takes the gates of new pods away.
     strips_gates: bool,
     /// Preconditions are not looked at: shows what a test is worth.
@@ -231,6 +233,11 @@ impl ApiServer {
             .filter(|(_, verb, _)| counts(verb))
             .map(|(_, verb, resource)| format!("{verb} {resource}"))
             .collect()
+    }
+
+    /// What was only to be judged since the last time.
+    pub(crate) fn take_judged(&self) -> Vec<Value> {
+        std::mem::take(&mut self.store().judged)
     }
 
     pub(crate) fn lists(&self) -> usize {
@@ -522,6 +529,7 @@ impl ApiServer {
                     }
                 }
                 if asked.query.contains_key("dryRun") {
+                    store.judged.push(object.clone());
                     object["metadata"]["resourceVersion"] = "0".into();
                     return json_response(201, &object);
                 }
