@@ -30,7 +30,7 @@ use self::api::{Exactly, Resource};
 use self::cache::{Known, LastWords, PodCache};
 pub use self::config::Config;
 use self::config::WatchScope;
-use self::names::{PodKey, annotation, label};
+use self::names::{CONFIGURED, PodKey, annotation, label};
 use self::nodes::Nodes;
 use self::ownership::Holdings;
 pub use self::template::TemplateRight;
@@ -318,6 +318,22 @@ impl Driver for KubernetesDriver {
         let exactly = Exactly { uid, version: None };
         let noted = api::patch::<Pod>(&inner.client, Resource::Pods, namespace, &key.name(), exactly, change).await;
         let pod = noted.map_err(|error| failed("note the answer", error))?;
+        PodView::of(&pod).into_iter().for_each(|view| inner.cache.put(view));
+        Ok(())
+    }
+
+    async fn note_configured(&self, appliance: ApplianceId, instance: &Instance) -> Result<(), Error> {
+        let Some((key, namespace, uid)) = Inner::pod_of(appliance, instance) else { return Ok(()) };
+        let inner = &self.inner;
+        // Of one that is gone the next probe tells.
+        let Some(view) = inner.current(key, namespace, uid).await? else { return Ok(()) };
+        if !view.awaits_configuration {
+            return Ok(());
+        }
+        // Whatever else has changed about the pod, it stays true of this one.
+        let exactly = Exactly { uid, version: None };
+        let set = api::set_condition::<Pod>(&inner.client, namespace, &key.name(), exactly, CONFIGURED).await;
+        let pod = set.map_err(|error| failed("say that the pod was configured", error))?;
         PodView::of(&pod).into_iter().for_each(|view| inner.cache.put(view));
         Ok(())
     }

@@ -94,6 +94,10 @@ impl Driver for Measured {
         self.measure("note_answer", self.driver.note_answer(appliance, instance)).await
     }
 
+    async fn note_configured(&self, appliance: ApplianceId, instance: &Instance) -> Result<(), Error> {
+        self.measure("note_configured", self.driver.note_configured(appliance, instance)).await
+    }
+
     async fn is_alive(&self, appliance: ApplianceId, instance: &Instance) -> Option<bool> {
         self.driver.is_alive(appliance, instance).await
     }

@@ -132,6 +132,12 @@ pub trait Driver: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Notes that an instance has accepted a configuration, where something beside it has to know of that before it sends it work. Called
+    /// after each configuration that was put in place; repeating it changes nothing. Needs no permit, as [`Driver::note_answer`].
+    async fn note_configured(&self, _appliance: ApplianceId, _instance: &Instance) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Whether exactly this instance runs, where the driver can tell without effort: it is asked before every probe, up
     /// to 10,000 times a second. `None` when it cannot tell; the probe and [`Driver::observe`] decide then. Changes nothing.
     async fn is_alive(&self, _appliance: ApplianceId, _instance: &Instance) -> Option<bool> {
