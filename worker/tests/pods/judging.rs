@@ -92,7 +92,8 @@ async fn what_the_driver_itself_refuses_is_told_without_a_call() {
     let host = with_template(&json!({"spec": {"hostNetwork": true}}));
     let Verdict::Refused(violation) = driver.judge(A, &host).await.expect("answered") else { panic!("accepted") };
     assert_eq!(violation.field, "spec.pod");
-    assert!(violation.description.contains("kubernetes.template_allow (`host_namespaces`)"), "{violation}");
+    let why = "hostNetwork is not allowed by the worker's setting kubernetes.template_allow (`host_namespaces`)";
+    assert_eq!(violation.description, why);
     let management = balancer(&[world.config("w1").management_port]);
     let Verdict::Refused(violation) = driver.judge(A, &management).await.expect("answered") else { panic!("accepted") };
     assert_eq!(violation.field, "spec");

@@ -36,7 +36,11 @@ impl Inner {
     /// What is against pods of this. Services and Secrets of load balancers are not tried: Rug alone decides what is in them.
     pub(super) async fn judge(&self, appliance: ApplianceId, desired: &Desired) -> Result<Verdict, Error> {
         let field = if desired.spec.pod.is_some() { "spec.pod" } else { "spec" };
-        let refused = |why: String| Ok(Verdict::Refused(FieldViolation::new(field, why)));
+        // What the driver itself refuses may name the field already.
+        let refused = |why: String| {
+            let own = why.strip_prefix(field).and_then(|rest| rest.strip_prefix(": "));
+            Ok(Verdict::Refused(FieldViolation::new(field, own.unwrap_or(&why))))
+        };
         let digest = boot_digest(desired, false);
         let wanted = Wanted { ordinal: 0, attempt: NO_ATTEMPT, desired, boot_digest: &digest, beside: None };
         // The plan that a boot makes. No owner has this token: nothing is made that could be taken for an owner's.
