@@ -178,6 +178,8 @@ pub struct DriverCapabilities {
     pub fence_delay: Option<Duration>,
     /// It attaches and detaches ports of running instances.
     pub plugs_ports: bool,
+    /// It can be asked what is against instances of a specification before there is one.
+    pub judges: bool,
     /// Kinds of appliances it can run. Kinds that this version does not know are left out when it is read.
     pub kinds: BTreeSet<KindName>,
 }
@@ -299,6 +301,7 @@ impl PreviousOffers {
                 keeps_host: false,
                 fence_delay: self.fence_delays.get(&driver).map(|delay| (*delay).min(MAX_FENCE_DELAY)),
                 plugs_ports: false,
+                judges: false,
                 kinds: KindName::PREVIOUS.into(),
             };
             Some((driver, capabilities))

@@ -15,6 +15,7 @@ pub mod digest;
 pub mod driver;
 pub mod election;
 pub mod id;
+pub mod inquiry;
 pub mod kind;
 mod limits;
 pub mod manager;

@@ -56,9 +56,16 @@ pub struct AdmittedChange {
     outcome: ChangeOutcome,
     request: Option<RequestRecord>,
     audit: Option<AuditEvent>,
+    /// What its caller is to be told.
+    warning: Option<String>,
 }
 
 impl AdmittedChange {
+    /// The same, with something that its caller is to be told.
+    pub fn with_warning(self, warning: Option<String>) -> Self {
+        Self { warning, ..self }
+    }
+
     /// The appliance as it shall be stored; `None` when only the request is to be remembered.
     #[must_use]
     pub fn record(&self) -> Option<&Arc<Record>> {
@@ -152,6 +159,23 @@ impl Admission {
         }
     }
 
+    /// The appliance as `mutation` would have it stored, and as it is, if it is another specification than that; `None` where nothing
+    /// would be written, and where it is not in order: [`Admission::admit`] says why. Reserves nothing.
+    pub fn preview(&self, mutation: &Mutation, now: SystemTime) -> Option<(Record, Option<Arc<Record>>)> {
+        // What was carried out before is not looked at anew.
+        if !matches!(self.repeated(mutation, now), Ok(None)) {
+            return None;
+        }
+        match self.check(mutation, now).ok()? {
+            Checked::Missing => None,
+            Checked::Change(change) => {
+                let CheckedChange { record, previous, .. } = *change;
+                let is_same = previous.as_ref().is_some_and(|previous| previous.spec == record.spec);
+                (!record.deleting && !is_same).then_some((record, previous))
+            }
+        }
+    }
+
     /// Checks `mutation` at `now` and reserves what it takes.
     ///
     /// # Errors
@@ -172,7 +196,7 @@ impl Admission {
                 None => (None, AssignmentView::default()),
             };
             let entry = CatalogEntry { record: Arc::new(change.record), status, assignment };
-            return Ok(Admitted::Done(Changed { entry: Some(Arc::new(entry)), outcome }));
+            return Ok(Admitted::Done(Changed { entry: Some(Arc::new(entry)), outcome, warning: None }));
         }
         self.reserve(&change);
         if let Some(request) = mutation.request {
@@ -195,6 +219,7 @@ impl Admission {
             record: Some(Arc::new(change.record)),
             previous: change.previous,
             outcome,
+            warning: None,
         }))
     }
 
@@ -202,16 +227,17 @@ impl Admission {
     fn admit_nothing(&mut self, mutation: &Mutation, now: SystemTime) -> Admitted {
         let outcome = ChangeOutcome::Unchanged;
         let Some(request) = mutation.request.filter(|_| !mutation.validate_only) else {
-            return Admitted::Done(Changed { entry: None, outcome });
+            return Admitted::Done(Changed { entry: None, outcome, warning: None });
         };
         self.requests.begin(request.id);
         let request = RequestRecord { id: request.id, digest: request.digest, appliance: NOTHING, time: now };
-        Admitted::Write(AdmittedChange { record: None, previous: None, outcome, request: Some(request), audit: None })
+        let (request, audit, warning) = (Some(request), None, None);
+        Admitted::Write(AdmittedChange { record: None, previous: None, outcome, request, audit, warning })
     }
 
     /// Shows a change to everybody. The store has it.
     pub fn commit(&mut self, change: AdmittedChange) -> Changed {
-        let AdmittedChange { record, previous, outcome, request, audit } = change;
+        let AdmittedChange { record, previous, outcome, request, audit, warning } = change;
         let reservation = self.release(record.as_ref().map(|record| record.id), request.as_ref());
         if let Some(request) = &request {
             self.requests.remember(request, Some(outcome));
@@ -227,7 +253,7 @@ impl Admission {
             Some(self.catalog.put_record(&record))
         });
         self.settled.notify_waiters();
-        Changed { entry, outcome }
+        Changed { entry, outcome, warning }
     }
 
     /// Gives up a change that was not stored: what it had reserved is free again.
@@ -262,7 +288,7 @@ impl Admission {
             return Err(CommandError::RequestReused(request.id));
         }
         if known.appliance == NOTHING {
-            return Ok(Some(Changed { entry: None, outcome: ChangeOutcome::Unchanged }));
+            return Ok(Some(Changed { entry: None, outcome: ChangeOutcome::Unchanged, warning: None }));
         }
         let entry = self.entry(known.appliance);
         let deletes = matches!(mutation.change, Change::Delete { .. });
@@ -272,7 +298,7 @@ impl Admission {
             (None, Some(entry)) if entry.record.generation == Generation::new(1) => ChangeOutcome::Created,
             (None, _) => ChangeOutcome::Changed,
         };
-        Ok(Some(Changed { entry, outcome }))
+        Ok(Some(Changed { entry, outcome, warning: None }))
     }
 
     fn reserve(&mut self, change: &CheckedChange) {

@@ -114,7 +114,9 @@ impl Commands {
         request: Option<RequestKey>,
     ) -> Result<Changed, CommandError> {
         let mutation = Arc::new(Mutation { change, validate_only, request, actor: context.actor.clone(), origin });
-        let command = |reply| Command::Change { mutation: Arc::clone(&mutation), caller: Span::current(), reply };
+        let deadline = context.deadline;
+        let command =
+            |reply| Command::Change { mutation: Arc::clone(&mutation), caller: Span::current(), deadline, reply };
         self.ask_until_settled(context, command).await
     }
 

@@ -11,6 +11,7 @@
 //! | `sessions`, `connections` | what workers say; their streams, and how one is closed |
 //! | `writes` | what was submitted to the store, and what each outcome means |
 //! | `commands`, `waiting` | what callers ask for; callers that are answered later |
+//! | `inquiries`, `judging` | what workers are asked beside the protocol; changes that wait for that |
 //! | `roster`, `witness` | events of the workers' nodes; ends of their processes |
 //! | `publisher`, `notes`, `rebalances` | what is shown: to readers, to a person, of each rebalance |
 //! | `convert` | between the machine's terms and everybody else's |
@@ -20,6 +21,8 @@ mod causes;
 mod commands;
 mod connections;
 mod convert;
+mod inquiries;
+mod judging;
 mod notes;
 mod publisher;
 mod rebalances;
@@ -46,6 +49,7 @@ use tracing::{info, warn};
 
 use self::causes::Causes;
 use self::connections::Connections;
+use self::inquiries::Inquiries;
 use self::notes::Notes;
 use self::publisher::{Publisher, REFRESH};
 use self::rebalances::RebalanceHistory;
@@ -164,6 +168,7 @@ pub struct Leader<'a> {
     connections: Connections,
     writes: PendingWrites,
     waiting: WaitingCallers,
+    inquiries: Inquiries,
     publisher: Publisher,
     notes: Notes,
     rebalances: RebalanceHistory,
@@ -203,8 +208,10 @@ impl Leader<'_> {
                 Some(input) = inputs.sessions.recv() => self.on_session(input),
                 Some(command) = inputs.commands.recv() => self.on_command(command),
                 () = sleep_until(wake_at) => {}
+                () = inquiry_late(self.inquiries.next_deadline()) => {}
             }
             self.take_waiting(inputs);
+            self.put_inquiries();
             if looked.elapsed() >= REFRESH {
                 looked = tokio::time::Instant::now();
                 self.end_unanswered();
@@ -400,6 +407,7 @@ impl Leader<'_> {
             // The next leader waits for this one's lock only, and workers for neither.
             return self.resign().await;
         }
+        self.end_inquiries(&CommandError::Stopping);
         let deadline = tokio::time::Instant::now() + LEAVE_WAIT;
         while self.end.is_none() && !(self.connections.is_empty() && self.writes.is_empty()) {
             tokio::select! {
@@ -448,7 +456,16 @@ impl Leader<'_> {
         };
         let _ = tokio::time::timeout(LAST_WRITES, last_writes).await;
         self.waiting.fail_all(&CommandError::NotLeading(None));
+        self.end_inquiries(&CommandError::NotLeading(None));
         self.publisher.flush();
+    }
+}
+
+/// Waits until an inquiry was not answered in time; for ever when there is none.
+async fn inquiry_late(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

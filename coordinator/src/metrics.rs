@@ -304,6 +304,16 @@ pub(crate) fn hello() {
     INSTRUMENTS.messages.add(1, &[KeyValue::new("message", "hello")]);
 }
 
+/// An inquiry was answered after this time, or was not.
+pub(crate) fn inquired(outcome: &'static str, took: Duration) {
+    INSTRUMENTS.inquiries.record(took.as_secs_f64(), &[KeyValue::new("outcome", outcome)]);
+}
+
+/// The leader takes in an answer to an inquiry.
+pub(crate) fn answer_received() {
+    INSTRUMENTS.messages.add(1, &[KeyValue::new("message", "answer")]);
+}
+
 /// The leader takes in a message that has waited for too long.
 pub(crate) fn late() {
     INSTRUMENTS.late.add(1, &[]);

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::Timestamp;
+use common::inquiry::Answer;
 use common::session::{Envelope, Hello, MAX_ENTRIES_PER_MESSAGE, Refused, RefusedReason, ToCoordinator};
 use coordinator_core::machine::StreamId;
 use proto::convert::{down, up};
@@ -88,6 +89,17 @@ pub enum Input {
         /// What it is charged with, until it was taken in.
         held: HeldShare,
     },
+    /// A worker answered an inquiry.
+    Answer {
+        /// The stream.
+        conn: StreamId,
+        /// What it claims to belong to.
+        envelope: Envelope,
+        /// What it says.
+        answer: Answer,
+        /// What it is charged with, until it was taken in.
+        held: HeldShare,
+    },
     /// The stream ended.
     Closed(StreamId),
 }
@@ -101,6 +113,13 @@ pub struct Out {
 }
 
 impl Out {
+    /// One whose messages are received here.
+    #[cfg(test)]
+    pub fn with_queue(size: usize) -> (Self, mpsc::Receiver<Result<CoordinatorMessage, Status>>) {
+        let (messages, received) = mpsc::channel(size);
+        (Self { messages, _closed: CancellationToken::new().drop_guard() }, received)
+    }
+
     /// Sends a message. `false` when the worker does not read: the stream has to be dropped then.
     #[must_use]
     pub fn send(&self, message: CoordinatorMessage) -> bool {
@@ -269,13 +288,13 @@ impl Reader {
                 Err(status) => return debug!(conn, "stream broke: {}", status.message()),
             };
             let bytes = weight::of(&message);
-            let (envelope, message) = match up::up_from_wire(message) {
-                Ok(up::FromWorker { envelope, message, more: _, unusable }) => {
+            let (envelope, message, answer) = match up::up_from_wire(message) {
+                Ok(up::FromWorker { envelope, message, more: _, answer, unusable }) => {
                     if let Some(up::UnusableStatuses { count, appliance, error }) = unusable {
                         let peer = &*self.peer;
                         log_limited!(warn, conn, peer, count, %appliance, "statuses were left out, the first one: {error}");
                     }
-                    (envelope, message)
+                    (envelope, message, answer)
                 }
                 Err(problem) => {
                     log_limited!(warn, conn, peer = &*self.peer, "message refused: {problem}");
@@ -294,7 +313,11 @@ impl Reader {
                 refuse(Err(exhausted(problem)));
                 return;
             }
-            if self.leader.send((clock::now(), Input::Message { conn, envelope, message, held })).await.is_err() {
+            let input = match answer {
+                Some(answer) => Input::Answer { conn, envelope, answer, held },
+                None => Input::Message { conn, envelope, message, held },
+            };
+            if self.leader.send((clock::now(), input)).await.is_err() {
                 return;
             }
         }

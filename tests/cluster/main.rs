@@ -11,6 +11,7 @@ mod contexts;
 mod coordinator;
 mod custom;
 mod input;
+mod inquiries;
 mod limits;
 mod metrics;
 mod quarantine;

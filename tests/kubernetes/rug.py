@@ -156,6 +156,7 @@ def rights(namespace, account):
     rules = [
         ("coordination.k8s.io", "leases", ["get", "create", "update", "delete"]),
         ("", "pods", ["get", "list", "watch", "create", "patch", "delete"]),
+        ("", "pods/status", ["patch"]),
         ("", "services", ["get", "create", "patch", "delete"]),
         ("", "secrets", ["get", "create", "delete"]),
     ]

@@ -89,6 +89,21 @@ class Faults(FleetCase):
 
     NUMBER = 40
 
+    def test_0_what_the_api_server_refuses_is_refused_before_it_is_kept(self):
+        templates = {
+            'unknown field "spec.tolerance"': {"spec": {"tolerance": "none"}},
+            "nodeSelector": {"spec": {"nodeSelector": {"not a label!": "x"}}},
+            "kubernetes.template_allow": {"spec": {"hostNetwork": True}},
+        }
+        for said, template in templates.items():
+            with self.subTest(said):
+                document = rug.appliance("wrong", image="simulated", pod=template)
+                done = self.fleet.ctl("apply", "-f", "-", "--yes", given=json.dumps(document), check=False)
+                self.assertNotEqual(done.returncode, 0)
+                self.assertIn("pod: ", done.stderr)
+                self.assertIn(said, done.stderr)
+        self.assertEqual(self.fleet.list(), {})
+
     def test_1_nothing_is_doubled_or_lost_whatever_the_api_answers(self):
         rules = [
             ({"verb": "create|patch|update|delete"}, {"status": 500, "share": 0.1}),

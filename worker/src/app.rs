@@ -226,8 +226,9 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         let probe = Probe::new("rug-worker", metrics::is_welcomed);
         tokio::spawn(meter::serve(listener, Arc::clone(&meters), probe, beside.clone()));
     }
-    let (runner, events) = Runner::start(config.runner.clone(), drivers);
-    let session = Session::new(config.session.clone(), group, name, profile, runner, events, terms).with_tls(tls);
+    let (runner, events) = Runner::start(config.runner.clone(), drivers.clone());
+    let session = Session::new(config.session.clone(), group, name, profile, runner, events, terms);
+    let session = session.with_tls(tls).with_drivers(drivers);
     let stop = StopHandle::new();
     let session = tokio::spawn(session.run(stop.clone()));
     let ended = supervise(session, &mut signals, &stop, config.session.on_stop).await;

@@ -36,6 +36,7 @@ impl Drivers {
                 DriverFencing::Delay(delay) => Some(delay),
             },
             plugs_ports: driver.plugs_ports(),
+            judges: driver.judges(),
             kinds: driver.kinds(),
         };
         self.0.iter().map(|(name, offer)| (name.clone(), one(offer.driver.as_ref()))).collect()

@@ -2,12 +2,13 @@
 //!
 //! [`worker_core::session`] decides: [`Control`] which life, which stream and when to leave, [`Conversation`] what each
 //! message does and what is answered. [`driver`] waits for what happens and carries out the actions of the one,
-//! [`incoming`] those of the other.
+//! [`incoming`] those of the other. [`inquiries`] answers what neither of them has to know.
 
 mod config;
 mod driver;
 mod fence;
 mod incoming;
+mod inquiries;
 mod link;
 mod stop;
 
@@ -31,9 +32,11 @@ use worker_core::session::{Control, ControlAction, ControlEvent, Conversation, O
 
 use crate::gate::SharedGate;
 use crate::metrics;
+use crate::offer::Drivers;
 use crate::runner::{Handle, RunnerCommand, RunnerEvent};
 pub use config::{Config, OnStop};
 use driver::{Boundary, PendingIo, SessionSignals};
+use inquiries::Inquiries;
 pub use stop::StopHandle;
 use stop::StopRequests;
 
@@ -50,6 +53,8 @@ pub struct Session {
     /// What [`Control`] asked for and is not carried out yet.
     actions: VecDeque<ControlAction>,
     pending: PendingIo,
+    /// What the leader asks beside all that.
+    inquiries: Inquiries,
     /// Why the last try to join failed.
     failure: Option<coordination::Error>,
     /// What this worker owns, and what is exchanged on its stream.
@@ -121,6 +126,7 @@ impl Session {
             control,
             actions: actions.into(),
             pending: PendingIo::default(),
+            inquiries: Inquiries::new(None),
             failure: None,
             conversation: Conversation::default(),
             gate,
@@ -134,6 +140,13 @@ impl Session {
     #[must_use]
     pub fn with_tls(mut self, tls: Option<ClientTls>) -> Self {
         self.setup.tls = tls;
+        self
+    }
+
+    /// The same that answers what the leader asks about these drivers.
+    #[must_use]
+    pub fn with_drivers(mut self, drivers: Drivers) -> Self {
+        self.inquiries = Inquiries::new(Some(drivers));
         self
     }
 

@@ -563,3 +563,28 @@ fn an_appliance_that_cannot_be_read_keeps_its_id_and_its_name() {
     let taken = refused(&mut admission, &create(2, draft("web", None)));
     assert!(matches!(taken, CommandError::NameTaken { by, deleting: false, .. } if by == id(1)), "{taken:?}");
 }
+
+#[test]
+fn a_preview_says_what_specification_would_be_written_and_reserves_nothing() {
+    let mut admission = admission();
+    let key = RequestKey { id: Uuid::from_u128(7), digest: [1; 16] };
+    let web = Mutation { request: Some(key), validate_only: true, ..create(1, draft("web", Some(80))) };
+    let (record, previous) = admission.preview(&web, NOW).expect("it is in order");
+    assert_eq!((record.id, &record.spec, previous), (id(1), &spec(Some(80)), None));
+    let under_way = admit(&mut admission, &Mutation { validate_only: false, ..web.clone() });
+    assert!(admission.preview(&create(2, draft("web", None)), NOW).is_none(), "admission says why not");
+    admission.commit(under_way);
+    assert!(admission.preview(&web, NOW).is_none(), "what was carried out is not carried out anew");
+    let target = ApplianceTarget::Id(id(1));
+    let labels = AppliancePatch { labels: Some(BTreeMap::new()), ..AppliancePatch::default() };
+    let same = AppliancePatch { spec: Some(spec(Some(80))), name: Some(name("shop")), ..AppliancePatch::default() };
+    for nothing in [patch(target.clone(), labels), patch(target.clone(), same), rebuild(target.clone())] {
+        assert!(admission.preview(&nothing, NOW).is_none(), "{nothing:?}");
+    }
+    let moved = patch(target.clone(), AppliancePatch { spec: Some(spec(Some(81))), ..AppliancePatch::default() });
+    let (record, previous) = admission.preview(&moved, NOW).expect("another specification");
+    let was = previous.expect("it is there").spec.clone();
+    assert_eq!((record.spec, was), (spec(Some(81)), spec(Some(80))));
+    run(&mut admission, &delete(target)).expect("in order");
+    assert!(admission.preview(&moved, NOW).is_none());
+}

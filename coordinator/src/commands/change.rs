@@ -188,6 +188,8 @@ pub struct Changed {
     pub entry: Option<Arc<CatalogEntry>>,
     /// What was done.
     pub outcome: ChangeOutcome,
+    /// What its caller should know although the change is in order.
+    pub warning: Option<String>,
 }
 
 /// An id that no appliance has.

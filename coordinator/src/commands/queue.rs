@@ -6,6 +6,7 @@ use common::telemetry::TelemetryOrder;
 use common::{ApplianceId, Incarnation, ProcessIdentity, Site, WorkerId};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
 use tracing::Span;
 
 use super::{Changed, CommandError, Mutation, Operator};
@@ -25,6 +26,8 @@ pub enum Command {
         mutation: Arc<Mutation>,
         /// The call, for its trace.
         caller: Span,
+        /// When the caller waits no more.
+        deadline: Instant,
         /// Answered when it is durable.
         reply: Reply<Changed>,
     },

@@ -31,7 +31,7 @@ async fn next_change(queue: &mut CommandQueue) -> (Arc<Mutation>, Reply<Changed>
 }
 
 fn done() -> Changed {
-    Changed { entry: None, outcome: ChangeOutcome::Unchanged }
+    Changed { entry: None, outcome: ChangeOutcome::Unchanged, warning: None }
 }
 
 const CLIENT: ChangeOrigin = ChangeOrigin::Client { force: false, scope: Scope::All };

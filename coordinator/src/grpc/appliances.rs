@@ -104,6 +104,7 @@ impl wire::appliances_server::Appliances for AppliancesService {
         Ok(Response::new(wire::UpdateApplianceResponse {
             appliance: Some(changed(&done, &access)),
             outcome: to_wire::outcome(done.outcome).into(),
+            warnings: done.warning.into_iter().collect(),
         }))
     }
 

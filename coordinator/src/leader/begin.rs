@@ -20,6 +20,7 @@ use super::causes::Causes;
 use super::commands::why_paused;
 use super::connections::Connections;
 use super::convert::seed;
+use super::inquiries::Inquiries;
 use super::notes::{Notes, Violations};
 use super::publisher::Publisher;
 use super::rebalances::RebalanceHistory;
@@ -122,6 +123,7 @@ impl<'a> Leader<'a> {
             connections: Connections::new(setup.identity.coordination.clone(), Arc::clone(&setup.tuning)),
             writes,
             waiting: WaitingCallers::default(),
+            inquiries: Inquiries::default(),
             publisher: Publisher::new(setup, store, cluster, began, pause.map(PausedView::from)),
             notes,
             rebalances,

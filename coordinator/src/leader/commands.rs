@@ -13,10 +13,11 @@ use tracing::{Span, info};
 
 use super::Leader;
 use super::convert::{self, seed, size};
+use super::inquiries::ChangeCall;
 use super::waiting::UnbindCaller;
 use super::writes::PauseChange;
 use crate::admission::{Admitted, AdmittedChange};
-use crate::commands::{ChangeOutcome, Changed, Command, CommandError, Mutation, Operator, Reply};
+use crate::commands::{ChangeOutcome, Changed, Command, CommandError, Operator, Reply};
 use crate::record::{AuditEvent, PauseRecord};
 use crate::store::StoreWrite;
 use crate::tuning::TuningChange;
@@ -25,7 +26,9 @@ use crate::views::{Explanation, PausedView};
 impl Leader<'_> {
     pub(super) fn on_command(&mut self, command: Command) {
         match command {
-            Command::Change { mutation, caller, reply } => self.change(&mutation, &caller, reply),
+            Command::Change { mutation, caller, deadline, reply } => {
+                self.change(ChangeCall { mutation, caller, deadline, reply });
+            }
             Command::Check { appliance, reply } => self.check(appliance, reply),
             Command::Explain { appliance, reply } => {
                 let _ = reply.send(self.explain(appliance));
@@ -83,15 +86,17 @@ impl Leader<'_> {
             || WorkerId::new(name).is_ok_and(|worker| self.machine.knows(&worker))
     }
 
-    fn change(&mut self, mutation: &Mutation, caller: &Span, reply: Reply<Changed>) {
+    /// Admits a change, with what is to be said about it.
+    pub(super) fn admit(&mut self, call: ChangeCall, warning: Option<String>) {
+        let ChangeCall { mutation, caller, deadline: _, reply } = call;
         if reply.is_closed() {
             // The caller's deadline has passed: what it asked for must not happen behind its back.
             return;
         }
-        match self.admission.admit(mutation, SystemTime::now()) {
+        match self.admission.admit(&mutation, SystemTime::now()) {
             Err(error) => drop(reply.send(Err(error))),
-            Ok(Admitted::Done(changed)) => drop(reply.send(Ok(changed))),
-            Ok(Admitted::Write(change)) => self.writes.change(change, caller, reply),
+            Ok(Admitted::Done(changed)) => drop(reply.send(Ok(Changed { warning, ..changed }))),
+            Ok(Admitted::Write(change)) => self.writes.change(change.with_warning(warning), &caller, reply),
         }
     }
 

@@ -1,13 +1,15 @@
 //! Streams of workers: which are open, what is sent on them, and with which reason one is closed.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::driver::DriverName;
 use common::session::{Envelope, Refused, RefusedReason, ToWorker};
 use common::{ApplianceId, TraceContext, WorkerId};
 use coordinator_core::machine::{Refusal, StreamId};
 use proto::convert::down;
+use proto::worker::v1::CoordinatorMessage;
 use runtime::log_limited;
 use tokio::time::Instant;
 
@@ -30,6 +32,8 @@ struct Connection {
     welcomed: bool,
     /// While its worker has not answered the welcome: what its `Hello` is charged with, and since when.
     unanswered: Option<(HeldShare, Instant)>,
+    /// Drivers that its worker judges specifications for.
+    judges: Vec<DriverName>,
     /// Versions that deltas lead to, and when they were sent, while they are not acknowledged: at most a window of them.
     sent: VecDeque<(u64, Instant)>,
 }
@@ -46,6 +50,10 @@ impl Connection {
 #[derive(Debug)]
 pub(super) struct Connections {
     open: HashMap<StreamId, Connection>,
+    /// The streams of workers that judge specifications, by driver.
+    judging: HashMap<DriverName, BTreeSet<StreamId>>,
+    /// Streams that have ended since they were last taken.
+    ended: Vec<StreamId>,
     /// How the cluster is coordinated; part of a refusal's text.
     coordination: String,
     /// What workers log and sample by order.
@@ -54,7 +62,8 @@ pub(super) struct Connections {
 
 impl Connections {
     pub(super) fn new(coordination: String, tuning: Arc<Tuning>) -> Self {
-        Self { open: HashMap::new(), coordination, tuning }
+        let (open, judging, ended) = (HashMap::new(), HashMap::new(), Vec::new());
+        Self { open, judging, ended, coordination, tuning }
     }
 
     /// Tells all workers what to log and to sample. One that does not read its stream is found by the next message.
@@ -83,8 +92,9 @@ impl Connections {
 
     pub(super) fn add(&mut self, stream: StreamId, worker: WorkerId, envelope: Envelope, out: Out, held: HeldShare) {
         let unanswered = Some((held, Instant::now()));
-        let sent = VecDeque::new();
-        self.open.insert(stream, Connection { out, envelope, worker, welcomed: false, unanswered, sent });
+        let (judges, sent) = (Vec::new(), VecDeque::new());
+        let connection = Connection { out, envelope, worker, welcomed: false, unanswered, judges, sent };
+        self.open.insert(stream, connection);
         metrics::streams_open(self.open.len());
     }
 
@@ -116,7 +126,7 @@ impl Connections {
         let late: Vec<StreamId> = self.open.iter().filter(|(_, c)| late(c)).map(|(stream, _)| *stream).collect();
         metrics::streams_closed("unanswered", late.len());
         for stream in &late {
-            if let Some(Connection { out, envelope, worker, .. }) = self.open.remove(stream) {
+            if let Some(Connection { out, envelope, worker, .. }) = self.forget(*stream) {
                 log_limited!(info, conn = stream, %worker, "closing the session: no answer within {UNANSWERED:?}");
                 let detail = "the welcome was not answered in time".to_owned();
                 out.refuse(&envelope, Refused { reason: RefusedReason::NotLeading, detail, retry_after: None });
@@ -132,10 +142,64 @@ impl Connections {
     }
 
     fn take(&mut self, stream: StreamId, reason: &'static str) -> Option<Connection> {
-        let connection = self.open.remove(&stream)?;
+        let connection = self.forget(stream)?;
         metrics::streams_closed(reason, 1);
         metrics::streams_open(self.open.len());
         Some(connection)
+    }
+
+    fn forget(&mut self, stream: StreamId) -> Option<Connection> {
+        let connection = self.open.remove(&stream)?;
+        for driver in &connection.judges {
+            if let Some(streams) = self.judging.get_mut(driver) {
+                streams.remove(&stream);
+                if streams.is_empty() {
+                    self.judging.remove(driver);
+                }
+            }
+        }
+        self.ended.push(stream);
+        Some(connection)
+    }
+
+    /// The streams that have ended since this was last asked.
+    pub(super) fn take_ended(&mut self) -> Vec<StreamId> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// The worker of a stream was welcomed, and judges specifications for these drivers.
+    pub(super) fn set_judges(&mut self, stream: StreamId, drivers: Vec<DriverName>) {
+        let Some(connection) = self.open.get_mut(&stream) else { return };
+        for driver in &drivers {
+            self.judging.entry(driver.clone()).or_default().insert(stream);
+        }
+        connection.judges = drivers;
+    }
+
+    /// Whether some worker judges specifications for a driver.
+    pub(super) fn judges(&self, driver: &DriverName) -> bool {
+        self.judging.contains_key(driver)
+    }
+
+    /// Whether any worker judges specifications.
+    pub(super) fn judges_any(&self) -> bool {
+        !self.judging.is_empty()
+    }
+
+    /// The workers that judge specifications for a driver.
+    pub(super) fn judging(&self, driver: &DriverName) -> impl Iterator<Item = (StreamId, &WorkerId)> {
+        let streams = self.judging.get(driver).into_iter().flatten();
+        streams.filter_map(move |stream| Some((*stream, self.worker(*stream)?)))
+    }
+
+    /// The conversation on a stream, as the leader names it.
+    pub(super) fn envelope(&self, stream: StreamId) -> Option<Envelope> {
+        self.open.get(&stream).map(|connection| connection.envelope)
+    }
+
+    /// Sends what the machine does not know of. `false` when the worker does not read.
+    pub(super) fn send_beside(&self, stream: StreamId, message: CoordinatorMessage) -> bool {
+        self.open.get(&stream).is_some_and(|connection| connection.out.send(message))
     }
 
     /// The worker at the other end of a stream.
@@ -193,6 +257,7 @@ impl Connections {
     pub(super) fn close_all(&mut self) {
         metrics::streams_closed("resigned", self.open.len());
         metrics::streams_open(0);
+        self.judging.clear();
         for (_, Connection { out, envelope, .. }) in self.open.drain() {
             let detail = "this coordinator does not lead any more".to_owned();
             out.refuse(&envelope, Refused { reason: RefusedReason::NotLeading, detail, retry_after: None });

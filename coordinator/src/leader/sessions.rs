@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use common::Timestamp;
 use common::change::ApplianceTarget;
+use common::inquiry::Answer;
 use common::session::{Envelope, StatusReport, ToCoordinator, ToWorker};
+use common::{Life, Timestamp};
 use coordinator_core::machine::{self, Event, StreamId};
 use runtime::{clock, log_limited};
 use tracing::debug;
@@ -30,6 +31,7 @@ impl Leader<'_> {
                 }
             }
             Input::Message { conn, envelope, message, held: _held } => self.on_message(conn, envelope, message),
+            Input::Answer { conn, envelope, answer, held: _held } => self.on_answer(conn, envelope, answer),
             Input::Closed(conn) => {
                 if self.connections.remove(conn, "ended") {
                     self.step(Event::Closed(conn));
@@ -65,6 +67,18 @@ impl Leader<'_> {
             self.step(Event::Closed(conn));
         } else if self.connections.is_unanswered(conn) && self.machine.has_settled(conn) {
             self.connections.answered(conn);
+        }
+    }
+
+    /// A worker answers what it was asked. Of another conversation than that of its stream, it is dropped.
+    fn on_answer(&mut self, conn: StreamId, envelope: Envelope, answer: Answer) {
+        metrics::answer_received();
+        if self.connections.envelope(conn) != Some(envelope) {
+            return debug!(conn, "an answer of another conversation was dropped");
+        }
+        match self.inquiries.answered(conn, answer) {
+            Some(ended) => self.judged(ended),
+            None => debug!(conn, "an answer that nobody waits for was dropped"),
         }
     }
 
@@ -108,8 +122,21 @@ impl Leader<'_> {
             let entry = self.catalog.get(&ApplianceTarget::Id(id))?;
             Some(Arc::new(convert::desired(&entry.record)))
         });
+        let is_welcome = matches!(message, ToWorker::Welcome(_));
         if !self.connections.send(stream, envelope, message, &traceparent, causes) {
             self.step(Event::Closed(stream));
+        } else if is_welcome {
+            self.note_judges(stream, envelope);
         }
+    }
+
+    /// Notes for which drivers the worker that was welcomed can be asked to judge. What is beyond the limits of its name does not count.
+    fn note_judges(&mut self, stream: StreamId, envelope: Envelope) {
+        let life = self.connections.worker(stream).cloned().zip(envelope.incarnation);
+        let life = life.map(|(worker, incarnation)| Life::new(worker, incarnation));
+        let Some(profile) = life.and_then(|life| self.machine.profile(&life)) else { return };
+        let judges = profile.drivers.iter().filter(|(_, offered)| offered.judges).map(|(name, _)| name.clone());
+        let judges = judges.collect();
+        self.connections.set_judges(stream, judges);
     }
 }

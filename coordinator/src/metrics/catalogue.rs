@@ -133,7 +133,12 @@ metric_group! {
     ACK_LAG = Metric::histogram(
         "rug.ack.lag", Unit::Seconds, CALL, "Time from sending a delta to the acknowledgement of its worker.");
     MESSAGES = Metric::counter("rug.messages.received", Unit::Things("{message}"), "Messages of workers taken in by the leader.")
-        .by(&[Label::fixed("message", &["hello", "beat", "ack", "report", "drain", "leave"])]);
+        .by(&[Label::fixed("message", &["hello", "beat", "ack", "report", "drain", "leave", "answer"])]);
+    INQUIRIES = Metric::histogram(
+        "rug.inquiry.duration", Unit::Seconds, CALL,
+        "Time until workers answered what they were asked before a change was admitted, by what that came to; `unanswered` are those that \
+         were not, too.")
+        .by(&[Label::fixed("outcome", &["accepted", "refused", "unclear", "unanswered"])]);
     STALE = Metric::counter(
         "rug.messages.stale", Unit::Things("{message}"),
         "Messages of workers refused because they named another term, life or stream.");

@@ -24,6 +24,8 @@ pub fn of(message: &WorkerMessage) -> usize {
         Some(Body::Hello(hello)) => hello_bytes(hello),
         Some(Body::Ack(ack)) => ack_bytes(ack),
         Some(Body::Report(report)) => report_bytes(report),
+        // Short fields become large ones.
+        Some(Body::Answer(answer)) => 4 * prost::Message::encoded_len(answer),
         Some(Body::Beat(_) | Body::Leave(_) | Body::Drain(_)) | None => 0,
     };
     MESSAGE + body

@@ -15,13 +15,13 @@ use crate::commands::filter::parse_label;
 use crate::commands::{CommandContext, Extent, Wait, confirm, delete};
 use crate::document::{self, Document, view};
 use crate::error::{Exit, Failure};
-use crate::output::{Tone, count, view::Applied};
+use crate::output::{Tone, count, foreign_escaped, view::Applied};
 use crate::wait::{Goal, Tracker, settle};
 
 /// Calls in flight. Half of what saturates a server on two cores, so that one client leaves capacity for others.
 const IN_FLIGHT: usize = 32;
 
-/// Appliances that are to be deleted and are shown one by one.
+/// Appliances that are to be deleted, and warnings of the server, that are shown one by one.
 const MAX_SHOWN: usize = 20;
 
 /// Arguments.
@@ -80,7 +80,8 @@ pub(crate) async fn run(context: &CommandContext, args: &ApplyArgs) -> Result<()
         warnings.push(format!("{} in none of the files: to be deleted", delete::described(&context.ui, &pruned)));
         warnings.extend(pruned.iter().take(MAX_SHOWN).map(|a| format!("  {}", context.ui.label(a))));
     }
-    warnings.iter().chain(&without_effect(&documents)).for_each(|warning| context.ui.note(warning));
+    let (ignored, doubts) = (without_effect(&documents), doubts(&documents, &checked));
+    warnings.iter().chain(&ignored).chain(&doubts).for_each(|warning| context.ui.note(warning));
     if args.dry_run {
         return show(context, &documents, &checked, true);
     }
@@ -155,6 +156,21 @@ async fn surprising(
     });
     let found: Vec<_> = stream::iter(calls).buffered(IN_FLIGHT).try_collect().await?;
     Ok(found.into_iter().flatten().collect())
+}
+
+/// What the server says about documents that it accepts, of the first of them.
+fn doubts(documents: &[Document], checked: &UpdateResponses) -> Vec<String> {
+    let of = |(document, answer): (&Document, &Option<v1::UpdateApplianceResponse>)| {
+        let told = answer.iter().flat_map(|answer| &answer.warnings);
+        let text =
+            |warning: &String| format!("{}: {}: {}", document.place(), document.label(), foreign_escaped(warning));
+        told.map(text).collect::<Vec<_>>()
+    };
+    let mut told: Vec<_> = documents.iter().zip(checked).flat_map(of).collect();
+    let more = told.len().saturating_sub(MAX_SHOWN);
+    told.truncate(MAX_SHOWN);
+    told.extend((more > 0).then(|| format!("and {more} more warnings of the server")));
+    told
 }
 
 /// What documents say and no driver acts on. `simulated` takes images for what it simulates.
@@ -347,6 +363,19 @@ mod tests {
         let clashes: Vec<_> = clashes.iter().map(ToString::to_string).collect();
         assert_eq!(clashes, ["f.yaml:11: spec.listeners[1].port: port 8081 is also claimed by custom/a at f.yaml:1"]);
         assert!(port_clashes(&documents, &vec![on("h2"), on("h1"), None], &known).is_empty());
+    }
+
+    #[test]
+    fn warnings_of_the_server_are_told_with_their_documents_and_not_all_of_very_many() {
+        let text = "name: a\nkind: custom\nspec: {command: x}\n---\nname: b\nkind: custom\nspec: {command: x}\n";
+        let documents = document::parse("f.yaml", text, None).expect("each is valid");
+        let warned = |warnings: Vec<String>| {
+            Some(v1::UpdateApplianceResponse { warnings, ..v1::UpdateApplianceResponse::default() })
+        };
+        let told = doubts(&documents, &vec![warned(vec!["quota\u{1b}[31m".into()]), None]);
+        assert_eq!(told, ["f.yaml:1: custom/a: quota\\u{1b}[31m"]);
+        let told = doubts(&documents, &vec![None, warned(vec!["quota".into(); 50])]);
+        assert_eq!((told.len(), told[MAX_SHOWN].as_str()), (MAX_SHOWN + 1, "and 30 more warnings of the server"));
     }
 
     #[test]

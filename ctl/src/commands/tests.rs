@@ -140,7 +140,8 @@ impl Appliances for Fake {
             self.tell(Type::Changed, &appliance);
         }
         let outcome = outcome.into();
-        Ok(Response::new(v1::UpdateApplianceResponse { appliance: Some(appliance), outcome }))
+        let warnings = Vec::new();
+        Ok(Response::new(v1::UpdateApplianceResponse { appliance: Some(appliance), outcome, warnings }))
     }
 
     async fn delete(&self, request: Request<v1::DeleteApplianceRequest>) -> Result<Response<v1::Appliance>, Status> {

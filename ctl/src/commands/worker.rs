@@ -226,6 +226,9 @@ fn capabilities(offer: &v1::DriverOffer) -> String {
     if offer.plugs_ports {
         parts.push("plugs ports".to_owned());
     }
+    if offer.judges {
+        parts.push("judges specifications".to_owned());
+    }
     one_line(&parts.join("; "))
 }
 
@@ -246,8 +249,9 @@ mod tests {
         let text = "kinds loadbalancer, custom; bound to /var/lib/rug (site 0123456789abcdef0123456789abcdef)";
         assert_eq!(capabilities(&offer), text);
         let delay = Some(prost_types::Duration { seconds: 20, nanos: 0 });
-        let offer = v1::DriverOffer { fence_delay: delay, plugs_ports: true, ..v1::DriverOffer::default() };
-        assert_eq!(capabilities(&offer), "kinds none; fence delay 20s; plugs ports");
+        let offer =
+            v1::DriverOffer { fence_delay: delay, plugs_ports: true, judges: true, ..v1::DriverOffer::default() };
+        assert_eq!(capabilities(&offer), "kinds none; fence delay 20s; plugs ports; judges specifications");
     }
 
     #[test]

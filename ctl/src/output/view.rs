@@ -79,13 +79,17 @@ struct DriverOffer {
     #[serde(skip_serializing_if = "Option::is_none")]
     fence_delay: Option<String>,
     plugs_ports: bool,
+    /// Absent when it is not asked before appliances are created or changed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    judges: bool,
     kinds: Vec<String>,
 }
 
 impl From<v1::DriverOffer> for DriverOffer {
     fn from(offer: v1::DriverOffer) -> Self {
-        let v1::DriverOffer { name, state_dir, fence_delay, plugs_ports, kinds, site } = offer;
-        Self { name, state_dir, site, fence_delay: fence_delay.as_ref().map(view::duration), plugs_ports, kinds }
+        let v1::DriverOffer { name, state_dir, fence_delay, plugs_ports, kinds, site, judges } = offer;
+        let fence_delay = fence_delay.as_ref().map(view::duration);
+        Self { name, state_dir, site, fence_delay, plugs_ports, judges, kinds }
     }
 }
 

@@ -20,6 +20,10 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, create, patch, delete]
+# That a load balancer was configured, for its readiness.
+- apiGroups: [""]
+  resources: [pods/status]
+  verbs: [patch]
 - apiGroups: [""]
   resources: [services]
   verbs: [get, create, patch, delete]

@@ -9,9 +9,11 @@ use common::session::{
 };
 use common::{ApplianceId, TraceContext};
 
+use common::inquiry::Inquiry;
 use common::telemetry::{LogOrder, SamplingOrder, TelemetryOrder};
 use common::trace::MAX_TRACEPARENT;
 
+use super::inquiry::inquiry_from_wire;
 use super::scalar::{clip, duration_to_wire};
 use super::worker::{
     At, Reader, WireError, desired_to_wire, envelope_to_wire, grants_to_wire, id_to_wire, progress_to_wire,
@@ -39,6 +41,8 @@ pub struct FromCoordinator {
     pub causes: Vec<(ApplianceId, TraceContext)>,
     /// What the worker shall log and sample from now on; as before when absent.
     pub telemetry: Option<TelemetryOrder>,
+    /// Something that the worker is asked. The message is an empty confirmation then.
+    pub inquiry: Option<Inquiry>,
     /// Ids of hand-offs whose spans the worker is to export although it did not keep them.
     pub keep_hand_offs: Vec<u64>,
 }
@@ -72,6 +76,7 @@ pub fn down_from_wire(wire: wire::CoordinatorMessage) -> Result<FromCoordinator,
             Body::Confirm(_) => "Confirm",
             Body::Refused(_) => "Refused",
             Body::Drained(_) => "Drained",
+            Body::Inquiry(_) => "Inquiry",
         },
     };
     let envelope = reader.envelope(wire.envelope)?;
@@ -80,6 +85,7 @@ pub fn down_from_wire(wire: wire::CoordinatorMessage) -> Result<FromCoordinator,
     reader.bounded(wire.keep_hand_offs.len())?;
     let keep_hand_offs = wire.keep_hand_offs;
     let (mut unreadable, mut traceparent, mut causes) = (Vec::new(), String::new(), Vec::new());
+    let mut inquiry = None;
     let message = match body {
         Body::Welcome(welcome) => {
             reader.bounded(welcome.keep.len())?;
@@ -110,8 +116,12 @@ pub fn down_from_wire(wire: wire::CoordinatorMessage) -> Result<FromCoordinator,
                 .transpose()?,
         }),
         Body::Drained(wire::Drained {}) => ToWorker::Drained,
+        Body::Inquiry(asked) => {
+            inquiry = Some(inquiry_from_wire(reader, asked));
+            ToWorker::Confirm(Confirm::default())
+        }
     };
-    Ok(FromCoordinator { envelope, message, more, unreadable, traceparent, causes, telemetry, keep_hand_offs })
+    Ok(FromCoordinator { envelope, message, more, unreadable, traceparent, causes, telemetry, inquiry, keep_hand_offs })
 }
 
 fn read_causes(reader: Reader, causes: Vec<wire::Cause>) -> Result<Vec<(ApplianceId, TraceContext)>, WireError> {

@@ -1,6 +1,7 @@
 //! Round trips, refusals as tables, and bytes nobody meant: nothing that decodes may panic here.
 
 mod driver;
+mod inquiry;
 mod session;
 
 use std::collections::BTreeMap;
@@ -258,6 +259,7 @@ fn offers(delay: u32) -> DriverOffers {
     let other = DriverCapabilities {
         fence_delay: Some(Duration::from_secs(delay.into())),
         plugs_ports: true,
+        judges: true,
         kinds: [KindName::Custom].into(),
         ..DriverCapabilities::default()
     };
@@ -424,7 +426,7 @@ proptest! {
     fn messages_of_a_worker_survive_the_wire(envelope in envelope(), up in up()) {
         let bytes = up_to_wire(&envelope, up.clone()).encode_to_vec();
         let decoded = worker_wire::WorkerMessage::decode(bytes.as_slice()).expect("just encoded");
-        prop_assert_eq!(up_from_wire(decoded), Ok(FromWorker { envelope, message: up, more: false, unusable: None }));
+        prop_assert_eq!(up_from_wire(decoded), Ok(FromWorker { envelope, message: up, more: false, answer: None, unusable: None }));
     }
 
     #[test]
@@ -443,7 +445,7 @@ proptest! {
         let bytes = down_to_wire(&envelope, down.clone(), traceparent).remove(0).encode_to_vec();
         let decoded = worker_wire::CoordinatorMessage::decode(bytes.as_slice()).expect("just encoded");
         let traceparent = traceparent.to_owned();
-        let read = FromCoordinator { envelope, message: down, more: false, unreadable: vec![], traceparent, causes: vec![], telemetry: None, keep_hand_offs: vec![] };
+        let read = FromCoordinator { envelope, message: down, more: false, unreadable: vec![], traceparent, causes: vec![], telemetry: None, inquiry: None, keep_hand_offs: vec![] };
         prop_assert_eq!(down_from_wire(decoded), Ok(read));
     }
 

@@ -1,6 +1,7 @@
 //! Messages from a worker to the leader.
 
 use common::appliance::MAX_TEXT;
+use common::inquiry::Answer;
 use common::secret::{LifeSecret, SECRET_BYTES};
 use common::session::{
     Ack, Carryover, Declined, Envelope, Hello, MAX_ENTRIES_PER_MESSAGE, OwnedDigest, OwnedGrant, Release, Report,
@@ -10,6 +11,7 @@ use common::status::Status;
 use common::{ApplianceId, Digest, Edition, Generation, Term, WorkerId};
 
 use super::admin::{status_from_wire, status_to_wire};
+use super::inquiry::answer_from_wire;
 use super::scalar::clip;
 use super::worker::{
     At, Reader, WireError, envelope_to_wire, grants_to_wire, id_to_wire, profile_to_wire, progress_to_wire,
@@ -27,6 +29,8 @@ pub struct FromWorker {
     pub message: ToCoordinator,
     /// It is a part of a `Hello`, and another part follows.
     pub more: bool,
+    /// The answer to an inquiry. The message is an empty report then.
+    pub answer: Option<Answer>,
     /// Statuses of a `Report` that cannot be used and were left out; `None` when there are none.
     pub unusable: Option<UnusableStatuses>,
 }
@@ -58,11 +62,12 @@ pub fn up_from_wire(wire: wire::WorkerMessage) -> Result<FromWorker, WireError> 
             Body::Report(_) => "Report",
             Body::Drain(_) => "Drain",
             Body::Leave(_) => "Leave",
+            Body::Answer(_) => "Answer",
         },
     };
     let envelope = reader.envelope(wire.envelope)?;
     let more = matches!(&body, Body::Hello(hello) if hello.more);
-    let mut unusable = None;
+    let (mut unusable, mut answer) = (None, None);
     let message = match body {
         Body::Hello(hello) => ToCoordinator::Hello(Box::new(read_hello(reader, hello)?)),
         Body::Beat(beat) => ToCoordinator::Beat(beat.number),
@@ -76,8 +81,12 @@ pub fn up_from_wire(wire: wire::WorkerMessage) -> Result<FromWorker, WireError> 
         }
         Body::Drain(drain) => ToCoordinator::Drain { hand_back: drain.hand_back },
         Body::Leave(_) => ToCoordinator::Leave,
+        Body::Answer(said) => {
+            answer = Some(answer_from_wire(said));
+            ToCoordinator::Report(Report::default())
+        }
     };
-    Ok(FromWorker { envelope, message, more, unusable })
+    Ok(FromWorker { envelope, message, more, answer, unusable })
 }
 
 fn read_hello(reader: Reader, wire: wire::Hello) -> Result<Hello, WireError> {

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use common::inquiry::Verdict;
 use common::kind::StopRecipe;
 use common::status::InstanceEnd;
 use common::{ApplianceId, WorkerId};
@@ -29,7 +30,7 @@ use self::api::{Exactly, Resource};
 use self::cache::{Known, LastWords, PodCache};
 pub use self::config::Config;
 use self::config::WatchScope;
-use self::names::{PodKey, annotation, label};
+use self::names::{CONFIGURED, PodKey, annotation, label};
 use self::nodes::Nodes;
 use self::ownership::Holdings;
 pub use self::template::TemplateRight;
@@ -42,6 +43,7 @@ mod api;
 mod boot;
 mod cache;
 mod config;
+mod judgement;
 mod names;
 mod nodes;
 pub mod orphans;
@@ -151,17 +153,6 @@ impl KubernetesDriver {
         };
         _ = tokio::time::timeout(limit, listed).await;
         self.inner.cache.trouble().map_or(Ok(()), |problem| Err(Error::Failed(problem)))
-    }
-
-    /// Has the API server judge the pod that would be made, and makes nothing.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] with what the API server says against it.
-    pub async fn judge(&self, permit: &Permit, wanted: &Wanted<'_>) -> Result<(), Error> {
-        let inner = &self.inner;
-        let plan = inner.plan(permit, wanted)?;
-        let judged = api::create::<Pod>(&inner.client, Resource::Pods, &plan.namespace, &plan.pod, true).await;
-        judged.map(drop).map_err(|error| failed("dry run", error))
     }
 }
 
@@ -301,6 +292,14 @@ impl Driver for KubernetesDriver {
         DriverFencing::Token
     }
 
+    fn judges(&self) -> bool {
+        true
+    }
+
+    async fn judge(&self, appliance: ApplianceId, desired: &Desired) -> Result<Verdict, Error> {
+        self.inner.judge(appliance, desired).await
+    }
+
     async fn claim(&self, permit: &Permit) -> Result<(), Error> {
         self.inner.hold(permit).await.map(drop)
     }
@@ -319,6 +318,22 @@ impl Driver for KubernetesDriver {
         let exactly = Exactly { uid, version: None };
         let noted = api::patch::<Pod>(&inner.client, Resource::Pods, namespace, &key.name(), exactly, change).await;
         let pod = noted.map_err(|error| failed("note the answer", error))?;
+        PodView::of(&pod).into_iter().for_each(|view| inner.cache.put(view));
+        Ok(())
+    }
+
+    async fn note_configured(&self, appliance: ApplianceId, instance: &Instance) -> Result<(), Error> {
+        let Some((key, namespace, uid)) = Inner::pod_of(appliance, instance) else { return Ok(()) };
+        let inner = &self.inner;
+        // Of one that is gone the next probe tells.
+        let Some(view) = inner.current(key, namespace, uid).await? else { return Ok(()) };
+        if !view.awaits_configuration {
+            return Ok(());
+        }
+        // Whatever else has changed about the pod, it stays true of this one.
+        let exactly = Exactly { uid, version: None };
+        let set = api::set_condition::<Pod>(&inner.client, namespace, &key.name(), exactly, CONFIGURED).await;
+        let pod = set.map_err(|error| failed("say that the pod was configured", error))?;
         PodView::of(&pod).into_iter().for_each(|view| inner.cache.put(view));
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use common::appliance::Name;
+use common::inquiry::Verdict;
 use common::kind::{KindName, StopRecipe};
 use common::network_port::NetworkPort;
 use common::status::InstanceEnd;
@@ -73,6 +74,14 @@ impl Driver for Measured {
         self.driver.plugs_ports()
     }
 
+    fn judges(&self) -> bool {
+        self.driver.judges()
+    }
+
+    async fn judge(&self, appliance: ApplianceId, desired: &Desired) -> Result<Verdict, Error> {
+        self.measure("judge", self.driver.judge(appliance, desired)).await
+    }
+
     async fn claim(&self, permit: &Permit) -> Result<(), Error> {
         self.measure("claim", self.driver.claim(permit)).await
     }
@@ -83,6 +92,10 @@ impl Driver for Measured {
 
     async fn note_answer(&self, appliance: ApplianceId, instance: &Instance) -> Result<(), Error> {
         self.measure("note_answer", self.driver.note_answer(appliance, instance)).await
+    }
+
+    async fn note_configured(&self, appliance: ApplianceId, instance: &Instance) -> Result<(), Error> {
+        self.measure("note_configured", self.driver.note_configured(appliance, instance)).await
     }
 
     async fn is_alive(&self, appliance: ApplianceId, instance: &Instance) -> Option<bool> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use common::appliance::Name;
+use common::inquiry::Verdict;
 use common::kind::{KindName, StopRecipe};
 use common::network_port::NetworkPort;
 use common::status::InstanceEnd;
@@ -103,6 +104,17 @@ pub trait Driver: Send + Sync + 'static {
         false
     }
 
+    /// Whether it can say what is against instances of a specification before there is one.
+    fn judges(&self) -> bool {
+        false
+    }
+
+    /// What is against instances of this, of an appliance that may not exist and that another worker may own. Needs no permit: it changes
+    /// nothing. An error says that it could not be found out.
+    async fn judge(&self, _appliance: ApplianceId, _desired: &Desired) -> Result<Verdict, Error> {
+        Err(Error::Failed("this driver judges no specifications".into()))
+    }
+
     /// Raises the token at the far side, so that nothing its former owner still has under way can take effect. Meant to
     /// be called once per grant, before anything else; every call that changes the world does it as well.
     async fn claim(&self, permit: &Permit) -> Result<(), Error> {
@@ -117,6 +129,12 @@ pub trait Driver: Send + Sync + 'static {
     /// [`BootState::UnderWay`](worker_core::instance::BootState::UnderWay) after its first answer. Needs no permit: it says what was
     /// seen, which stays true whoever owns the appliance, and changes nothing of the instance.
     async fn note_answer(&self, _appliance: ApplianceId, _instance: &Instance) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Notes that an instance has accepted a configuration, where something beside it has to know of that before it sends it work. Called
+    /// after each configuration that was put in place; repeating it changes nothing. Needs no permit, as [`Driver::note_answer`].
+    async fn note_configured(&self, _appliance: ApplianceId, _instance: &Instance) -> Result<(), Error> {
         Ok(())
     }
 

@@ -210,6 +210,7 @@ impl StepTask {
                 }
                 self.call("expose", self.driver.expose(permit, instance, &self.desired)).await?;
                 self.protocol.configure(permit, instance, &self.desired).await?;
+                self.call("note_configured", self.driver.note_configured(self.appliance, instance)).await?;
                 Ok(StepOutcome::Configured)
             }
             (LifecycleStep::Replug { .. }, Some(permit), Some(instance)) => self.replug(permit, instance).await,

@@ -2,7 +2,7 @@
 //!
 //! Everything a session waits for is one arm of [`Session::input`]. Nothing here decides anything but the order in which
 //! inputs that are ready at the same time are taken: requests to stop first, then the end of the life, a change of the
-//! leader, commands for the runner, time, messages, events of the runner, and last what is to be sent.
+//! leader, commands for the runner, time, messages, events of the runner, what is to be sent, and last answers to inquiries.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,6 +15,7 @@ use common::session::ToCoordinator;
 use coordination::{MemberSession, MembershipEnd};
 use futures::future::BoxFuture;
 use proto::convert::down::FromCoordinator;
+use proto::convert::inquiry::answer_to_wire;
 use proto::convert::up;
 use proto::worker::v1::WorkerMessage;
 use runtime::clock;
@@ -87,6 +88,8 @@ enum SessionInput {
     /// `None` when the runner is gone.
     Event(Option<RunnerEvent>),
     Room(Result<mpsc::OwnedPermit<WorkerMessage>, Broken>),
+    /// An inquiry is answered, or will not be.
+    Answered,
 }
 
 /// What a session listens to beside its streams and its runner.
@@ -134,7 +137,8 @@ impl Session {
         let streaming = self.control.is_streaming();
         let wake_at = self.control.wake_at().into_iter().chain(self.conversation.wake_at()).min();
         let PendingIo { joining, opening, link, hello, beat, .. } = &mut self.pending;
-        let waiting = !hello.is_empty() || streaming && (beat.is_some() || self.conversation.is_waiting());
+        let waits = || beat.is_some() || self.conversation.is_waiting() || self.inquiries.is_waiting();
+        let waiting = !hello.is_empty() || streaming && waits();
         let (inlet, outlet) = link.as_mut().map(|link| (&mut link.inlet, &link.out)).unzip();
         tokio::select! {
             biased;
@@ -148,6 +152,7 @@ impl Session {
             message = receive(inlet) => SessionInput::Message(message),
             event = self.runner.events.recv() => SessionInput::Event(event),
             room = room(outlet), if waiting => SessionInput::Room(room),
+            () = self.inquiries.answered() => SessionInput::Answered,
         }
     }
 
@@ -182,6 +187,7 @@ impl Session {
             SessionInput::Event(Some(event)) => self.on_event(event),
             SessionInput::Room(Ok(room)) => self.send_next(room),
             SessionInput::Room(Err(_)) => self.stream_broke(),
+            SessionInput::Answered => {}
         }
         None
     }
@@ -218,7 +224,7 @@ impl Session {
         }
     }
 
-    /// Sends what is next in order: the rest of `Hello`, a heartbeat, answers, statuses.
+    /// Sends what is next in order: the rest of `Hello`, a heartbeat, what inquiries came to (of which there are few), answers, statuses.
     fn send_next(&mut self, room: mpsc::OwnedPermit<WorkerMessage>) {
         if let Some(part) = self.pending.hello.pop_front() {
             room.send(part);
@@ -229,6 +235,12 @@ impl Session {
         }
         let beat = self.pending.beat.take().map(ToCoordinator::Beat);
         let next = beat.and_then(|beat| Some((self.conversation.envelope()?, beat)));
+        if next.is_none()
+            && let Some((envelope, answer)) = self.inquiries.next()
+        {
+            room.send(answer_to_wire(&envelope, answer));
+            return;
+        }
         if let Some((envelope, message)) = next.or_else(|| self.conversation.next_message()) {
             room.send(up::up_to_wire(&envelope, message));
         }
@@ -286,6 +298,7 @@ impl Session {
     fn disconnect(&mut self) {
         metrics::welcomed(false);
         self.conversation.close();
+        self.inquiries.end();
         let joining = self.pending.joining.take();
         self.pending = PendingIo { joining, ..PendingIo::default() };
     }

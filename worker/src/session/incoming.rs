@@ -27,12 +27,20 @@ impl Session {
             traceparent,
             causes,
             telemetry: order,
+            inquiry,
             keep_hand_offs,
         } = received;
         if let Some(order) = order {
             telemetry::obey(order);
         }
         telemetry::keep_hand_offs(&keep_hand_offs);
+        if let Some(inquiry) = inquiry {
+            // One of another stream, or of before the welcome, is nobody's any more.
+            if self.conversation.envelope() == Some(from) {
+                self.inquiries.begin(&self.setup.name, from, inquiry);
+            }
+            return;
+        }
         self.causes = causes.into_iter().collect();
         let unreadable = unreadable.into_iter().map(|entry| (entry.grant, entry.problem)).collect();
         let draining = self.control.is_draining();

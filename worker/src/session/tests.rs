@@ -2,6 +2,7 @@
 
 mod draining;
 mod fence_delays;
+mod inquiries;
 mod lives;
 
 use std::pin::Pin;
@@ -177,6 +178,7 @@ impl SessionBench {
             config.lease,
         );
         let mut session = Session::new(config, group, name, profile, runner, inlet, watch::Sender::new(Term::new(0)));
+        session = session.with_drivers(inquiries::drivers());
         session.conversation = conversation;
         let stop = StopHandle::new();
         let task = tokio::spawn(session.run(stop.clone()));

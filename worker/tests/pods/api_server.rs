@@ -52,6 +52,8 @@ struct Store {
     held: usize,
     /// Lists that go on, by the token of the next page: every page is of one version.
     pages: HashMap<String, (u64, Vec<Value>)>,
+    /// What was only to be judged.
+    judged: Vec<Value>,
     /// A policy takes the gates of new pods away.
     strips_gates: bool,
     /// Preconditions are not looked at: shows what a test is worth.
@@ -233,6 +235,11 @@ impl ApiServer {
             .collect()
     }
 
+    /// What was only to be judged since the last time.
+    pub(crate) fn take_judged(&self) -> Vec<Value> {
+        std::mem::take(&mut self.store().judged)
+    }
+
     pub(crate) fn lists(&self) -> usize {
         self.store().calls.iter().filter(|(_, verb, _)| verb == "list").count()
     }
@@ -377,6 +384,7 @@ fn asked(method: &Method, uri: &Uri) -> Option<Asked> {
         resource = parts.next()?;
     }
     let name = parts.next().map(str::to_owned);
+    let is_status = parts.next() == Some("status");
     let pairs = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
     let query: HashMap<_, _> = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     let verb = match (method.as_str(), &name) {
@@ -388,7 +396,8 @@ fn asked(method: &Method, uri: &Uri) -> Option<Asked> {
         ("PATCH", _) => "patch",
         _ => "delete",
     };
-    Some(Asked { client, verb, resource: resource.to_owned(), namespace, name, query })
+    let resource = if is_status { format!("{resource}/status") } else { resource.to_owned() };
+    Some(Asked { client, verb, resource, namespace, name, query })
 }
 
 impl Asked {
@@ -420,6 +429,14 @@ impl StoredEvent {
         };
         Some(format!("{}\n", json!({"type": kind, "object": object})))
     }
+}
+
+/// A strategic merge of conditions: by their types. Nothing else of an object is changed by way of its status.
+fn merge_conditions(object: &mut Value, sent: &Value) {
+    let known = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let new = sent["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let kept = known.into_iter().filter(|old| new.iter().all(|new| new["type"] != old["type"]));
+    object["status"]["conditions"] = kept.chain(new.iter().cloned()).collect();
 }
 
 fn status(code: u16, reason: &str, message: &str) -> Response {
@@ -475,7 +492,11 @@ impl ApiServer {
         let namespace = asked.namespace.clone().unwrap_or_default();
         let name =
             asked.name.clone().or_else(|| sent["metadata"]["name"].as_str().map(str::to_owned)).unwrap_or_default();
-        let key = (asked.resource.clone(), namespace.clone(), name.clone());
+        let (resource, is_status) = match asked.resource.strip_suffix("/status") {
+            Some(resource) => (resource, true),
+            None => (asked.resource.as_str(), false),
+        };
+        let key = (resource.to_owned(), namespace.clone(), name.clone());
         let found = store.objects.get(&key).cloned();
         let not_found = || status(404, "NotFound", &format!("{} {name:?} not found", asked.resource));
         let careless = store.careless;
@@ -522,6 +543,7 @@ impl ApiServer {
                     }
                 }
                 if asked.query.contains_key("dryRun") {
+                    store.judged.push(object.clone());
                     object["metadata"]["resourceVersion"] = "0".into();
                     return json_response(201, &object);
                 }
@@ -564,7 +586,11 @@ impl ApiServer {
                     return status(422, "Invalid", "metadata.uid: Invalid value: field is immutable");
                 }
                 let mut object = found.clone();
-                merge_patch(&mut object, &sent);
+                if is_status {
+                    merge_conditions(&mut object, &sent);
+                } else {
+                    merge_patch(&mut object, &sent);
+                }
                 object["metadata"]["uid"] = found["metadata"]["uid"].clone();
                 json_response(200, &store.put("MODIFIED", key, object))
             }

@@ -380,6 +380,46 @@ async fn a_load_balancer_has_a_secret_of_its_own_and_a_service_that_follows_its_
 }
 
 #[tokio::test]
+async fn a_load_balancer_is_ready_only_once_it_was_configured_and_says_so_once() {
+    let world = World::new().await;
+    let (driver, other) = (world.driver("w").await, world.driver("v").await);
+    let instance = boot(&driver, &permit(1), &balancer(&[80]), 1).await.expect("booted");
+    eventually("it runs", async || world.api.all("pods")[0]["status"]["podIP"].as_str().map(drop)).await;
+    assert_eq!(world.api.all("pods")[0]["spec"]["readinessGates"], json!([{"conditionType": "rug.dev/configured"}]));
+    let conditions = || world.api.all("pods")[0]["status"]["conditions"].clone();
+    assert_eq!(conditions(), json!([{"type": "Ready", "status": "True"}]), "as the stand-in kubelet has it");
+    eventually("its driver knows", async || driver.standing(A, &instance).await?.addresses.management.map(drop)).await;
+    world.api.take_calls();
+    driver.note_configured(A, &instance).await.expect("noted");
+    let both = json!([{"type": "Ready", "status": "True"}, {"type": "rug.dev/configured", "status": "True"}]);
+    assert_eq!((conditions(), world.api.take_calls()), (both.clone(), vec!["patch pods/status".to_owned()]));
+    driver.note_configured(A, &instance).await.expect("noted");
+    assert_eq!(world.api.take_calls(), Vec::<String>::new());
+    // Nor does its next owner say it again.
+    other.claim(&permit(2)).await.expect("a newer token");
+    let found = other.observe(A).await.expect("observed").running;
+    world.api.take_calls();
+    other.note_configured(A, &found[0]).await.expect("noted");
+    assert_eq!((conditions(), world.api.take_calls()), (both, Vec::<String>::new()));
+    // Another pod of that name is another one.
+    world.api.change("pods", &pod(1), |pod| {
+        pod["metadata"]["uid"] = "another".into();
+        pod["status"]["conditions"] = json!([]);
+    });
+    eventually("it is seen", async || (driver.is_alive(A, &instance).await == Some(false)).then_some(())).await;
+    driver.note_configured(A, &instance).await.expect("it is gone");
+    assert_eq!(conditions(), json!([]));
+    // A command is not configured.
+    let command = World::new().await;
+    let driver = command.driver("w").await;
+    let instance = boot(&driver, &permit(1), &custom(), 1).await.expect("booted");
+    assert!(command.api.all("pods")[0]["spec"]["readinessGates"].is_null());
+    command.api.take_calls();
+    driver.note_configured(A, &instance).await.expect("nothing to note");
+    assert_eq!(command.api.take_calls(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn what_a_broken_off_boot_left_is_found_as_an_orphan_and_what_runs_is_not() {
     let world = World::new().await;
     let (old, new) = (world.driver("old").await, world.driver("new").await);

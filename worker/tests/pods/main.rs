@@ -3,5 +3,6 @@
 
 mod api_server;
 mod fencing;
+mod judging;
 mod lifecycle;
 mod world;

@@ -178,17 +178,21 @@ struct OfferData<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     fence_delay_ms: Option<u64>,
     plugs_ports: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    judges: bool,
     kinds: Vec<&'static str>,
 }
 
 impl<'a> OfferData<'a> {
     fn new(capabilities: &'a DriverCapabilities) -> Self {
-        let DriverCapabilities { state_dir, site, keeps_host: _, fence_delay, plugs_ports, kinds } = capabilities;
+        let DriverCapabilities { state_dir, site, keeps_host: _, fence_delay, plugs_ports, judges, kinds } =
+            capabilities;
         Self {
             state_dir: state_dir.as_deref(),
             site: site.map(|id| id.to_string()),
             fence_delay_ms: fence_delay.map(millis_above),
             plugs_ports: *plugs_ports,
+            judges: *judges,
             kinds: kinds.iter().map(|kind| kind.as_str()).collect(),
         }
     }
@@ -342,6 +346,7 @@ fn read_offer(value: &Value) -> DriverCapabilities {
         keeps_host: false,
         fence_delay: offer.get("fence_delay_ms").map(fence_delay),
         plugs_ports: offer.get("plugs_ports").and_then(Value::as_bool).unwrap_or(false),
+        judges: offer.get("judges").and_then(Value::as_bool).unwrap_or(false),
         kinds: kinds.filter_map(|kind| KindName::find(kind.as_str()?)).collect(),
     }
 }
@@ -449,6 +454,7 @@ mod tests {
         let other = DriverCapabilities {
             fence_delay: Some(Duration::from_secs(20)),
             plugs_ports: true,
+            judges: true,
             kinds: [KindName::Custom].into(),
             ..DriverCapabilities::default()
         };

@@ -135,6 +135,15 @@ pub const SPANS: &[SpanKindDoc] = &[
         about: "A worker opens its stream.",
     },
     SpanKindDoc {
+        name: "rug.worker.v1.Session/Judge",
+        programs: &["rug-coordinator", "rug-worker"],
+        parent: "of the coordinator's, the call that changes an appliance; of the worker's, the coordinator's",
+        kind: "client, server",
+        attributes: &["rpc.system", "rpc.service", "rpc.method", "worker", "outcome"],
+        about: "A worker is asked on its stream what is against a specification. `outcome` is `accepted`, `refused`, `unclear` or \
+                `unanswered`; an error where there was no answer. Calls of the API server are below the worker's.",
+    },
+    SpanKindDoc {
         name: "rug.admin.v1.*/*",
         programs: COORDINATOR,
         parent: "the caller's span",

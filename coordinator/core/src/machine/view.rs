@@ -267,6 +267,12 @@ impl Machine {
         lives.filter_map(|life| self.membership.profile(life)).map(|profile| &profile.drivers)
     }
 
+    /// What counts of what a life says of itself.
+    #[must_use]
+    pub fn profile(&self, life: &Life) -> Option<&common::Profile> {
+        self.membership.profile(life)
+    }
+
     /// The table, for readers and checks.
     #[must_use]
     pub const fn table(&self) -> &Table {

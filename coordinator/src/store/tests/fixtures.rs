@@ -101,6 +101,7 @@ fn offers(delay: u64) -> DriverOffers {
     let other = DriverCapabilities {
         fence_delay: Some(Duration::from_secs(delay)),
         plugs_ports: true,
+        judges: true,
         kinds: [KindName::Custom].into(),
         ..DriverCapabilities::default()
     };

@@ -2,11 +2,13 @@
 
 use std::mem::discriminant;
 
+use common::inquiry::Question;
 use common::session::ToCoordinator;
 use prost::Message;
 use proto::admin::v1 as admin;
 use proto::convert::admin::{draft_from_wire, status_from_wire, status_to_wire, target_from_wire};
 use proto::convert::down::{down_from_wire, down_to_wire};
+use proto::convert::inquiry::{answer_to_wire, inquiry_to_wire};
 use proto::convert::patch::update_from_wire;
 use proto::convert::up::{hello_to_wire, up_from_wire, up_to_wire};
 use proto::convert::{spec_to_wire, struct_from_json};
@@ -230,6 +232,8 @@ pub(super) fn up_seeds() -> Vec<Vec<u8>> {
         adopted: true,
     };
     let holdings = Some(wire::Holdings { applied: 5, count: 2, digest: ID.to_vec() });
+    let judgement = wire::Judgement { verdict: 2, field: "spec.pod".into(), reason: "forbidden".into() };
+    let answer = |finding| Body::Answer(wire::Answer { number: 6, finding: Some(finding) });
     let bodies = [
         Body::Hello(hello),
         Body::Beat(wire::Beat { number: 300 }),
@@ -237,6 +241,8 @@ pub(super) fn up_seeds() -> Vec<Vec<u8>> {
         Body::Report(wire::Report { appliances: vec![report], holdings }),
         Body::Leave(wire::Leave {}),
         Body::Drain(wire::Drain { hand_back: true }),
+        answer(wire::answer::Finding::Unanswered("why".into())),
+        answer(wire::answer::Finding::Judgement(judgement)),
     ];
     let message = |body| wire::WorkerMessage { envelope: envelope(), body: Some(body) }.encode_to_vec();
     bodies.into_iter().map(message).collect()
@@ -250,14 +256,19 @@ pub(super) fn up(input: &[u8]) -> Outcome {
         Err(error) => return refused(&error),
     };
     let written = match read.message.clone() {
+        _ if read.answer.is_some() => {
+            read.answer.iter().map(|said| answer_to_wire(&read.envelope, said.clone())).collect()
+        }
         ToCoordinator::Hello(hello) => hello_to_wire(&read.envelope, *hello),
         other => vec![up_to_wire(&read.envelope, other)],
     };
     if let [one] = written.as_slice() {
         let again = up_from_wire(one.clone()).expect("what was read can be written");
         assert_eq!((&again.envelope, &again.message), (&read.envelope, &read.message));
+        assert_eq!(again.answer, read.answer);
     }
-    Outcome::read(&(discriminant(&read.message), size(input.len())))
+    let finding = read.answer.as_ref().map(|answer| discriminant(&answer.finding));
+    Outcome::read(&(discriminant(&read.message), finding, size(input.len())))
 }
 
 pub(super) fn down_seeds() -> Vec<Vec<u8>> {
@@ -292,6 +303,17 @@ pub(super) fn down_seeds() -> Vec<Vec<u8>> {
         sample_slow: seconds(1),
         sample_for: None,
     });
+    let judge = wire::Judge { appliance: ID.to_vec(), desired: desired(custom()) };
+    let inquiry = |question| {
+        Body::Inquiry(wire::Inquiry {
+            number: 6,
+            within: seconds(5),
+            traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into(),
+            tracestate: "rug=tail".into(),
+            baggage: "user=alice".into(),
+            question,
+        })
+    };
     let bodies = [
         Body::Welcome(wire::Welcome { keep: granted(), more: false, lease: seconds(10) }),
         Body::BeatAck(wire::BeatAck { number: 300 }),
@@ -299,6 +321,8 @@ pub(super) fn down_seeds() -> Vec<Vec<u8>> {
         Body::Confirm(wire::Confirm { released: granted(), begun: steps() }),
         Body::Refused(wire::Refused { reason: 4, detail: "why".into(), retry_after: seconds(1) }),
         Body::Drained(wire::Drained {}),
+        inquiry(Some(wire::inquiry::Question::Judge(judge))),
+        inquiry(None),
     ];
     let message = |body| {
         wire::CoordinatorMessage {
@@ -319,6 +343,13 @@ pub(super) fn down(input: &[u8]) -> Outcome {
         Ok(read) => read,
         Err(error) => return refused(&error),
     };
+    if let Some(inquiry) = &read.inquiry {
+        let again =
+            down_from_wire(inquiry_to_wire(&read.envelope, inquiry.clone())).expect("what was read can be written");
+        let readable = !matches!(inquiry.question, Question::Unreadable(_));
+        assert_eq!(again.inquiry.filter(|_| readable), Some(inquiry.clone()).filter(|_| readable));
+        return Outcome::read(&(discriminant(&inquiry.question), size(input.len())));
+    }
     if let [one] = down_to_wire(&read.envelope, read.message.clone(), &read.traceparent).as_slice() {
         let again = down_from_wire(one.clone()).expect("what was read can be written");
         assert_eq!((&again.envelope, &again.message), (&read.envelope, &read.message));

@@ -113,6 +113,25 @@ pub(super) async fn patch<T: DeserializeOwned>(
     call(client, request, body(&change)?).await
 }
 
+/// Sets a condition of exactly this pod. The others, which are its kubelet's, stay as they are.
+pub(super) async fn set_condition<T: DeserializeOwned>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    exactly: Exactly<'_>,
+    kind: &str,
+) -> Result<T, Error> {
+    let mut change =
+        json!({"metadata": {"uid": exactly.uid}, "status": {"conditions": [{"type": kind, "status": "True"}]}});
+    if let Some(version) = exactly.version {
+        change["metadata"]["resourceVersion"] = version.into();
+    }
+    let path = Resource::Pods.path(namespace);
+    let request = Request::patch(format!("{path}/{name}/status?fieldManager={FIELD_MANAGER}"))
+        .header(header::CONTENT_TYPE, "application/strategic-merge-patch+json");
+    call(client, request, body(&change)?).await
+}
+
 /// Deletes exactly this object. Answers the object as it is then, or a status.
 pub(super) async fn delete(
     client: &Client,

@@ -6,6 +6,8 @@ use worker_core::instance::Instance;
 
 /// The scheduling gate that keeps a pod from running until its owner has written it down.
 pub(super) const GATE: &str = "rug.dev/owner";
+/// The condition that the readiness of a load balancer's pod waits for: it has taken a configuration.
+pub(super) const CONFIGURED: &str = "rug.dev/configured";
 /// Who makes what the driver makes, for the API server.
 pub(super) const FIELD_MANAGER: &str = "rug-worker";
 /// Which pods are Rug's, as a query has it: those with the label [`label::APPLIANCE`], whatever else is written over.

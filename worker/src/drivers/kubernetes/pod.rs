@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use worker_core::desired::Desired;
 
 use super::config::Config;
-use super::names::{GATE, PodKey, annotation, label, label_value, write_token};
+use super::names::{CONFIGURED, GATE, PodKey, annotation, label, label_value, write_token};
 use super::template;
 use crate::drivers::{Error, Wanted};
 
@@ -132,6 +132,11 @@ impl PodPlan {
         }
         if let Some(template) = &template {
             merge_template(&mut pod, template);
+        }
+        if has_management {
+            // A Service sends no connection to one that would refuse it because it has no configuration yet.
+            let gate = [json!({"conditionType": CONFIGURED})];
+            add_missing(&mut pod["spec"]["readinessGates"], &gate, "conditionType");
         }
         // Last, so that nothing takes their place.
         let own = [

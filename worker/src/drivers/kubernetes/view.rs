@@ -7,12 +7,14 @@ use common::pod::MAIN_CONTAINER;
 use common::status::{Details, EndCause, InstanceEnd};
 use common::text::{clip, escaped};
 use common::{Timestamp, Token};
-use kubernetes::k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodCondition, PodStatus};
+use kubernetes::k8s_openapi::api::core::v1::{
+    ContainerStateTerminated, ContainerStatus, Pod, PodCondition, PodSpec, PodStatus,
+};
 use kubernetes::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use runtime::clock;
 use worker_core::instance::{Addresses, BootState, Handle, Instance, ManagementSecret};
 
-use super::names::{GATE, PodKey, annotation, label, read_token};
+use super::names::{CONFIGURED, GATE, PodKey, annotation, label, read_token};
 
 /// Longest reason that is kept, in bytes.
 const MAX_REASON: usize = 512;
@@ -45,6 +47,8 @@ pub(super) struct PodView {
     pub(super) grace: Option<i64>,
     /// It is ready, as its kubelet says.
     pub(super) ready: bool,
+    /// Its readiness waits for the word that it was configured.
+    pub(super) awaits_configuration: bool,
     pub(super) ip: Option<IpAddr>,
     pub(super) port: Option<u16>,
     pub(super) management_port: Option<u16>,
@@ -95,6 +99,8 @@ impl PodView {
                 .map(|_| metadata.deletion_grace_period_seconds.unwrap_or_default()),
             grace: spec.and_then(|spec| spec.termination_grace_period_seconds),
             ready: condition(status, "Ready").is_some_and(|ready| ready.status == "True"),
+            awaits_configuration: spec.is_some_and(awaits_configuration)
+                && condition(status, CONFIGURED).is_none_or(|configured| configured.status != "True"),
             ip: status.pod_ip.as_ref().and_then(|ip| ip.parse().ok()),
             port: note(annotation::PORT).and_then(|port| port.parse().ok()),
             management_port: note(annotation::MANAGEMENT_PORT).and_then(|port| port.parse().ok()),
@@ -163,6 +169,11 @@ fn unix_ms(time: &Time) -> u64 {
 
 fn main_container(status: &PodStatus) -> Option<&ContainerStatus> {
     status.container_statuses.as_ref()?.iter().find(|container| container.name == MAIN_CONTAINER)
+}
+
+/// Whether a pod has the readiness gate of load balancers. One that a worker of the version before made has none.
+fn awaits_configuration(spec: &PodSpec) -> bool {
+    spec.readiness_gates.iter().flatten().any(|gate| gate.condition_type == CONFIGURED)
 }
 
 fn condition<'a>(status: &'a PodStatus, kind: &str) -> Option<&'a PodCondition> {

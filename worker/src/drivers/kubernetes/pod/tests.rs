@@ -145,7 +145,7 @@ fn a_load_balancer_has_a_file_of_its_secret_and_a_management_port() {
     let refused = plan(&taken, &desired(None, None, kind.clone())).expect_err("its port is taken");
     assert!(refused.to_string().contains("kubernetes.management_port"), "{refused}");
     let config = Config { appliance_image: "rug".into(), ..Config::default() };
-    let pod = plan(&config, &desired(None, None, kind)).expect("possible");
+    let pod = plan(&config, &desired(None, None, kind.clone())).expect("possible");
     assert_eq!(pod["metadata"]["labels"]["rug.dev/anchors"], "rug");
     let spec = &pod["spec"];
     assert_eq!(spec["volumes"][1]["secret"]["secretName"], pod["metadata"]["name"]);
@@ -153,4 +153,9 @@ fn a_load_balancer_has_a_file_of_its_secret_and_a_management_port() {
     let args = spec["containers"][0]["args"].as_array().expect("a list");
     assert!(args.contains(&json!("0.0.0.0:8079")) && args.contains(&json!("/run/rug/secret/secret")), "{args:?}");
     assert_eq!(pod["metadata"]["annotations"]["rug.dev/port"], "80", "every instance listens at the first one's ports");
+    let gate = |kind: &str| json!({"conditionType": kind});
+    assert_eq!(spec["readinessGates"], json!([gate("rug.dev/configured")]));
+    let other = json!({"spec": {"readinessGates": [gate("example.com/seen")]}});
+    let pod = plan(&config, &desired(None, Some(other), kind)).expect("possible");
+    assert_eq!(pod["spec"]["readinessGates"], json!([gate("example.com/seen"), gate("rug.dev/configured")]));
 }

@@ -1,0 +1,106 @@
+//! What the leader asks workers beside the protocol of ownership, and what they answer.
+//!
+//! What cannot be read of either is no reason to end a stream: the number can always be read, and the other side is told, or takes it for
+//! an answer that says nothing.
+
+use common::TraceContext;
+use common::appliance::FieldViolation;
+use common::inquiry::{Answer, Finding, Inquiry, MAX_ANSWER_TEXT, MAX_INQUIRY_TIME, Question, Verdict};
+use common::session::Envelope;
+use common::text;
+
+use super::scalar::{clip, duration_from_wire, duration_to_wire};
+use super::worker::{At, Reader, WireError, desired_to_wire, envelope_to_wire, id_to_wire};
+use crate::worker::v1 as wire;
+
+/// Longest name of a field in an answer, in bytes.
+const MAX_FIELD: usize = 256;
+/// The field of which more is not known.
+const SPEC: &str = "spec";
+
+/// Writes an inquiry.
+#[must_use]
+pub fn inquiry_to_wire(envelope: &Envelope, inquiry: Inquiry) -> wire::CoordinatorMessage {
+    let Inquiry { number, within, call, question } = inquiry;
+    let TraceContext { traceparent, tracestate, baggage } = call;
+    let question = match question {
+        Question::Judge { appliance, desired } => Some(wire::inquiry::Question::Judge(wire::Judge {
+            appliance: id_to_wire(appliance),
+            desired: Some(desired_to_wire(&desired)),
+        })),
+        Question::Unreadable(_) => None,
+    };
+    let within = Some(duration_to_wire(within));
+    let body = wire::Inquiry { number, within, traceparent, tracestate, baggage, question };
+    wire::CoordinatorMessage {
+        envelope: Some(envelope_to_wire(envelope)),
+        body: Some(wire::coordinator_message::Body::Inquiry(body)),
+        ..wire::CoordinatorMessage::default()
+    }
+}
+
+pub(super) fn inquiry_from_wire(reader: Reader, inquiry: wire::Inquiry) -> Inquiry {
+    let wire::Inquiry { number, within, traceparent, tracestate, baggage, question } = inquiry;
+    let question = match question {
+        Some(wire::inquiry::Question::Judge(judge)) => {
+            read_judge(reader, judge).unwrap_or_else(|error| Question::Unreadable(clip(&error.to_string(), MAX_FIELD)))
+        }
+        None => Question::Unreadable("this version does not know what is asked".to_owned()),
+    };
+    let within = within.and_then(|within| duration_from_wire(&within).ok()).unwrap_or_default().min(MAX_INQUIRY_TIME);
+    Inquiry { number, within, call: TraceContext { traceparent, tracestate, baggage }.bounded(), question }
+}
+
+fn read_judge(reader: Reader, judge: wire::Judge) -> Result<Question, WireError> {
+    let at = At("judge", 0);
+    let appliance = reader.appliance(&at, &judge.appliance)?;
+    Ok(Question::Judge { appliance, desired: Box::new(reader.desired(&at, judge.desired)?) })
+}
+
+/// Writes an answer.
+#[must_use]
+pub fn answer_to_wire(envelope: &Envelope, answer: Answer) -> wire::WorkerMessage {
+    use wire::answer::Finding as Wire;
+    use wire::judgement::Verdict as Kind;
+    let judgement = |verdict: Kind, field: String, reason: &str| {
+        Wire::Judgement(wire::Judgement { verdict: verdict.into(), field, reason: clip(reason, MAX_ANSWER_TEXT) })
+    };
+    let finding = match answer.finding {
+        Finding::Judgement(Verdict::Accepted) => judgement(Kind::Accepted, String::new(), ""),
+        Finding::Judgement(Verdict::Refused(violation)) => {
+            judgement(Kind::Refused, violation.field, &violation.description)
+        }
+        Finding::Judgement(Verdict::Unclear(reason)) => judgement(Kind::Unclear, String::new(), &reason),
+        Finding::Unanswered(reason) => Wire::Unanswered(clip(&reason, MAX_ANSWER_TEXT)),
+    };
+    let answer = wire::Answer { number: answer.number, finding: Some(finding) };
+    let body = Some(wire::worker_message::Body::Answer(answer));
+    wire::WorkerMessage { envelope: Some(envelope_to_wire(envelope)), body }
+}
+
+pub(super) fn answer_from_wire(answer: wire::Answer) -> Answer {
+    let wire::Answer { number, finding } = answer;
+    let finding = match finding {
+        Some(wire::answer::Finding::Judgement(judgement)) => read_judgement(&judgement),
+        Some(wire::answer::Finding::Unanswered(reason)) => Finding::Unanswered(clip(&reason, MAX_ANSWER_TEXT)),
+        None => Finding::Unanswered("this version does not know the answer".to_owned()),
+    };
+    Answer { number, finding }
+}
+
+fn read_judgement(judgement: &wire::Judgement) -> Finding {
+    use wire::judgement::Verdict as Kind;
+    let reason = clip(&judgement.reason, MAX_ANSWER_TEXT);
+    Finding::Judgement(match judgement.verdict() {
+        Kind::Accepted => Verdict::Accepted,
+        Kind::Refused => {
+            // It is shown as the place in a document.
+            let field = judgement.field.as_str();
+            let is_field = field == SPEC || field.strip_prefix(SPEC).is_some_and(|below| below.starts_with('.'));
+            let is_field = is_field && text::check(field, MAX_FIELD).is_ok();
+            Verdict::Refused(FieldViolation::new(if is_field { field } else { SPEC }, reason))
+        }
+        Kind::Unclear => Verdict::Unclear(reason),
+        Kind::Unspecified => return Finding::Unanswered("this version does not know the verdict".to_owned()),
+    })
+}
