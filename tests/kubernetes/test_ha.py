@@ -111,6 +111,19 @@ class HighAvailability(LabCase):
             self.assertLess(unowned.longest(), UNOWNED, unowned.seen)
             self.unchanged(before)
 
+    def test_2_a_worker_that_is_killed_is_not_waited_for(self):
+        before = self.pods()
+        victim = self.workers()[0]
+        name, node = victim["metadata"]["name"], next(one for one in self.lab.nodes if one.name == victim["spec"]["nodeName"])
+        with rug.Unowned(self.rugctl) as unowned:
+            which = f"grep -qz '^POD_NAME={name}$' /proc/$p/environ"
+            node.inside("sh", "-c", f"for p in $(pgrep -f 'rug-worker run --config'); do {which} && kill -KILL $p; done; true")
+            seen = f"its process has ended, as the kubelet of pod {name} saw"
+            until(lambda: seen in self.lab.kubectl("logs", self.rugctl.leader(), "--namespace", NAMESPACE, "-c", "coordinator"), 60, "its kubelet says so")
+            self.settled()
+        print(f"longest without an owner: {unowned.longest():.1f} s")
+        self.unchanged(before)
+
     def test_3_a_changed_setting_rolls_what_it_concerns_and_is_rolled_back(self):
         def uids(component):
             found = self.lab.list("pods", NAMESPACE, f"app.kubernetes.io/component={component}")
