@@ -55,11 +55,23 @@ pub enum Mutant {
     ClaimOfAnybody,
     /// A worker is believed that it owns what another life was granted.
     ClaimsBelieved,
+    /// A worker says that it keeps its hands off before its gate is shut.
+    ModeAcknowledgedEarly,
+    /// Whoever set a mode is answered without the owners that cannot be reached.
+    ModeAnsweredUnreached,
+    /// A grant says that hands are on, whatever holds for its appliance.
+    ModeLostOnGrant,
+    /// A new leader knows nothing of the rules of the one before.
+    ModeForgotten,
+    /// A worker ends a mode when its own clock says that it lasted for long enough.
+    ModeEndedByWorker,
+    /// The gate does not ask whether hands are off.
+    GateIgnoresMode,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 30] = [
         Self::NoTermCheck,
         Self::GrantNotPersisted,
         Self::GoneWithStream,
@@ -84,6 +96,12 @@ impl Mutant {
         Self::ProofNotAsked,
         Self::ClaimOfAnybody,
         Self::ClaimsBelieved,
+        Self::ModeAcknowledgedEarly,
+        Self::ModeAnsweredUnreached,
+        Self::ModeLostOnGrant,
+        Self::ModeForgotten,
+        Self::ModeEndedByWorker,
+        Self::GateIgnoresMode,
     ];
 }
 

@@ -55,6 +55,8 @@ pub enum ModelAction {
     StepDown(usize),
     /// A coordinator begins to lead because nobody does.
     Campaign,
+    /// An operator sets or clears a debug mode at a leader.
+    Order(usize),
     /// Fault: a worker is killed.
     Crash(usize),
     /// Fault: the session of a worker that lives is over.
@@ -262,6 +264,7 @@ impl Hypothesis {
             ModelAction::Effect(index) => state.late_effect(setup, *index),
             ModelAction::StepDown(l) => state.step_down(*l),
             ModelAction::Campaign => state.campaign(setup),
+            ModelAction::Order(l) => state.order(*l),
             ModelAction::Crash(w) => state.crash(*w),
             ModelAction::LeaseEnd(w) => {
                 if let Some(life) = state.workers[*w].value.life() {
@@ -373,6 +376,10 @@ impl Model for Hypothesis {
             self.course(state, actions);
             if self.setup.calls {
                 self.calls(state, actions);
+            }
+            if state.orders > 0 {
+                let ready = state.leaders.iter().enumerate().filter(|(_, leader)| !leader.writes_rules());
+                actions.extend(ready.map(|(l, _)| ModelAction::Order(l)));
             }
             if state.delay > 0 {
                 actions.push(ModelAction::Pass);
