@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::driver::{DriverCapabilities, DriverOffers};
+use crate::mode::{Mode, ModeEdition, Quiet};
 use crate::secret::{LifeSeal, LifeSecret};
 use crate::session::{Ack, AnnouncedStep, Carryover, Declined, Envelope, GrantRef, Hello, OwnedGrant, Release};
 use crate::status::{EndCause, InstanceEnd, JournalEntry, Progress};
@@ -51,11 +52,13 @@ pub enum Sort {
     Place,
     /// Equality, within its term.
     Rebalance,
+    /// Order and equality among the editions of modes of its term.
+    Mode,
 }
 
 impl Sort {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Plain,
         Self::Until,
         Self::Token,
@@ -65,6 +68,7 @@ impl Sort {
         Self::Batch,
         Self::Place,
         Self::Rebalance,
+        Self::Mode,
     ];
 
     /// The sort of a word.
@@ -340,6 +344,27 @@ impl Canonical for Token {
     }
 }
 
+impl Canonical for ModeEdition {
+    fn canon(&self, to: &mut Canon) {
+        to.push(Sort::Mode, self.term.get() << TERM_SHIFT | self.sequence);
+    }
+}
+
+impl Canonical for Mode {
+    fn canon(&self, to: &mut Canon) {
+        let Self { edition, hands_off } = self;
+        to.put(&(edition, hands_off));
+    }
+}
+
+impl Canonical for Quiet {
+    fn canon(&self, to: &mut Canon) {
+        let Self { appliance, token, edition, fence_delay } = self;
+        to.put(&(appliance, token, edition));
+        to.put(fence_delay);
+    }
+}
+
 impl Canonical for RebalanceId {
     fn canon(&self, to: &mut Canon) {
         to.push(Sort::Rebalance, self.term.get() << TERM_SHIFT | self.number);
@@ -427,8 +452,9 @@ impl Canonical for GrantRef {
 
 impl Canonical for OwnedGrant {
     fn canon(&self, to: &mut Canon) {
-        let Self { appliance, token, edition } = self;
+        let Self { appliance, token, edition, mode } = self;
         to.put(&(appliance, token, edition));
+        to.put(mode);
     }
 }
 
@@ -463,7 +489,7 @@ impl Canonical for AnnouncedStep {
 
 impl Canonical for Hello {
     fn canon(&self, to: &mut Canon) {
-        let Self { worker, profile, owned, released, removed, highest_term, secret } = self;
+        let Self { worker, profile, owned, released, removed, highest_term, secret, knows_modes } = self;
         to.put(worker);
         to.put(profile);
         to.put(owned);
@@ -471,6 +497,7 @@ impl Canonical for Hello {
         to.put(removed);
         to.put(highest_term);
         to.put(&secret.as_ref().map(LifeSecret::seal));
+        to.put(knows_modes);
     }
 }
 
@@ -482,10 +509,10 @@ impl Canonical for LifeSeal {
 
 impl Canonical for Ack {
     fn canon(&self, to: &mut Canon) {
-        let Self { applied, granted, declined, released, removed, begun, ended } = self;
+        let Self { applied, granted, declined, released, removed, begun, ended, quiet } = self;
         to.put(&(applied, granted, declined));
         to.put(&(released, removed));
-        to.put(&(begun, ended));
+        to.put(&(begun, ended, quiet));
     }
 }
 

@@ -20,6 +20,7 @@ pub mod kind;
 mod limits;
 pub mod manager;
 pub mod membership;
+pub mod mode;
 pub mod mutant;
 mod name;
 pub mod network_port;
@@ -43,6 +44,7 @@ pub mod version;
 
 pub use digest::Digest;
 pub use id::{ApplianceId, CoordinatorId, RebalanceId, WorkerId};
+pub use mode::{Mode, ModeEdition, ModeId, ModeSubject};
 pub use process::ProcessIdentity;
 pub use profile::Profile;
 pub use session::Life;

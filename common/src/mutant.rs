@@ -59,11 +59,23 @@ pub enum Mutant {
     BrokenStreamAsWitness,
     /// A witness of the end of one process is believed about whoever runs in its place now.
     WitnessByPlace,
+    /// A worker says that it keeps its hands off before its gate is shut.
+    ModeAcknowledgedEarly,
+    /// Whoever set a mode is answered without the owners that cannot be reached.
+    ModeAnsweredUnreached,
+    /// A grant says that hands are on, whatever holds for its appliance.
+    ModeLostOnGrant,
+    /// A new leader knows nothing of the rules of the one before.
+    ModeForgotten,
+    /// A worker ends a mode when its own clock says that it lasted for long enough.
+    ModeEndedByWorker,
+    /// The gate does not ask whether hands are off.
+    GateIgnoresMode,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 32] = [
         Self::NoTermCheck,
         Self::GrantNotPersisted,
         Self::GoneWithStream,
@@ -90,6 +102,12 @@ impl Mutant {
         Self::ClaimsBelieved,
         Self::BrokenStreamAsWitness,
         Self::WitnessByPlace,
+        Self::ModeAcknowledgedEarly,
+        Self::ModeAnsweredUnreached,
+        Self::ModeLostOnGrant,
+        Self::ModeForgotten,
+        Self::ModeEndedByWorker,
+        Self::GateIgnoresMode,
     ];
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::appliance::{Name, Spec};
 use crate::driver::DriverName;
+use crate::mode::{Mode, Quiet, WouldHave};
 use crate::secret::LifeSecret;
 use crate::status::{Progress, Status};
 use crate::{ApplianceId, Digest, Edition, Incarnation, Profile, RebalanceId, StreamNumber, Term, Token, WorkerId};
@@ -82,6 +83,8 @@ pub struct OwnedGrant {
     pub token: Token,
     /// Edition of the specification that the worker works with.
     pub edition: Edition,
+    /// Whether hands are off, as far as the worker was told.
+    pub mode: Mode,
 }
 
 /// What a hand-off takes along from one owner to the next.
@@ -171,6 +174,8 @@ pub struct Hello {
     pub highest_term: Term,
     /// What proves that it speaks for its life; `None` from workers of a version before secrets.
     pub secret: Option<LifeSecret>,
+    /// It keeps hands off where it is told so; workers of a version before debug modes do not.
+    pub knows_modes: bool,
 }
 
 /// What became of what the leader asked for.
@@ -190,6 +195,8 @@ pub struct Ack {
     pub begun: Vec<AnnouncedStep>,
     /// Announced steps that have ended, or will not be begun.
     pub ended: Vec<AnnouncedStep>,
+    /// Appliances about which it keeps its hands off from now on.
+    pub quiet: Vec<Quiet>,
 }
 
 /// State of one appliance, as its owner sees it.
@@ -205,6 +212,8 @@ pub struct StatusReport {
     pub checked: u64,
     /// Its owner, to whom a rebalance brought it, has now seen how it is.
     pub adopted: bool,
+    /// What its owner would have done while hands are off, the newest first; at most [`MAX_WOULD_HAVE`](crate::mode::MAX_WOULD_HAVE).
+    pub would_have: Vec<WouldHave>,
 }
 
 /// States that changed, and a digest of what the worker owns.
@@ -261,6 +270,17 @@ pub enum DeltaEntry<D = Arc<Desired>> {
         carryover: Carryover,
         /// A former owner died while it owned this: steps that change the world are to be announced.
         suspect: bool,
+        /// Whether hands are off.
+        mode: Mode,
+    },
+    /// Hands are off from now on, or on again.
+    Mode {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Token it is owned under.
+        token: Token,
+        /// Which.
+        mode: Mode,
     },
     /// It shall be given up.
     Release(GrantRef),
@@ -288,9 +308,10 @@ impl<D> DeltaEntry<D> {
     /// The same entry with the wanted state that `desired` finds; `None` where it finds none.
     pub fn fill<E>(self, desired: impl FnOnce(ApplianceId) -> Option<E>) -> Option<DeltaEntry<E>> {
         Some(match self {
-            Self::Grant { appliance, token, desired: _, carryover, suspect } => {
-                DeltaEntry::Grant { appliance, token, desired: desired(appliance)?, carryover, suspect }
+            Self::Grant { appliance, token, desired: _, carryover, suspect, mode } => {
+                DeltaEntry::Grant { appliance, token, desired: desired(appliance)?, carryover, suspect, mode }
             }
+            Self::Mode { appliance, token, mode } => DeltaEntry::Mode { appliance, token, mode },
             Self::Release(grant) => DeltaEntry::Release(grant),
             Self::Update { appliance, token, desired: _ } => {
                 DeltaEntry::Update { appliance, token, desired: desired(appliance)? }

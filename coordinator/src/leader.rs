@@ -296,6 +296,8 @@ impl Leader<'_> {
                 self.publisher.removed(id);
             }
             Action::Unbind(number, answer) => self.unbound(number, answer),
+            // No call sets a rule yet, so nobody waits.
+            Action::Mode(..) | Action::ModesChanged => {}
             Action::WorkerChanged(worker) => self.publisher.worker_changed(worker),
             Action::Gone(Life { worker, incarnation }, at) => {
                 // Beside the worker's `may_act_until_ns` of the same host it shows what the lease's margin comes to.

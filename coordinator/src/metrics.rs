@@ -249,19 +249,20 @@ pub(crate) fn planned(took: Duration) {
 /// Entries of a delta, by sort.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct EntryCounts {
-    sorts: [u64; 4],
+    sorts: [u64; 5],
 }
 
 impl EntryCounts {
     /// Counts those of a delta.
     pub(crate) fn of<D>(entries: &[DeltaEntry<D>]) -> Self {
-        let mut sorts = [0; 4];
+        let mut sorts = [0; 5];
         for entry in entries {
             let sort = match entry {
                 DeltaEntry::Grant { .. } => 0,
                 DeltaEntry::Release(_) => 1,
                 DeltaEntry::Update { .. } => 2,
                 DeltaEntry::Check { .. } => 3,
+                DeltaEntry::Mode { .. } => 4,
             };
             sorts[sort] += 1;
         }
@@ -272,7 +273,7 @@ impl EntryCounts {
     pub(crate) fn sent(self, bytes: usize) {
         INSTRUMENTS.delta_size.record(bytes as f64, &[]);
         INSTRUMENTS.delta_entries.record(self.sorts.iter().sum::<u64>() as f64, &[]);
-        for (entry, entries) in ["grant", "release", "update", "check"].into_iter().zip(self.sorts) {
+        for (entry, entries) in ["grant", "release", "update", "check", "mode"].into_iter().zip(self.sorts) {
             if entries > 0 {
                 INSTRUMENTS.entries_sent.add(entries, &[KeyValue::new("entry", entry)]);
             }

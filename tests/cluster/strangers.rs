@@ -140,6 +140,7 @@ async fn a_hello_without_end_is_cut_off_and_what_it_took_is_given_back() -> Resu
         token: Some(worker::Token { term: 1, sequence: u64::from(n) + 1_000_000 }),
         generation: 1,
         written_term: 0,
+        mode: None,
     };
     let parts: Vec<_> = (0..100_u32)
         .map(|part| {

@@ -103,6 +103,11 @@ impl SharedGate {
         decision.admit(clock::now(), appliance, token, fence_delay);
     }
 
+    /// Shuts the gate for a grant because hands are off, or opens it again.
+    pub fn set_hands_off(&self, appliance: ApplianceId, token: Token, hands_off: bool) {
+        self.lock().set_hands_off(clock::now(), appliance, token, hands_off);
+    }
+
     /// Notes that a grant is not held any more. A newer grant of the same appliance stays.
     pub fn dismiss(&self, appliance: ApplianceId, token: Token) {
         self.lock().dismiss(appliance, token);
@@ -113,7 +118,17 @@ impl SharedGate {
     /// # Errors
     /// [`Shut`] says why not.
     pub fn pass(self: &Arc<Self>, appliance: ApplianceId, token: Token) -> Result<Permit, Shut> {
-        let permit = Permit { gate: Arc::clone(self), appliance, token };
+        let permit = Permit { gate: Arc::clone(self), appliance, token, fences: false };
+        permit.check()?;
+        Ok(permit)
+    }
+
+    /// Asks for the right to raise the token at the far side, and to do nothing else: also while hands are off.
+    ///
+    /// # Errors
+    /// [`Shut`] says why not.
+    pub fn pass_to_fence(self: &Arc<Self>, appliance: ApplianceId, token: Token) -> Result<Permit, Shut> {
+        let permit = Permit { gate: Arc::clone(self), appliance, token, fences: true };
         permit.check()?;
         Ok(permit)
     }
@@ -141,6 +156,8 @@ pub struct Permit {
     gate: Arc<SharedGate>,
     appliance: ApplianceId,
     token: Token,
+    /// Only for raising the token.
+    fences: bool,
 }
 
 impl Permit {
@@ -163,6 +180,9 @@ impl Permit {
     pub fn check(&self) -> Result<(), Shut> {
         let decision = self.gate.lock();
         // Read behind the lock: waiting for it must not make the answer older.
+        if self.fences {
+            return decision.pass_to_fence(clock::now(), self.appliance, self.token);
+        }
         decision.pass(clock::now(), self.appliance, self.token)
     }
 

@@ -26,7 +26,7 @@ use std::time::Duration;
 use common::appliance::FieldViolation;
 use common::session::StatusReport;
 use common::status::Progress;
-use common::{ApplianceId, Timestamp, Token, TraceContext};
+use common::{ApplianceId, Mode, ModeEdition, Timestamp, Token, TraceContext};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tracing::Span;
@@ -67,6 +67,8 @@ pub enum RunnerCommand {
         /// A former owner died while it held this: each step that changes the world is announced by [`RunnerEvent::Begins`] and
         /// waits for [`RunnerCommand::Clear`].
         suspect: bool,
+        /// With hands off the gate is shut for it, and [`RunnerEvent::Quiet`] follows as after [`RunnerCommand::Mode`].
+        mode: Mode,
         /// W3C trace context of the hand-off that brought it; empty when there is none.
         traceparent: String,
         /// Open until it was seen how the appliance is; none when no rebalance brought it.
@@ -91,6 +93,16 @@ pub enum RunnerCommand {
         appliance: ApplianceId,
         /// Token of the grant.
         token: Token,
+    },
+    /// Hands are off, or on again; the gate is shut or open accordingly. With hands off [`RunnerEvent::Quiet`] follows once no step
+    /// that changes the world runs.
+    Mode {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Token of the grant.
+        token: Token,
+        /// Which, of which edition.
+        mode: Mode,
     },
     /// An announced step may begin.
     Clear {
@@ -152,6 +164,17 @@ pub enum RunnerEvent {
         token: Token,
         /// Number of the step.
         number: u64,
+    },
+    /// With hands off by this edition nothing runs that changes the world, and the gate lets nothing begin.
+    Quiet {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Token of the grant.
+        token: Token,
+        /// The edition.
+        edition: ModeEdition,
+        /// For how long calls that had begun may still take effect though no token fences them.
+        fence_delay: Duration,
     },
     /// The far side refused the token of the grant, because it has seen a newer one. Said again each time it is tried.
     Refused {

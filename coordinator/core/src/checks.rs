@@ -32,6 +32,9 @@ fn check_rows(machine: &Machine, wrong: &mut Vec<String>) {
                 wrong.push(format!("{id} has token {}, which was never given", g.token));
             }
         }
+        if entry.mode.hands_off != machine.is_covered(slot) {
+            wrong.push(format!("{id} is in {:?}, which is not what the rules say", entry.mode));
+        }
         if machine.unowned().since(slot).is_some() == has_owner(&entry.state) {
             wrong.push(format!("{id} is {state}, which is not what the list of unowned ones says"));
         }

@@ -42,6 +42,9 @@ impl fmt::Display for Unplaced {
             Self::NotConnected => f.write_str("the workers that could take it have no session with the leader"),
             Self::AllDraining => f.write_str("the workers that could take it drain"),
             Self::Declined => f.write_str("the workers that could take it declined it recently"),
+            Self::NoModes => {
+                f.write_str("hands are off it, and the versions of the workers that could take it cannot keep to that")
+            }
             Self::Quarantined(deaths) => write!(
                 f,
                 "quarantined: {deaths} workers died while a step of it ran; update, rebuild or delete it to try again"

@@ -13,6 +13,7 @@ pub mod health;
 pub mod limits;
 pub mod machine;
 pub mod membership;
+pub mod modes;
 pub mod outbox;
 pub mod planner;
 pub mod quarantine;

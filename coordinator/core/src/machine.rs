@@ -17,6 +17,7 @@ mod epoch;
 mod events;
 mod fence_delays;
 mod greeting;
+mod hands_off;
 mod members;
 mod outgoing;
 mod ownership;
@@ -31,6 +32,7 @@ mod writes;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use common::mutant::{self, Mutant};
 use common::session::{Carryover, ToWorker};
 use common::status::Progress;
 use common::{Life, Term, Timestamp, Token, WorkerId};
@@ -45,6 +47,7 @@ use crate::brake::Brake;
 use crate::grants::{Granted, Profile, StoredGrant, StoredMember};
 use crate::handoff::HandoffState;
 use crate::membership::Membership;
+use crate::modes::Modes;
 use crate::planner::Planner;
 use crate::quarantine::{self, Quarantine};
 use crate::rebalance::Rebalances;
@@ -55,6 +58,7 @@ use crate::violation::ViolationKind;
 pub use config::Config;
 pub use events::{Action, BatchId, Commit, Counters, Event, Output, Refusal, Restored, TermClaim};
 pub use fence_delays::FenceWait;
+pub use hands_off::{HandsOff, ModeNumber, ModeOutcome, ModeProgress, ModeWait};
 pub use sessions::StreamId;
 pub use unbind::{UnbindNumber, UnbindRefused};
 pub use view::{FreezeView, OwnershipExplanation, WorkerSnapshot};
@@ -88,6 +92,8 @@ pub struct Machine {
     writes: Writes,
     conflicts: Conflicts,
     quarantine: Quarantine,
+    /// What operators keep everybody's hands off.
+    modes: Modes,
     pacing: Pacing,
     /// What this step leads to.
     out: Outgoing,
@@ -107,6 +113,8 @@ impl Machine {
         let live = members.iter().map(|m| m.worker.clone());
         let brake = Brake::restore(config.brake(), now, live, missed.iter().map(|m| m.worker.clone()));
         let writes = Writes::new(missed.iter().map(StoredMember::life));
+        let modes = if mutant::is(Mutant::ModeForgotten) { Vec::new() } else { restored.modes };
+        let modes = Modes::new(term, now, modes);
         let membership = Membership::restore(config.authority, now, members);
         let lives: Vec<Life> = membership.lives().cloned().collect();
         let due = placement::Due::at_start(now, config.reconnect_grace, config.debounce, awaited);
@@ -124,6 +132,7 @@ impl Machine {
                 strikes: config.quarantine_strikes,
                 probation: config.suspect_probation,
             }),
+            modes,
             pacing: Pacing::new(due, brake, Rebalances::new(term, restored.unfinished), restored.paused),
             out: Outgoing::default(),
             counters: Counters::default(),
@@ -182,6 +191,9 @@ impl Machine {
             placement: RowPlacement { preferred: preferred.clone(), ..RowPlacement::default() },
             binding: None,
             granted_before,
+            subject: Box::new(seed.subject),
+            mode: self.modes.first(),
+            quiet: None,
         };
         let id = entry.id;
         let Some(slot) = self.table.insert(entry) else {
@@ -203,6 +215,10 @@ impl Machine {
         }
         if state != HandoffState::Unowned {
             self.set_state(slot, state);
+        }
+        self.refresh_mode(slot);
+        if self.versions_excluded(slot).next().is_some() {
+            self.tell_excluded(slot);
         }
         self.pacing.due.want_owner();
         self.out.push(Action::Assigned(id));
@@ -232,6 +248,9 @@ impl Machine {
             Event::Undone(batch) => self.written(now, batch, false),
             Event::Created(seed) => self.admit(seed, HandoffState::Unowned, None, None, false),
             Event::Updated { id, edition, kind, size, deleting } => self.updated(id, edition, kind, size, deleting),
+            Event::Labelled(id, subject) => self.labelled(id, subject),
+            Event::SetMode(mode, number) => self.set_mode(now, mode, number),
+            Event::ClearMode(id, number) => self.clear_mode(id, number),
             Event::Unbind { id, site, number } => self.unbind(now, id, site.as_ref(), number),
             Event::Check(id, number) => self.check(id, number),
             Event::FellBehind => self.membership.start_waits_anew(now),
@@ -249,6 +268,7 @@ impl Machine {
         self.watch_members(now);
         self.end_fence_waits(now);
         self.quarantine.tick(now);
+        self.expire_modes(now);
         while let Some(slot) = self.writes.take_retry(now) {
             self.write_again(slot);
         }
@@ -268,7 +288,8 @@ impl Machine {
         // What keeps everything from being planned ends by an event, not by time.
         let plan = self.pacing.due.due_at(now).filter(|_| self.members.has_read() && self.pacing.paused.is_none());
         let claim = self.sessions.greetings.wake_at();
-        [watch, write, forgive, plan, claim].into_iter().flatten().min()
+        let mode = self.modes.next_expiry();
+        [watch, write, forgive, plan, claim, mode].into_iter().flatten().min()
     }
 
     /// Sends what this step collected: writes first, so that nothing on the wire precedes its write.

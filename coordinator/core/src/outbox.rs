@@ -32,6 +32,8 @@ pub enum OutboxEntry {
     Update(Token),
     /// It shall be probed now, as this check.
     Check(Token, u64),
+    /// Hands are off, or on again.
+    Mode(Token),
 }
 
 /// The next delta to be sent.
@@ -52,11 +54,12 @@ pub struct NextDelta {
 struct Replaceable {
     update: Option<Token>,
     check: Option<(Token, u64)>,
+    mode: Option<Token>,
 }
 
 impl Replaceable {
     const fn is_empty(self) -> bool {
-        self.update.is_none() && self.check.is_none()
+        self.update.is_none() && self.check.is_none() && self.mode.is_none()
     }
 }
 
@@ -83,6 +86,11 @@ impl Outbox {
             }
             OutboxEntry::Check(token, number) => {
                 if replaceable.check.replace((token, number)).is_some() {
+                    return;
+                }
+            }
+            OutboxEntry::Mode(token) => {
+                if replaceable.mode.replace(token).is_some() {
                     return;
                 }
             }
@@ -130,6 +138,7 @@ impl Outbox {
                 let (token, number) = replaceable.check.take().unwrap_or((token, number));
                 OutboxEntry::Check(token, number)
             }
+            OutboxEntry::Mode(token) => OutboxEntry::Mode(replaceable.mode.take().unwrap_or(token)),
             OutboxEntry::Grant(_) | OutboxEntry::Release(_) => entry,
         };
         if replaceable.is_empty() {

@@ -157,6 +157,8 @@ pub enum Unplaced {
     Frozen(WorkerId),
     /// Its owner vanished and may be back soon. Set by the machine, not by the planner.
     WaitsFor(WorkerId),
+    /// Hands are off, and the versions of members that could take it do not know that. Set by the machine, not by the planner.
+    NoModes,
 }
 
 /// What speaks against giving an appliance to a member; the first that applies, in the order of the rules.

@@ -12,8 +12,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use common::mode::Quiet;
 use common::session::Carryover;
-use common::{ApplianceId, Edition, RebalanceId, Token, WorkerId};
+use common::{ApplianceId, Edition, Mode, ModeSubject, RebalanceId, Token, WorkerId};
 
 use crate::handoff::HandoffState;
 use crate::planner::{Needs, Reason, Slot, Unplaced};
@@ -33,6 +34,8 @@ pub struct Seed {
     pub size: usize,
     /// It is to be removed.
     pub deleting: bool,
+    /// What rules of operators go by.
+    pub subject: ModeSubject,
 }
 
 /// One appliance of the table.
@@ -61,6 +64,12 @@ pub struct TableRow {
     pub binding: Option<Token>,
     /// It was granted at some time, so instances may exist.
     pub granted_before: bool,
+    /// What rules of operators go by.
+    pub subject: Box<ModeSubject>,
+    /// Whether hands are off, and since which edition.
+    pub mode: Mode,
+    /// That its holder, or a former one, keeps to an edition of that.
+    pub quiet: Option<Box<Quiet>>,
 }
 
 /// Where an appliance goes, and why: what its last plan and the move under way say.
@@ -93,6 +102,16 @@ impl TableRow {
     /// Its owner may have acted, and what came of it is not known: the fence delay starts in full.
     pub(crate) fn start_fence_delay(&mut self) {
         self.raise_fence_delay(self.fence_delay_if_lost);
+    }
+
+    /// Whether its holder has shut its gate for good as far as the mode in force goes, and for how long calls that it had started
+    /// may take effect; `None` when it has not said so, or there is none.
+    #[must_use]
+    pub fn kept_quiet(&self) -> Option<Duration> {
+        let holder = self.state.holder()?;
+        let keeps = |quiet: &Quiet| quiet.token == holder.token && quiet.edition >= self.mode.edition;
+        let quiet = self.quiet.as_deref().filter(|quiet| self.mode.hands_off && keeps(quiet))?;
+        Some(quiet.fence_delay)
     }
 
     /// About how many bytes it takes to tell its owner of it, with what the last one passed on.

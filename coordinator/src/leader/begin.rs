@@ -107,7 +107,9 @@ impl<'a> Leader<'a> {
         config.authority = if roster.is_some() { LeaseAuthority::External } else { LeaseAuthority::Embedded };
         let paused = pause.as_ref().map(why_paused);
         let inherited = unfinished.as_ref().map(|unfinished| unfinished.id);
-        let restored = Restored { appliances, members, raise_after, paused, unfinished };
+        // Rules of modes have no table yet.
+        let modes = Vec::new();
+        let restored = Restored { appliances, members, raise_after, paused, unfinished, modes };
         let began = clock::now();
         let machine = Machine::new(config, term, began, restored);
         admission.learn_drivers(machine.offers());

@@ -50,7 +50,7 @@ impl Causes {
         }
         let of = |entry: &DeltaEntry<D>| match entry {
             DeltaEntry::Grant { appliance, .. } | DeltaEntry::Update { appliance, .. } => Some(*appliance),
-            DeltaEntry::Release(_) | DeltaEntry::Check { .. } => None,
+            DeltaEntry::Release(_) | DeltaEntry::Check { .. } | DeltaEntry::Mode { .. } => None,
         };
         let mut call = |appliance| {
             let (since, call) = self.calls.remove(&appliance)?;

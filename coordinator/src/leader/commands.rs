@@ -12,7 +12,7 @@ use runtime::{clock, telemetry};
 use tracing::{Span, info};
 
 use super::Leader;
-use super::convert::{self, seed, size};
+use super::convert::{self, seed, size, subject};
 use super::inquiries::ChangeCall;
 use super::waiting::UnbindCaller;
 use super::writes::PauseChange;
@@ -105,6 +105,7 @@ impl Leader<'_> {
         if let Some(record) = change.record() {
             self.causes.add(record.id, telemetry::trace_context(caller));
         }
+        let labelled = change.record().map(|record| Event::Labelled(record.id, subject(record)));
         let event = change.record().map(|record| match change.outcome() {
             ChangeOutcome::Created => Event::Created(seed(record)),
             ChangeOutcome::Changed | ChangeOutcome::Unchanged => Event::Updated {
@@ -116,7 +117,8 @@ impl Leader<'_> {
             },
         });
         let changed = caller.in_scope(|| self.admission.commit(change));
-        if let Some(event) = event {
+        // Of a new appliance its creation says it.
+        for event in labelled.into_iter().chain(event) {
             self.step(event);
         }
         let _ = reply.send(Ok(changed));

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use common::ring;
 use common::session::Desired;
-use common::{ApplianceId, Profile, Timestamp, WorkerId};
+use common::{ApplianceId, ModeSubject, Profile, Timestamp, WorkerId};
 use coordinator_core::machine::{Machine, WorkerSnapshot};
 use coordinator_core::planner::{Needs, PlacementCandidate, RingLimited};
 use coordinator_core::table::Seed;
@@ -25,7 +25,13 @@ pub(super) fn seed(record: &Record) -> Seed {
         edition: record.edition(),
         size: size(record),
         deleting: record.deleting,
+        subject: subject(record),
     }
+}
+
+/// What rules of modes go by.
+pub(super) fn subject(record: &Record) -> ModeSubject {
+    ModeSubject { tenant: record.tenant.clone(), labels: record.labels.clone() }
 }
 
 /// About the bytes of a specification on the wire; an upper bound is not needed, only the order of magnitude.

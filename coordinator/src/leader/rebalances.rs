@@ -476,7 +476,7 @@ impl OpenRebalance {
         let (appliance, state) = match entry {
             DeltaEntry::Release(grant) => (grant.appliance, "releasing"),
             DeltaEntry::Grant { appliance, .. } => (*appliance, "granting"),
-            DeltaEntry::Update { .. } | DeltaEntry::Check { .. } => return,
+            DeltaEntry::Update { .. } | DeltaEntry::Check { .. } | DeltaEntry::Mode { .. } => return,
         };
         let hand_off = self.hand_offs.entry(appliance).or_insert_with(|| HandOff::new(now));
         if state == "releasing" {

@@ -220,7 +220,9 @@ impl PendingWrites {
 }
 
 fn store_writes(commit: Commit) -> Vec<StoreWrite> {
-    let Commit { grants, put_members, remove_members } = commit;
+    let Commit { grants, put_members, remove_members, modes } = commit;
+    // No call sets one yet, so there is no table for them either.
+    debug_assert!(modes.is_empty(), "rules of modes cannot be stored yet");
     let mut writes: Vec<StoreWrite> = Vec::new();
     writes.extend(remove_members.into_iter().map(|life| StoreWrite::RemoveMember(life.worker, life.incarnation)));
     writes.extend(put_members.into_iter().map(StoreWrite::PutMember));

@@ -129,7 +129,7 @@ metric_group! {
     DELTA_ENTRIES = Metric::histogram(
         "rug.delta.entries", Unit::Things("{entry}"), NUMBER, "Entries of deltas sent to workers.");
     ENTRIES_SENT = Metric::counter("rug.entries.sent", Unit::Things("{entry}"), "Entries of deltas sent to workers, by sort.")
-        .by(&[Label::fixed("entry", &["grant", "release", "update", "check"])]);
+        .by(&[Label::fixed("entry", &["grant", "release", "update", "check", "mode"])]);
     ACK_LAG = Metric::histogram(
         "rug.ack.lag", Unit::Seconds, CALL, "Time from sending a delta to the acknowledgement of its worker.");
     MESSAGES = Metric::counter("rug.messages.received", Unit::Things("{message}"), "Messages of workers taken in by the leader.")

@@ -7,7 +7,7 @@ use proto::worker::v1::{Ack, Hello, Release, Report, WorkerMessage};
 const MESSAGE: usize = 1_024;
 
 /// A grant that is owned, given or gone, with the room that lists keep to grow.
-const GRANT: usize = 128;
+const GRANT: usize = 160;
 
 /// A release without what is in its progress.
 const RELEASE: usize = 384;
@@ -38,7 +38,7 @@ fn hello_bytes(hello: &Hello) -> usize {
 }
 
 fn ack_bytes(ack: &Ack) -> usize {
-    let grants = ack.granted.len() + ack.gone.len() + ack.begun.len() + ack.ended.len();
+    let grants = ack.granted.len() + ack.gone.len() + ack.begun.len() + ack.ended.len() + ack.quiet.len();
     let declined: usize = ack.declined.iter().map(|declined| GRANT + declined.reason.len()).sum();
     grants * GRANT + declined + ack.released.iter().map(release_bytes).sum::<usize>()
 }

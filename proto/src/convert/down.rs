@@ -16,8 +16,8 @@ use common::trace::MAX_TRACEPARENT;
 use super::inquiry::inquiry_from_wire;
 use super::scalar::{clip, duration_to_wire};
 use super::worker::{
-    At, Reader, WireError, desired_to_wire, envelope_to_wire, grants_to_wire, id_to_wire, progress_to_wire,
-    steps_to_wire, token_to_wire, wait_to_wire,
+    At, Reader, WireError, desired_to_wire, envelope_to_wire, grants_to_wire, id_to_wire, mode_from_wire, mode_to_wire,
+    progress_to_wire, steps_to_wire, token_to_wire, wait_to_wire,
 };
 use crate::worker::v1 as wire;
 
@@ -199,7 +199,7 @@ fn with_body(envelope: &Envelope, body: wire::coordinator_message::Body) -> wire
 }
 
 fn read_delta(reader: Reader, wire: wire::Delta, unreadable: &mut Vec<Unreadable>) -> Result<Delta, WireError> {
-    let count = wire.grant.len() + wire.release.len() + wire.update.len() + wire.check.len();
+    let count = wire.grant.len() + wire.release.len() + wire.update.len() + wire.check.len() + wire.mode.len();
     reader.bounded(count)?;
     let mut skip = |grant: GrantRef, error: WireError| {
         unreadable.push(Unreadable { grant, problem: clip(&error.to_string(), MAX_PROBLEM) });
@@ -212,6 +212,14 @@ fn read_delta(reader: Reader, wire: wire::Delta, unreadable: &mut Vec<Unreadable
             Ok(read) => entries.push(read),
             Err(error) => skip(grant, error),
         }
+    }
+    for (i, m) in wire.mode.into_iter().enumerate() {
+        let at = At("mode", i);
+        entries.push(DeltaEntry::Mode {
+            appliance: reader.appliance(&at, &m.appliance)?,
+            token: reader.token(&at, m.token)?,
+            mode: mode_from_wire(m.mode),
+        });
     }
     entries.extend(reader.grants("release", wire.release)?.into_iter().map(DeltaEntry::Release));
     for (i, u) in wire.update.into_iter().enumerate() {
@@ -243,6 +251,7 @@ fn read_grant(reader: Reader, at: &At<'_>, grant: GrantRef, wire: wire::Grant) -
             fence_delay: reader.wait(at.field("hold"), wire.hold)?,
         },
         suspect: wire.suspect,
+        mode: mode_from_wire(wire.mode),
     })
 }
 
@@ -298,7 +307,7 @@ fn delta_to_wire(delta: Delta, traceparent: &str) -> wire::Delta {
     let desired = |desired: Arc<Desired>| Some(desired_to_wire(&desired));
     for entry in entries {
         match entry {
-            DeltaEntry::Grant { appliance, token, desired: wanted, carryover, suspect } => {
+            DeltaEntry::Grant { appliance, token, desired: wanted, carryover, suspect, mode } => {
                 wire.grant.push(wire::Grant {
                     appliance: id_to_wire(appliance),
                     token: Some(token_to_wire(token)),
@@ -306,8 +315,14 @@ fn delta_to_wire(delta: Delta, traceparent: &str) -> wire::Delta {
                     progress: progress_to_wire(carryover.progress),
                     hold: wait_to_wire(carryover.fence_delay),
                     suspect,
+                    mode: mode_to_wire(mode),
                 })
             }
+            DeltaEntry::Mode { appliance, token, mode } => wire.mode.push(wire::ModeChange {
+                appliance: id_to_wire(appliance),
+                token: Some(token_to_wire(token)),
+                mode: mode_to_wire(mode),
+            }),
             DeltaEntry::Release(grant) => wire.release.extend(grants_to_wire(vec![grant])),
             DeltaEntry::Update { appliance, token, desired: wanted } => wire.update.push(wire::Update {
                 appliance: id_to_wire(appliance),

@@ -16,6 +16,7 @@ use common::kind::{
     Algorithm, Custom, HealthCheck, KindName, KindSpec, Limits, Listener, LoadBalancer, Member, Probe, ProcessLimits,
     ProcessOptions, ProxyProtocol,
 };
+use common::mode::{Quiet, WouldHave};
 use common::network_port::{NetworkPort, PortAddress};
 use common::pod::PodTemplate;
 use common::ring::MAX_WEIGHT;
@@ -25,7 +26,10 @@ use common::session::{
     OwnedDigest, OwnedGrant, Refused, RefusedReason, Release, Report, StatusReport, ToCoordinator, ToWorker, Welcome,
 };
 use common::status::{EndCause, InstanceEnd, InstanceStatus, JournalEntry, Phase, Progress, Status};
-use common::{ApplianceId, Digest, Edition, Generation, Incarnation, SiteId, StreamNumber, Term, Token, WorkerId};
+use common::{
+    ApplianceId, Digest, Edition, Generation, Incarnation, Mode, ModeEdition, SiteId, StreamNumber, Term, Token,
+    WorkerId,
+};
 use proptest::prelude::*;
 use prost::Message;
 
@@ -255,6 +259,11 @@ fn edition() -> impl Strategy<Value = Edition> {
     (any::<u64>(), any::<u64>()).prop_map(|(number, term)| Edition::new(Generation::new(number), Term::new(term)))
 }
 
+fn mode() -> impl Strategy<Value = Mode> {
+    let one = |(term, sequence, off)| Mode::new(ModeEdition::new(Term::new(term), sequence), off);
+    any::<(u64, u64, bool)>().prop_map(one)
+}
+
 fn offers(delay: u32) -> DriverOffers {
     let other = DriverCapabilities {
         fence_delay: Some(Duration::from_secs(delay.into())),
@@ -276,7 +285,12 @@ fn offers(delay: u32) -> DriverOffers {
 }
 
 fn up() -> impl Strategy<Value = ToCoordinator> {
-    let owned = (grip(), edition()).prop_map(|((appliance, token), edition)| OwnedGrant { appliance, token, edition });
+    let owned = (grip(), edition(), mode()).prop_map(|((appliance, token), edition, mode)| OwnedGrant {
+        appliance,
+        token,
+        edition,
+        mode,
+    });
     let secret = prop::option::of(any::<[u8; 32]>());
     let hello = (prop::collection::vec(owned, 0..4), releases(), any::<u64>(), grips(), 1..=MAX_WEIGHT, secret)
         .prop_map(|(owned, released, term, removed, weight, secret)| {
@@ -297,18 +311,37 @@ fn up() -> impl Strategy<Value = ToCoordinator> {
                 removed,
                 highest_term: Term::new(term),
                 secret: secret.map(LifeSecret::new),
+                knows_modes: weight % 2 == 0,
             }))
         });
     let declined =
         (grip(), "[ -~]{0,9}").prop_map(|((appliance, token), reason)| Declined { appliance, token, reason });
-    let ack = (any::<u64>(), grips(), prop::collection::vec(declined, 0..3), releases(), grips(), [steps(), steps()])
-        .prop_map(|(applied, granted, declined, released, removed, [begun, ended])| {
-            ToCoordinator::Ack(Ack { applied, granted, declined, released, removed, begun, ended })
-        });
-    let report =
-        (grip(), status(), any::<u64>(), any::<bool>()).prop_map(|((appliance, token), status, checked, adopted)| {
-            StatusReport { appliance, token, status, checked, adopted }
-        });
+    let quiet = (grip(), mode(), duration(0..=99_000)).prop_map(|((appliance, token), mode, fence_delay)| Quiet {
+        appliance,
+        token,
+        edition: mode.edition,
+        fence_delay,
+    });
+    let declined = prop::collection::vec(declined, 0..3);
+    let quiet = prop::collection::vec(quiet, 0..3);
+    let ack = (any::<u64>(), grips(), declined, releases(), grips(), [steps(), steps()], quiet).prop_map(
+        |(applied, granted, declined, released, removed, [begun, ended], quiet)| {
+            ToCoordinator::Ack(Ack { applied, granted, declined, released, removed, begun, ended, quiet })
+        },
+    );
+    let would_have = ("[a-z ]{0,9}", "[ -~]{0,9}", duration(0..=99_000), any::<u32>())
+        .prop_map(|(step, reason, ago, times)| WouldHave { step, reason, ago, times });
+    let would_have = prop::collection::vec(would_have, 0..3);
+    let report = (grip(), status(), any::<u64>(), any::<bool>(), would_have).prop_map(
+        |((appliance, token), status, checked, adopted, would_have)| StatusReport {
+            appliance,
+            token,
+            status,
+            checked,
+            adopted,
+            would_have,
+        },
+    );
     let holdings = any::<(u64, u64, u128)>()
         .prop_map(|(applied, count, sum)| OwnedDigest { applied, digest: Digest { count, sum } });
     prop_oneof![
@@ -337,15 +370,17 @@ fn desired() -> impl Strategy<Value = Desired> {
 }
 
 fn down() -> impl Strategy<Value = ToWorker> {
-    let grant = (grip(), desired(), progress(), duration(0..=99_000), any::<bool>()).prop_map(
-        |((appliance, token), desired, progress, fence_delay, suspect)| DeltaEntry::Grant {
+    let grant = (grip(), desired(), progress(), duration(0..=99_000), any::<bool>(), mode()).prop_map(
+        |((appliance, token), desired, progress, fence_delay, suspect, mode)| DeltaEntry::Grant {
             appliance,
             token,
             desired: Arc::new(desired),
             carryover: Carryover { progress, fence_delay },
             suspect,
+            mode,
         },
     );
+    let modes = (grip(), mode()).prop_map(|((appliance, token), mode)| DeltaEntry::Mode { appliance, token, mode });
     let release = grip().prop_map(|(appliance, token)| DeltaEntry::Release(GrantRef::new(appliance, token)));
     let update = (grip(), desired()).prop_map(|((appliance, token), desired)| DeltaEntry::Update {
         appliance,
@@ -358,12 +393,13 @@ fn down() -> impl Strategy<Value = ToWorker> {
     let delta = (
         any::<u64>(),
         prop::collection::vec(grant, 0..3),
+        prop::collection::vec(modes, 0..3),
         prop::collection::vec(release, 0..4),
         prop::collection::vec(update, 0..3),
         prop::collection::vec(check, 0..3),
     )
-        .prop_map(|(base, grants, releases, updates, checks)| {
-            let entries = [grants, releases, updates, checks].concat();
+        .prop_map(|(base, grants, modes, releases, updates, checks)| {
+            let entries = [grants, modes, releases, updates, checks].concat();
             ToWorker::Delta(Delta { base, target: base, rebalance: None, entries })
         });
     prop_oneof![
@@ -436,7 +472,7 @@ proptest! {
                 DeltaEntry::Grant { desired, .. } | DeltaEntry::Update { desired, .. } => {
                     desired.spec.validate().is_empty()
                 }
-                DeltaEntry::Release(_) | DeltaEntry::Check { .. } => true,
+                DeltaEntry::Release(_) | DeltaEntry::Check { .. } | DeltaEntry::Mode { .. } => true,
             }),
             _ => true,
         };
@@ -452,7 +488,7 @@ proptest! {
     #[test]
     fn a_long_hello_is_split_and_joined(owned in 0..2_500_usize, removed in 0..1_500_usize) {
         let grant = |n: usize| GrantRef::new(ApplianceId::from_u128(n as u128), Token::new(Term::new(1), n as u64));
-        let one = |g: GrantRef| OwnedGrant { appliance: g.appliance, token: g.token, edition: Edition::default() };
+        let one = |g: GrantRef| OwnedGrant { appliance: g.appliance, token: g.token, edition: Edition::default(), mode: Mode::default() };
         let hello = Hello {
             worker: WorkerId::new("w1").expect("a valid name"),
             profile: Profile { weight: 1, host: "h".into(), lease: Duration::from_secs(1), ..Profile::default() },
@@ -461,6 +497,7 @@ proptest! {
             removed: (0..removed).map(grant).collect(),
             highest_term: Term::new(1),
             secret: Some(LifeSecret::new([1; 32])),
+            knows_modes: true,
         };
         let envelope = Envelope { term: Term::new(1), incarnation: None, stream: StreamNumber::new(1) };
         let messages = super::up::hello_to_wire(&envelope, hello.clone());

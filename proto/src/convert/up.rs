@@ -2,23 +2,28 @@
 
 use common::appliance::MAX_TEXT;
 use common::inquiry::Answer;
+use common::mode::{MAX_WOULD_HAVE, Quiet, WouldHave};
 use common::secret::{LifeSecret, SECRET_BYTES};
 use common::session::{
     Ack, Carryover, Declined, Envelope, Hello, MAX_ENTRIES_PER_MESSAGE, OwnedDigest, OwnedGrant, Release, Report,
     StatusReport, ToCoordinator,
 };
 use common::status::Status;
-use common::{ApplianceId, Digest, Edition, Generation, Term, WorkerId};
+use common::text::escaped;
+use common::{ApplianceId, Digest, Edition, Generation, ModeEdition, Term, WorkerId};
 
 use super::admin::{status_from_wire, status_to_wire};
 use super::inquiry::answer_from_wire;
-use super::scalar::clip;
+use super::scalar::{clip, duration_from_wire};
 use super::worker::{
-    At, Reader, WireError, envelope_to_wire, grants_to_wire, id_to_wire, profile_to_wire, progress_to_wire,
-    steps_to_wire, token_to_wire, wait_to_wire,
+    At, Reader, WireError, envelope_to_wire, grants_to_wire, id_to_wire, mode_from_wire, mode_to_wire, profile_to_wire,
+    progress_to_wire, steps_to_wire, token_to_wire, wait_to_wire,
 };
 use crate::admin::v1 as wire_admin;
 use crate::worker::v1 as wire;
+
+/// Longest text of what a worker would have done, in bytes.
+const MAX_WOULD_HAVE_TEXT: usize = 512;
 
 /// A message of a worker as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +102,7 @@ fn read_hello(reader: Reader, wire: wire::Hello) -> Result<Hello, WireError> {
             appliance: reader.appliance(&at, &h.appliance)?,
             token: reader.token(&at, h.token)?,
             edition: Edition::new(Generation::new(h.generation), Term::new(h.written_term)),
+            mode: mode_from_wire(h.mode),
         })
     });
     Ok(Hello {
@@ -107,6 +113,7 @@ fn read_hello(reader: Reader, wire: wire::Hello) -> Result<Hello, WireError> {
         highest_term: Term::new(wire.highest_term),
         removed: reader.grants("gone", wire.gone)?,
         secret: read_secret(reader, &wire.secret)?,
+        knows_modes: wire.knows_modes,
     })
 }
 
@@ -136,7 +143,7 @@ fn read_releases(reader: Reader, wire: Vec<wire::Release>) -> Result<Vec<Release
 
 fn read_ack(reader: Reader, wire: wire::Ack) -> Result<Ack, WireError> {
     let answers = wire.granted.len() + wire.declined.len() + wire.released.len() + wire.gone.len();
-    reader.bounded(answers + wire.begun.len() + wire.ended.len())?;
+    reader.bounded(answers + wire.begun.len() + wire.ended.len() + wire.quiet.len())?;
     let declined = wire.declined.into_iter().enumerate().map(|(i, d)| {
         let at = At("declined", i);
         Ok(Declined {
@@ -153,7 +160,32 @@ fn read_ack(reader: Reader, wire: wire::Ack) -> Result<Ack, WireError> {
         removed: reader.grants("gone", wire.gone)?,
         begun: reader.steps("begun", wire.begun)?,
         ended: reader.steps("ended", wire.ended)?,
+        quiet: read_quiet(reader, wire.quiet)?,
     })
+}
+
+fn read_quiet(reader: Reader, wire: Vec<wire::Quiet>) -> Result<Vec<Quiet>, WireError> {
+    let one = |(i, quiet): (usize, wire::Quiet)| {
+        let at = At("quiet", i);
+        Ok(Quiet {
+            appliance: reader.appliance(&at, &quiet.appliance)?,
+            token: reader.token(&at, quiet.token)?,
+            edition: ModeEdition::new(Term::new(quiet.mode_term), quiet.mode_sequence),
+            fence_delay: reader.wait(at.field("hold"), quiet.hold)?,
+        })
+    };
+    wire.into_iter().enumerate().map(one).collect()
+}
+
+/// For people: what cannot be read of a time is none, and what is too much is left out.
+fn read_would_have(wire: Vec<wire::WouldHave>) -> Vec<WouldHave> {
+    let one = |entry: wire::WouldHave| WouldHave {
+        step: clip(&escaped(&entry.step), MAX_WOULD_HAVE_TEXT),
+        reason: clip(&escaped(&entry.reason), MAX_WOULD_HAVE_TEXT),
+        ago: entry.ago.and_then(|ago| duration_from_wire(&ago).ok()).unwrap_or_default(),
+        times: entry.times,
+    };
+    wire.into_iter().take(MAX_WOULD_HAVE).map(one).collect()
 }
 
 fn read_statuses(
@@ -167,7 +199,9 @@ fn read_statuses(
         let (appliance, token) = (reader.appliance(&at, &r.appliance)?, reader.token(&at, r.token)?);
         match read_status(reader, &at, r.status) {
             Ok(status) => {
-                reports.push(StatusReport { appliance, token, status, checked: r.checked, adopted: r.adopted })
+                let would_have = read_would_have(r.would_have);
+                let (checked, adopted) = (r.checked, r.adopted);
+                reports.push(StatusReport { appliance, token, status, checked, adopted, would_have })
             }
             Err(error) => unusable.get_or_insert(UnusableStatuses { count: 0, appliance, error }).count += 1,
         }
@@ -203,6 +237,7 @@ pub fn up_to_wire(envelope: &Envelope, message: ToCoordinator) -> wire::WorkerMe
             gone: grants_to_wire(ack.removed),
             begun: steps_to_wire(ack.begun),
             ended: steps_to_wire(ack.ended),
+            quiet: ack.quiet.into_iter().map(quiet_to_wire).collect(),
         }),
         ToCoordinator::Report(report) => Body::Report(wire::Report {
             appliances: report.statuses.into_iter().map(status_report_to_wire).collect(),
@@ -217,7 +252,7 @@ pub fn up_to_wire(envelope: &Envelope, message: ToCoordinator) -> wire::WorkerMe
 /// Writes a `Hello` in as many messages as its entries need.
 #[must_use]
 pub fn hello_to_wire(envelope: &Envelope, hello: Hello) -> Vec<wire::WorkerMessage> {
-    let Hello { worker, profile, owned, released, removed, highest_term, secret } = hello;
+    let Hello { worker, profile, owned, released, removed, highest_term, secret, knows_modes } = hello;
     let (mut owned, mut released, mut removed) = (owned.into_iter(), released.into_iter(), removed.into_iter());
     let mut messages = Vec::new();
     loop {
@@ -230,6 +265,7 @@ pub fn hello_to_wire(envelope: &Envelope, hello: Hello) -> Vec<wire::WorkerMessa
             removed: take_some(&mut removed, &mut room),
             highest_term,
             secret: secret.clone(),
+            knows_modes,
         };
         let more = owned.len() + released.len() + removed.len() > 0;
         let body = wire::worker_message::Body::Hello(hello_part(part, more));
@@ -268,6 +304,7 @@ fn hello_part(part: Hello, more: bool) -> wire::Hello {
         more,
         gone: grants_to_wire(part.removed),
         secret: part.secret.map(|secret| secret.as_bytes().to_vec()).unwrap_or_default(),
+        knows_modes: part.knows_modes,
     }
 }
 
@@ -277,6 +314,7 @@ fn owned_to_wire(owned: OwnedGrant) -> wire::Held {
         token: Some(token_to_wire(owned.token)),
         generation: owned.edition.generation.get(),
         written_term: owned.edition.term.get(),
+        mode: mode_to_wire(owned.mode),
     }
 }
 
@@ -288,6 +326,21 @@ fn release_to_wire(release: Release) -> wire::Release {
         progress: progress_to_wire(progress),
         hold: wait_to_wire(fence_delay),
     }
+}
+
+fn quiet_to_wire(quiet: Quiet) -> wire::Quiet {
+    wire::Quiet {
+        appliance: id_to_wire(quiet.appliance),
+        token: Some(token_to_wire(quiet.token)),
+        mode_term: quiet.edition.term.get(),
+        mode_sequence: quiet.edition.sequence,
+        hold: wait_to_wire(quiet.fence_delay),
+    }
+}
+
+fn would_have_to_wire(entry: WouldHave) -> wire::WouldHave {
+    let WouldHave { step, reason, ago, times } = entry;
+    wire::WouldHave { step, reason, ago: wait_to_wire(ago), times }
 }
 
 fn declined_to_wire(declined: Declined) -> wire::Declined {
@@ -310,5 +363,6 @@ fn status_report_to_wire(report: StatusReport) -> wire::ApplianceReport {
         status: Some(status_to_wire(&report.status)),
         checked: report.checked,
         adopted: report.adopted,
+        would_have: report.would_have.into_iter().map(would_have_to_wire).collect(),
     }
 }

@@ -10,7 +10,9 @@ use common::ring::MAX_WEIGHT;
 use common::session::{AnnouncedStep, Desired, Envelope, GrantRef, MAX_ENTRIES_PER_MESSAGE};
 use common::site::{HOST_RULE, is_host};
 use common::status::{JournalEntry, Progress};
-use common::{ApplianceId, Edition, Generation, Incarnation, Profile, StreamNumber, Term, Token, text};
+use common::{
+    ApplianceId, Edition, Generation, Incarnation, Mode, ModeEdition, Profile, StreamNumber, Term, Token, text,
+};
 
 use super::admin::{end_from_wire, end_to_wire};
 use super::driver::offers_to_wire;
@@ -203,6 +205,17 @@ pub(super) fn envelope_to_wire(envelope: &Envelope) -> wire::Envelope {
         incarnation: envelope.incarnation.map(|i| i.get().to_be_bytes().to_vec()).unwrap_or_default(),
         stream: envelope.stream.get(),
     }
+}
+
+pub(super) fn mode_from_wire(wire: Option<wire::Mode>) -> Mode {
+    let one = |wire: wire::Mode| Mode::new(ModeEdition::new(Term::new(wire.term), wire.sequence), wire.hands_off);
+    wire.map(one).unwrap_or_default()
+}
+
+/// What no leader ever said is left out.
+pub(super) fn mode_to_wire(mode: Mode) -> Option<wire::Mode> {
+    let Mode { edition: ModeEdition { term, sequence }, hands_off } = mode;
+    (mode != Mode::default()).then(|| wire::Mode { term: term.get(), sequence, hands_off })
 }
 
 pub(super) fn token_to_wire(token: Token) -> wire::Token {

@@ -55,6 +55,8 @@ pub enum ModelAction {
     StepDown(usize),
     /// A coordinator begins to lead because nobody does.
     Campaign,
+    /// An operator sets or clears a debug mode at a leader.
+    Order(usize),
     /// Fault: a worker is killed.
     Crash(usize),
     /// Fault: the session of a worker that lives is over.
@@ -279,6 +281,7 @@ impl Hypothesis {
                 }
                 state.crash(*w);
             }
+            ModelAction::Order(l) => state.order(*l),
             ModelAction::LeaseEnd(w) => {
                 if let Some(life) = state.workers[*w].value.life() {
                     state.delete_nodes(&life);
@@ -392,6 +395,10 @@ impl Model for Hypothesis {
                 self.calls(state, actions);
             }
             self.witnesses(state, actions);
+            if state.orders > 0 {
+                let ready = state.leaders.iter().enumerate().filter(|(_, leader)| !leader.writes_rules());
+                actions.extend(ready.map(|(l, _)| ModelAction::Order(l)));
+            }
             if state.delay > 0 {
                 actions.push(ModelAction::Pass);
             }

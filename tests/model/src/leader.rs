@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use common::canon::{Canon, Canonical};
 use common::session::{Delta, DeltaEntry, Envelope, ToWorker};
-use common::{Edition, Generation, Term, Token};
+use common::{ApplianceId, Edition, Generation, Term, Token};
 use coordinator_core::grants::GrantOp;
-use coordinator_core::machine::{Action, BatchId, Commit, Event, Machine, StreamId};
+use coordinator_core::machine::{Action, BatchId, Commit, Event, HandsOff, Machine, StreamId};
+use coordinator_core::modes::StoredMode;
 
 use crate::promises::{Promise, Wrong};
 use crate::service::NodeFeed;
@@ -40,6 +41,14 @@ pub(crate) struct ModelLeader {
     pub(crate) writes: VecDeque<(BatchId, Arc<Commit>)>,
     /// Writes that were made or lost, of which it has not heard yet.
     pub(crate) answers: VecDeque<(BatchId, Arc<Commit>, bool)>,
+}
+
+impl ModelLeader {
+    /// Whether a change of the rules is being written.
+    pub(crate) fn writes_rules(&self) -> bool {
+        let answers = self.answers.iter().map(|(_, commit, _)| commit);
+        self.writes.iter().map(|(_, commit)| commit).chain(answers).any(|commit| !commit.modes.is_empty())
+    }
 }
 
 impl Canonical for ModelLeader {
@@ -178,6 +187,32 @@ impl ModelState {
         for action in step.actions.iter() {
             self.carry_out(term, action.clone(), durable);
         }
+        self.look_for_answers(term);
+    }
+
+    /// Whoever set the rule that is in force is answered for what this leader says it has taken hold of.
+    fn look_for_answers(&mut self, term: Term) {
+        let Some(leader) = self.leaders.iter().find(|leader| leader.term == term) else { return };
+        let (machine, now, rule) = (&leader.machine.value, self.now, self.store.value.rule);
+        // A leader that was deposed knows of others.
+        let Some(rule) = rule.filter(|rule| machine.mode_rules().any(|known| known.id.get() == u128::from(*rule)))
+        else {
+            return;
+        };
+        let is_off = |id: &ApplianceId| matches!(machine.hands_off(now, *id), Some(HandsOff::Off(_)));
+        let answered: Vec<_> = machine.table().iter().map(|(_, row)| row.id).filter(is_off).collect();
+        self.answered.extend(answered.into_iter().map(|id| (rule.into(), id)));
+    }
+
+    /// An operator sets a rule at a leader that has none, or clears the one it has.
+    pub(crate) fn order(&mut self, l: usize) {
+        let Some(leader) = self.leaders.get(l) else { return };
+        let event = match leader.machine.value.mode_rules().next() {
+            None => Event::SetMode(StoredMode { rule: Setup::rule(self.orders), expires_in: None }, 0),
+            Some(rule) => Event::ClearMode(rule.id, 0),
+        };
+        self.orders -= 1;
+        self.lead(l, event, &[]);
     }
 
     fn carry_out(&mut self, term: Term, action: Action, durable: &[Token]) {
@@ -210,6 +245,8 @@ impl ModelState {
             | Action::Assigned(_)
             | Action::Removed(_)
             | Action::Unbind(..)
+            | Action::Mode(..)
+            | Action::ModesChanged
             | Action::WorkerChanged(_)
             | Action::Gone(..)
             | Action::Met(_)
@@ -272,10 +309,11 @@ impl ModelState {
 /// What a worker takes from one entry. Whether an appliance is suspect is not said: workers announce no steps here.
 fn taken(entry: DeltaEntry<()>) -> Option<DeltaEntry<Edition>> {
     match entry {
-        DeltaEntry::Grant { appliance, token, desired: (), carryover, suspect: _ } => {
+        DeltaEntry::Grant { appliance, token, desired: (), carryover, suspect: _, mode } => {
             let desired = Edition::new(Generation::new(1), Term::new(1));
-            Some(DeltaEntry::Grant { appliance, token, desired, carryover, suspect: false })
+            Some(DeltaEntry::Grant { appliance, token, desired, carryover, suspect: false, mode })
         }
+        DeltaEntry::Mode { appliance, token, mode } => Some(DeltaEntry::Mode { appliance, token, mode }),
         DeltaEntry::Release(grant) => Some(DeltaEntry::Release(grant)),
         // Nothing changes, and no client asks for a check.
         DeltaEntry::Update { .. } | DeltaEntry::Check { .. } => None,

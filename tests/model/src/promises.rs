@@ -5,6 +5,7 @@ use std::fmt;
 use common::Timestamp;
 use common::mutant;
 use coordinator_core::handoff::HandoffState as Ownership;
+use coordinator_core::machine::HandsOff;
 use stateright::Property;
 
 use crate::checker::Hypothesis;
@@ -26,6 +27,8 @@ pub enum Promise {
     I4,
     /// Nothing of a term follows anything of a later one, and a leader's own writes keep their order.
     I5,
+    /// No call starts for what a debug mode was answered for.
+    I6,
     /// The machine agrees with itself.
     Checks,
     /// No leader meets what contradicts its table, as long as the store keeps what it has.
@@ -45,6 +48,7 @@ impl Promise {
             Self::I3 => "I3: tokens grow",
             Self::I4 => "I4: stored before offered",
             Self::I5 => "I5: terms and writes in order",
+            Self::I6 => "I6: hands stay off",
             Self::Checks => "the machine agrees with itself",
             Self::Contradiction => "nothing contradicts the table",
             Self::Stranger => "a stranger is not believed",
@@ -82,6 +86,16 @@ fn one_acts(model: &Hypothesis, state: &ModelState) -> bool {
     })
 }
 
+/// Whether no call may start for what the rule in force was answered for.
+fn hands_stay_off(model: &Hypothesis, state: &ModelState) -> bool {
+    let rule = state.store.value.rule.map(u32::from);
+    mutant::with(model.setup.mutant, || {
+        state.answered.iter().filter(|(of, _)| Some(*of) == rule).all(|(_, id)| {
+            !state.workers.iter().any(|worker| worker.value.may_begin(state.now, *id, model.setup.fencing))
+        })
+    })
+}
+
 /// Whether a state that is left to itself comes to rest in good order. Asked of some states only.
 fn left_to_itself(model: &Hypothesis, state: &ModelState) -> bool {
     state.wrong.is_some()
@@ -110,8 +124,17 @@ pub(crate) fn unsettled(model: &Hypothesis, state: &ModelState) -> Option<String
         }
         let owner = state.workers.iter().find(|worker| worker.value.name == granted.worker);
         let acts = owner.is_some_and(|w| w.value.may_begin(now, entry.id, model.setup.fencing));
-        if !acts {
-            return Some(format!("{} may not act on {}", granted.worker, entry.id));
+        let hands_off = machine.hands_off(now, entry.id);
+        // A commit of a rule may have taken place that its leader took for lost: the next write tells it, and a new term begins.
+        let knows = machine.mode_rules().next().is_some() == state.store.value.rule.is_some();
+        match state.store.value.rule {
+            _ if !knows && leader.written < state.store.value.batch => {}
+            None if !acts => return Some(format!("{} may not act on {}", granted.worker, entry.id)),
+            // Whether the gate keeps to it is asked of every state (I6).
+            Some(_) if !matches!(hands_off, Some(HandsOff::Off(_))) => {
+                return Some(format!("{} is in {hands_off:?} with {}, may act: {acts}", entry.id, granted.worker));
+            }
+            None | Some(_) => {}
         }
     }
     let unsaid = state.workers.iter().find(|w| {
@@ -137,6 +160,7 @@ pub(crate) fn properties() -> Vec<Property<Hypothesis>> {
         Property::always(Promise::I3.name(), |_, state| kept(state, Promise::I3)),
         Property::always(Promise::I4.name(), |_, state| kept(state, Promise::I4)),
         Property::always(Promise::I5.name(), |_, state| kept(state, Promise::I5)),
+        Property::always(Promise::I6.name(), hands_stay_off),
         Property::always(Promise::Checks.name(), |_, state| kept(state, Promise::Checks)),
         Property::always(Promise::Contradiction.name(), |_, state| kept(state, Promise::Contradiction)),
         Property::always(Promise::Stranger.name(), |_, state| kept(state, Promise::Stranger)),

@@ -1,13 +1,16 @@
 //! How many of what there is, and what may go wrong.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use common::appliance::Name;
 use common::canon::NEVER;
 use common::driver::{DriverCapabilities, DriverName};
 use common::kind::KindName;
+use common::mode::{ModeRule, ModeScope};
 use common::mutant::Mutant;
 use common::secret::LifeSecret;
-use common::{ApplianceId, Edition, Generation, Profile, Term, Timestamp, WorkerId};
+use common::{ApplianceId, Edition, Generation, ModeId, ModeSubject, Profile, Term, Timestamp, WorkerId};
 use coordinator_core::machine;
 use coordinator_core::membership::{LeaseAuthority, lease_wait};
 use coordinator_core::planner::{self, Needs};
@@ -101,6 +104,8 @@ pub struct Setup {
     pub calls: bool,
     /// One in so many states is left to itself, to see whether it comes to rest in good order.
     pub sample: u64,
+    /// Times that an operator sets or clears a debug mode for everything.
+    pub orders: u8,
     /// A rule to be broken.
     pub mutant: Option<Mutant>,
 }
@@ -119,6 +124,7 @@ impl Default for Setup {
             delay: 2,
             calls: true,
             sample: 64,
+            orders: 0,
             mutant: None,
         }
     }
@@ -183,6 +189,14 @@ impl Setup {
         }
     }
 
+    /// A rule for everything, of this number.
+    pub(crate) fn rule(number: u8) -> ModeRule {
+        let (reason, by) = (String::new(), String::new());
+        let (since_unix_ms, expires_unix_ms) = (0, None);
+        let id = ModeId::new(number.into());
+        ModeRule { id, scope: ModeScope::Global, reason, by, since_unix_ms, expires_unix_ms }
+    }
+
     pub(crate) fn ids(&self) -> impl Iterator<Item = ApplianceId> + use<> {
         (1..=self.appliances as u128).map(ApplianceId::from_u128)
     }
@@ -195,6 +209,7 @@ impl Setup {
             edition: Edition::new(Generation::new(1), Term::new(1)),
             size: 200,
             deleting: false,
+            subject: ModeSubject { tenant: Name::new("t").expect("a letter"), labels: BTreeMap::new() },
         }
     }
 }

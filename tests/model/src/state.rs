@@ -96,6 +96,10 @@ pub struct ModelState {
     /// What the appliances run on: the highest token that came, or with holds that of the newest owner who started a call.
     pub(crate) things: BTreeMap<ApplianceId, Token>,
     pub(crate) calls: Vec<PendingCall>,
+    /// Times that an operator may yet set or clear the rule.
+    pub(crate) orders: u8,
+    /// Appliances for which setting the rule in force was answered.
+    pub(crate) answered: BTreeSet<(u32, ApplianceId)>,
     pub(crate) shared: Arc<SharedParts>,
     pub(crate) next_conn: StreamId,
     pub(crate) next_life: u128,
@@ -117,6 +121,8 @@ impl ModelState {
             store: Part::new(ModelStore::default()),
             things: BTreeMap::new(),
             calls: Vec::new(),
+            orders: setup.orders,
+            answered: BTreeSet::new(),
             shared: Arc::default(),
             next_conn: 0,
             next_life: 0,
@@ -137,6 +143,8 @@ impl ModelState {
     pub(crate) fn tidy(&mut self) {
         self.streams.retain(|stream| !stream.is_over());
         self.calls.sort_unstable();
+        let rule = self.store.value.rule.map(u32::from);
+        self.answered.retain(|(of, _)| Some(*of) == rule);
         let store = &self.store.value;
         if store.floating.iter().any(|f| !store.takes(f.term, f.number)) {
             let store = Part::edit(&mut self.store);
@@ -183,6 +191,8 @@ impl ModelState {
             store,
             things,
             calls,
+            orders,
+            answered,
             // Nothing depends on it.
             shared: _,
             // Only have to be new.
@@ -191,7 +201,8 @@ impl ModelState {
             wrong,
         } = self;
         let mut canon = Canon::default();
-        canon.put(&(u32::from(*budget), u32::from(*delay)));
+        canon.put(&(u32::from(*budget), u32::from(*delay), u32::from(*orders)));
+        canon.put(answered);
         canon.put(leaders);
         canon.list(workers.iter().map(|worker| &**worker));
         canon.put(streams);
@@ -228,9 +239,17 @@ fn relate(mut words: Vec<u64>, now: Timestamp) -> Vec<u64> {
         *word = match sort {
             Sort::Plain => *word,
             Sort::Until => canon::value(*word).saturating_sub(now) | (sort as u64) << 60,
-            Sort::Token | Sort::Rebalance | Sort::Life | Sort::Conn | Sort::Stream | Sort::Batch | Sort::Place => {
+            Sort::Token
+            | Sort::Rebalance
+            | Sort::Mode
+            | Sort::Life
+            | Sort::Conn
+            | Sort::Stream
+            | Sort::Batch
+            | Sort::Place => {
                 let rank = known[sort as usize].binary_search(word).unwrap_or_default() as u64;
-                let term = if matches!(sort, Sort::Token | Sort::Rebalance) { canon::term(*word) } else { 0 };
+                let term =
+                    if matches!(sort, Sort::Token | Sort::Rebalance | Sort::Mode) { canon::term(*word) } else { 0 };
                 rank | term << 32 | (sort as u64) << 60
             }
         };

@@ -10,6 +10,7 @@ use common::mutant::{self, Mutant};
 use common::{ApplianceId, Term, Token};
 use coordinator_core::grants::{GrantOp, StoredGrant, StoredMember};
 use coordinator_core::machine::{Commit, Restored};
+use coordinator_core::modes::{ModeOp, StoredMode};
 
 use crate::promises::{Promise, Wrong};
 use crate::setup::Setup;
@@ -30,6 +31,8 @@ pub(crate) struct ModelStore {
     pub(crate) batch: u64,
     pub(crate) grants: BTreeMap<ApplianceId, StoredGrant>,
     members: BTreeMap<Life, StoredMember>,
+    /// The rule that is in force.
+    pub(crate) rule: Option<u8>,
     /// Highest token ever stored for each appliance (I3).
     newest: BTreeMap<ApplianceId, Token>,
     pub(crate) floating: Vec<Floating>,
@@ -62,6 +65,12 @@ impl ModelStore {
         }
         for member in &commit.put_members {
             self.members.insert(member.life(), member.clone());
+        }
+        for op in &commit.modes {
+            self.rule = match op {
+                ModeOp::Set(rule) => u8::try_from(rule.id.get()).ok(),
+                ModeOp::Clear(_) => None,
+            };
         }
         for op in &commit.grants {
             match op {
@@ -99,13 +108,15 @@ impl ModelStore {
         self.batch = 0;
         let appliances = setup.ids().map(|id| (Setup::seed(id), self.grants.get(&id).cloned().unwrap_or_default()));
         let members = self.members.values().cloned().collect();
-        (self.term, Restored { appliances: appliances.collect(), members, ..Restored::default() })
+        let rule = self.rule.map(|number| StoredMode { rule: Setup::rule(number), expires_in: None });
+        let modes = rule.into_iter().collect();
+        (self.term, Restored { appliances: appliances.collect(), members, modes, ..Restored::default() })
     }
 }
 
 impl Canonical for ModelStore {
     fn canon(&self, to: &mut Canon) {
-        let Self { term, batch, grants, members, newest, floating } = self;
+        let Self { term, batch, grants, members, rule, newest, floating } = self;
         to.put(term);
         to.place(*batch);
         to.put(&floating.len());
@@ -116,6 +127,7 @@ impl Canonical for ModelStore {
         }
         to.put(grants);
         to.put(members);
+        to.put(&rule.map(u32::from));
         to.put(newest);
     }
 }

@@ -48,6 +48,7 @@ impl ModelState {
                 StrangerWords::Claims => Some(secret),
                 StrangerWords::OwnsNothing | StrangerWords::MetMore => None,
             },
+            knows_modes: true,
         };
         let before = self.wrong.clone();
         self.next_conn += 1;
@@ -80,7 +81,7 @@ impl ModelState {
         let table = self.leaders[l].machine.value.table();
         let owned = table.iter().filter_map(|(_, row)| {
             let granted = row.state.grant().filter(|granted| !granted.is_of(life))?;
-            Some(OwnedGrant { appliance: row.id, token: granted.token, edition: row.edition })
+            Some(OwnedGrant { appliance: row.id, token: granted.token, edition: row.edition, mode: row.mode })
         });
         owned.collect()
     }

@@ -116,7 +116,10 @@ pub(crate) fn put_message(message: &ToCoordinator, to: &mut Canon) {
 
 fn put_entry(entry: &DeltaEntry<Edition>, to: &mut Canon) {
     match entry {
-        DeltaEntry::Grant { appliance, token, carryover, .. } => to.put(&((1_u32, appliance), token, carryover)),
+        DeltaEntry::Grant { appliance, token, carryover, mode, .. } => {
+            to.put(&((1_u32, appliance), (token, mode), carryover));
+        }
+        DeltaEntry::Mode { appliance, token, mode } => to.put(&((3_u32, appliance), token, mode)),
         DeltaEntry::Release(grant) => to.put(&(2_u32, grant)),
         other => unreachable!("{other:?} is not sent here"),
     }

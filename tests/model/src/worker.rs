@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::canon::{Canon, Canonical};
 use common::mutant::{self, Mutant};
 use common::session::{Carryover, Envelope, GrantRef, ToCoordinator};
-use common::{ApplianceId, Incarnation, Life, Term, Timestamp, Token, WorkerId};
+use common::{ApplianceId, Incarnation, Life, Mode, ModeEdition, Term, Timestamp, Token, WorkerId};
 use coordinator_core::machine::StreamId;
 use worker_core::gate::{Gate, fence_delay_end, fence_delay_left};
 use worker_core::session::{ControlEvent, Conversation, ConversationAction, Incoming, StreamEnd};
@@ -33,6 +33,8 @@ pub(crate) struct ModelTask {
     pub(crate) late: Option<Timestamp>,
     /// It was given up, and only a mutant goes on with it.
     pub(crate) over: bool,
+    /// Hands are off by this edition, and it has to be said once no call runs.
+    pub(crate) owes: Option<ModeEdition>,
 }
 
 /// A worker: what belongs to its name, and the process while there is one.
@@ -224,7 +226,11 @@ impl ModelState {
         for action in actions {
             match action {
                 ConversationAction::Welcomed(..) | ConversationAction::Confirmed(_) => self.applied(w, from),
-                ConversationAction::Take { grant, carryover, .. } => self.take(w, grant, carryover.fence_delay),
+                ConversationAction::Take { grant, carryover, mode, .. } => {
+                    self.take(w, grant, carryover.fence_delay);
+                    self.obey(w, grant, mode);
+                }
+                ConversationAction::Mode(grant, mode) => self.obey(w, grant, mode),
                 ConversationAction::Fence(grant) => {
                     self.worker(w).gate.dismiss(grant.appliance, grant.token);
                     self.begin_release(w, grant);
@@ -281,7 +287,7 @@ impl ModelState {
         let now = self.now;
         let worker = self.worker(w);
         let newest = worker.newest.insert(id, token);
-        let task = ModelTask { token, running: None, releasing: false, late: None, over: false };
+        let task = ModelTask { token, running: None, releasing: false, late: None, over: false, owes: None };
         let former = worker.tasks.insert(id, task);
         worker.gate.admit(now, id, token, fence_delay);
         let name = worker.name.clone();
@@ -294,6 +300,42 @@ impl ModelState {
             let text = format!("{name} takes {id} under {token} while it acts on it");
             self.note(Err(Wrong::new(Promise::I1, text)));
         }
+    }
+
+    /// Shuts the gate or opens it, and says that hands are off once no call runs.
+    fn obey(&mut self, w: usize, grant: GrantRef, mode: Mode) {
+        let GrantRef { appliance: id, token } = grant;
+        let now = self.now;
+        let worker = self.worker(w);
+        // A mutant shuts it later, when a call ends.
+        let late = mutant::is(Mutant::ModeAcknowledgedEarly) && mode.hands_off;
+        if !late {
+            worker.gate.set_hands_off(now, id, token, mode.hands_off);
+        }
+        let Some(task) = worker.tasks.get_mut(&id).filter(|task| task.token == token) else { return };
+        task.owes = mode.hands_off.then_some(mode.edition);
+        if late {
+            worker.conversation.quiet(grant, mode.edition, Duration::ZERO);
+        } else {
+            self.fall_quiet(w, id);
+        }
+    }
+
+    /// Says that hands are off one appliance, if they are, no call runs, and it was not said.
+    fn fall_quiet(&mut self, w: usize, id: ApplianceId) {
+        let now = self.now;
+        let Some(task) = self.workers[w].value.tasks.get(&id) else { return };
+        let (token, Some(edition), None) = (task.token, task.owes, task.running) else { return };
+        let worker = self.worker(w);
+        if mutant::is(Mutant::ModeAcknowledgedEarly) {
+            return worker.gate.set_hands_off(now, id, token, true);
+        }
+        let fence_delay = worker.fence_delay(now, id, token);
+        if let Some(task) = worker.tasks.get_mut(&id) {
+            task.owes = None;
+        }
+        worker.conversation.quiet(GrantRef::new(id, token), edition, fence_delay);
+        self.flush(w);
     }
 
     fn begin_release(&mut self, w: usize, grant: GrantRef) {
@@ -359,6 +401,7 @@ impl ModelState {
             self.worker(w).tasks.remove(&id);
         }
         self.effect(setup, id, token);
+        self.fall_quiet(w, id);
         self.end_releases();
     }
 
@@ -369,6 +412,7 @@ impl ModelState {
         task.late = (over != FOREVER).then_some(over).max(task.late);
         let token = task.token;
         self.calls.push(PendingCall { appliance: id, token, over });
+        self.fall_quiet(w, id);
         self.end_releases();
     }
 
@@ -421,11 +465,11 @@ impl Canonical for ModelWorker {
             to.conn(*conn);
         }
         to.put(&tasks.len());
-        for (id, ModelTask { token, running, releasing, late, over }) in tasks {
+        for (id, ModelTask { token, running, releasing, late, over, owes }) in tasks {
             to.put(&(id, token));
             put_over(*running, to);
             put_over(*late, to);
-            to.put(&(releasing, over));
+            to.put(&(releasing, over, owes));
         }
         to.put(newest);
         to.put(term);

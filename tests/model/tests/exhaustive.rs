@@ -26,6 +26,7 @@ const LATE: &[Fault] =
 /// Setups, and whether they take more than a run of the tests has.
 fn setups() -> Vec<(Setup, bool)> {
     let gates = Setup { calls: false, faults: PLAIN, ..Setup::default() };
+    let plain = Setup { faults: PLAIN, ..Setup::default() };
     let holds = Setup { fencing: FencingMode::FenceDelay, faults: LATE, ..Setup::default() };
     vec![
         (Setup { name: "2 workers, 1 appliance, tokens, no fault", budget: 0, ..Setup::default() }, false),
@@ -89,6 +90,39 @@ fn setups() -> Vec<(Setup, bool)> {
                 budget: 2,
                 delay: 1,
                 faults: STRANGE,
+                ..gates.clone()
+            },
+            true,
+        ),
+        (
+            Setup { name: "2 workers, 1 appliance, a mode set, calls, 1 fault", orders: 1, delay: 1, ..plain.clone() },
+            false,
+        ),
+        (
+            Setup {
+                name: "2 workers, 1 appliance, a mode set and cleared, 1 fault",
+                orders: 2,
+                delay: 1,
+                ..gates.clone()
+            },
+            false,
+        ),
+        (
+            Setup {
+                name: "2 coordinators, 2 workers, 1 appliance, a mode set and cleared, 1 fault",
+                orders: 2,
+                delay: 1,
+                faults: DEPOSING,
+                ..gates.clone()
+            },
+            false,
+        ),
+        (
+            Setup {
+                name: "2 coordinators, 2 workers, 1 appliance, a mode set, cleared and set, 1 fault",
+                orders: 3,
+                delay: 1,
+                faults: DEPOSING,
                 ..gates.clone()
             },
             true,

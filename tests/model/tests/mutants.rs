@@ -14,6 +14,7 @@ fn setup(mutant: Mutant) -> Result<Setup, &'static str> {
     let one = |faults| Setup { faults, budget: 1, ..base.clone() };
     let two = |faults| Setup { faults, budget: 2, ..base.clone() };
     let called = |setup| Setup { calls: true, ..setup };
+    let ordered = |setup| Setup { orders: 1, ..setup };
     let held = |setup| Setup { calls: true, fencing: FencingMode::FenceDelay, ..setup };
     Ok(match mutant {
         Mutant::NoTermCheck => two(&[Fault::Deposed, Fault::NodeDeleted]),
@@ -34,6 +35,11 @@ fn setup(mutant: Mutant) -> Result<Setup, &'static str> {
         Mutant::OfferEndedByTime => Setup { workers: 3, ..two(&[Fault::Crash, Fault::Break]) },
         Mutant::ProofNotAsked | Mutant::ClaimOfAnybody | Mutant::ClaimsBelieved => one(&[Fault::Stranger]),
         Mutant::BrokenStreamAsWitness => one(&[Fault::Break]),
+        Mutant::ModeAcknowledgedEarly | Mutant::GateIgnoresMode => ordered(one(&[])),
+        Mutant::ModeAnsweredUnreached => ordered(one(&[Fault::Break])),
+        Mutant::ModeLostOnGrant => ordered(one(&[Fault::Crash])),
+        Mutant::ModeForgotten => ordered(one(&[Fault::Deposed])),
+        Mutant::ModeEndedByWorker => Setup { steps: 2, ..ordered(one(&[])) },
         Mutant::RefusedHelloBeats => return Err("heartbeats are not on the stream here"),
         Mutant::OldTokens => return Err("a message would have to arrive twice on one stream"),
         Mutant::StandingClock => return Err("nobody is suspended here, and there is one clock"),

@@ -9,10 +9,12 @@ use std::collections::BTreeMap;
 
 use common::Life;
 use common::driver::DriverName;
+use common::mode::ModeRule;
 use common::mutant::{self, Mutant};
-use common::{ApplianceId, Edition, Generation, Term, Token};
+use common::{ApplianceId, Edition, Generation, ModeId, ModeSubject, Term, Token};
 use coordinator_core::grants::{GrantOp, Granted, StoredGrant, StoredMember};
 use coordinator_core::machine::{BatchId, Commit};
+use coordinator_core::modes::ModeOp;
 
 use super::SimTime;
 use super::world::{SimEvent, SimHost, SimWorld};
@@ -27,6 +29,7 @@ pub(super) struct ApplianceRow {
     pub(super) driver: DriverName,
     pub(super) edition: Edition,
     pub(super) deleting: bool,
+    pub(super) subject: ModeSubject,
 }
 
 /// What is to be stored.
@@ -94,6 +97,7 @@ pub(super) struct Rows {
     pub(super) records: BTreeMap<ApplianceId, ApplianceRow>,
     pub(super) grants: BTreeMap<ApplianceId, StoredGrant>,
     pub(super) members: BTreeMap<Life, StoredMember>,
+    pub(super) modes: BTreeMap<ModeId, ModeRule>,
 }
 
 /// The database, and what the checks remember of it.
@@ -141,6 +145,12 @@ impl SimDatabase {
                     }
                     for op in &commit.grants {
                         self.grant(op, &mut removed)?;
+                    }
+                    for op in &commit.modes {
+                        match op {
+                            ModeOp::Set(rule) => _ = self.rows.modes.insert(rule.id, rule.clone()),
+                            ModeOp::Clear(id) => _ = self.rows.modes.remove(id),
+                        }
                     }
                 }
             }
@@ -301,6 +311,14 @@ impl SimWorld {
     }
 
     fn make_durable(&mut self, term: Term, number: u64, submissions: &[SubmittedWrite]) {
+        // One after the other, so that what breaks off in between is noticed.
+        for part in submissions.chunks(1) {
+            self.make_part_durable(term, number, part);
+            self.forget_answers();
+        }
+    }
+
+    fn make_part_durable(&mut self, term: Term, number: u64, submissions: &[SubmittedWrite]) {
         for submission in submissions {
             if !matches!(submission.write, DatabaseWrite::Seen) {
                 self.note(|| format!("batch {term}/{number}: {:?}", submission.write));
@@ -343,5 +361,6 @@ impl SimWorld {
         self.database.copied_term = Some(self.database.rows.place.0);
         self.database.epoch += 1;
         self.database.restored = true;
+        self.answered.clear();
     }
 }

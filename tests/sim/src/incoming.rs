@@ -67,9 +67,11 @@ impl SimWorld {
                     self.timer(place, KEEP_ALIVE, WorkerTimer::KeepAlive(stream));
                 }
             }
-            ConversationAction::Take { grant, desired, carryover, .. } => {
+            ConversationAction::Take { grant, desired, carryover, mode, .. } => {
                 self.take_grant(place, grant, &desired, carryover);
+                self.obey(place, grant, mode);
             }
+            ConversationAction::Mode(grant, mode) => self.obey(place, grant, mode),
             ConversationAction::Fence(grant) => {
                 if let Some(process) = self.process(place) {
                     process.gate.dismiss(grant.appliance, grant.token);

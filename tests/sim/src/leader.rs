@@ -55,6 +55,7 @@ fn seed(record: &ApplianceRow) -> Seed {
         edition: record.edition,
         size: 200,
         deleting: record.deleting,
+        subject: record.subject.clone(),
     }
 }
 
@@ -76,7 +77,8 @@ impl SimWorld {
         let now = self.coordinators[coordinator].clock.local(self.now);
         let unfinished = self.unfinished_rebalance();
         let rebalances = unfinished.iter().map(|it| (it.id, it.moved.clone())).collect();
-        let restored = Restored { appliances, members, unfinished, ..Restored::default() };
+        let modes = rows.modes.values().map(|rule| self.read_rule(rule)).collect();
+        let restored = Restored { appliances, members, unfinished, modes, ..Restored::default() };
         let machine = Machine::new(self.settings.machine.clone(), term, now, restored);
         if !self.begun.insert(term) && !self.database.restored {
             self.fail(format!("I5: {term} is begun twice"));
@@ -194,7 +196,8 @@ impl SimWorld {
                     return;
                 }
                 let created = record.edition.generation == Generation::new(1);
-                let ApplianceRow { id, edition, deleting, .. } = record.clone();
+                let ApplianceRow { id, edition, deleting, ref subject, .. } = record;
+                let labelled = Event::Labelled(id, subject.clone());
                 let event = if created {
                     Event::Created(seed(&record))
                 } else {
@@ -204,6 +207,7 @@ impl SimWorld {
                     leader.catalog.insert(record.id, record);
                 }
                 self.acknowledged.insert(id, edition.generation);
+                self.leader_step(coordinator, labelled);
                 event
             }
         };
@@ -250,6 +254,7 @@ impl SimWorld {
         let at =
             self.coordinators[coordinator].clock.world(self.now, Timestamp::from_nanos(wake)).max(self.now + 20_000);
         self.tick_at(coordinator, at);
+        self.look_for_answers(coordinator);
         self.check_leader(coordinator, steps);
     }
 
@@ -328,9 +333,10 @@ impl SimWorld {
             // The wire has one list for each sort, in this order.
             delta.entries.sort_by_key(|entry| match entry {
                 DeltaEntry::Grant { .. } => 1,
-                DeltaEntry::Release(_) => 2,
-                DeltaEntry::Update { .. } => 3,
-                DeltaEntry::Check { .. } => 4,
+                DeltaEntry::Mode { .. } => 2,
+                DeltaEntry::Release(_) => 3,
+                DeltaEntry::Update { .. } => 4,
+                DeltaEntry::Check { .. } => 5,
             });
             self.check_offers(&delta.entries);
         }

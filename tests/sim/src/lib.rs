@@ -8,7 +8,7 @@
 //! the machines that ship are run ([`worker_core::session`], [`common::membership`], [`common::election`]); here their actions
 //! are carried out. The shells of the coordinator (`leadership`, `leader`, `store`) are written again in their simplest form.
 //!
-//! After every step the promises I1 and I3 to I5 of docs/protocol.md are checked; when the faults are over the world
+//! After every step the promises I1 and I3 to I6 of docs/protocol.md are checked; when the faults are over the world
 //! has to come to rest with everything placed (I2). A run depends on its [`Case`] alone: a seed, and the faults and the
 //! load that it comes to or that are given. One that fails is run again with ever fewer of those ([`minimise`]) and reported
 //! with its log.
@@ -24,6 +24,7 @@
 //! | `backend`     | what the drivers call                                            |
 //! | `service`     | the coordination service                                         |
 //! | `stranger`    | who speaks for others                                            |
+//! | `modes`       | operators that set debug modes, and what they are answered (I6)   |
 //! | `net`, `clock`, `rng` | what all stand on                                        |
 //! | `invariants`, `rest` | what must hold after each step, and when all is over      |
 
@@ -36,6 +37,7 @@ mod invariants;
 mod leader;
 mod life;
 mod minimise;
+mod modes;
 mod net;
 mod plan;
 mod rest;

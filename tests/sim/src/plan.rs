@@ -76,6 +76,10 @@ whats! {
     Delete = "delete" 0,
     /// Somebody wants an appliance probed.
     Check = "check" 0,
+    /// An operator sets a debug mode.
+    SetMode = "set-mode" 0,
+    /// An operator clears one.
+    ClearMode = "clear-mode" 0,
     /// A copy of the store is made.
     Backup = "backup" 0,
     /// A worker does not come back.
@@ -205,6 +209,14 @@ pub(super) fn decide(seed: u64, faults_end: SimTime) -> Vec<Decision> {
     }
     if rng.chance(15) {
         decisions.push(Decision { at: faults_end, what: What::LoseCoordinator, who: rng.draw() as u32, amount: 0 });
+    }
+    // Seldom, often, or not at all.
+    let every_ms = [0, 800, 3_000, 8_000][rng.index(4)];
+    let mut at = rng.millis(500, 5_000);
+    while every_ms > 0 && at < faults_end {
+        let what = if rng.chance(60) { What::SetMode } else { What::ClearMode };
+        decisions.push(Decision { at: at / 1_000 * 1_000, what, who: rng.draw() as u32, amount: 0 });
+        at += rng.millis(20, 2 * every_ms);
     }
     decisions.sort_by_key(|decision| decision.at);
     decisions

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use common::{ApplianceId, Generation, Life, WorkerId};
+use common::{ApplianceId, Generation, Life, Timestamp, WorkerId};
 use coordinator_core::handoff::HandoffState;
 use coordinator_core::health::Health;
 use coordinator_core::machine::{Event, Machine};
@@ -35,6 +35,7 @@ impl SimWorld {
                 self.note(|| "an operator resumes".to_owned());
                 self.leader_step(coordinator, Event::Resume);
             }
+            self.clear_modes_at_end(coordinator);
         }
         let calm_since = match (self.unsettled(), calm_since) {
             (None, Some(since)) if self.now - since >= CALM => {
@@ -73,6 +74,7 @@ impl SimWorld {
             return Some("there is no leader".to_owned());
         };
         let machine = &leader.machine;
+        let local = self.coordinators[coordinator].clock.local(self.now);
         if self.is_writing(coordinator) || !leader.changing.is_empty() {
             return Some("writes are under way".to_owned());
         }
@@ -86,7 +88,7 @@ impl SimWorld {
         }
         self.acknowledged_lost()
             .or_else(|| self.members_unsettled(coordinator, machine))
-            .or_else(|| table.values().find_map(|entry| self.entry_unsettled(machine, entry)))
+            .or_else(|| table.values().find_map(|entry| self.entry_unsettled(local, machine, entry)))
             .or_else(|| self.places.iter().enumerate().find_map(|(n, _)| self.worker_unsettled(n, &table)))
             .or_else(|| self.band_unsettled(machine, &table))
             .or_else(|| (!leader.rebalances.is_empty()).then(|| format!("{:?} is still open", leader.rebalances)))
@@ -141,7 +143,7 @@ impl SimWorld {
         able.map(|p| p.name.clone()).collect()
     }
 
-    fn entry_unsettled(&self, machine: &Machine, entry: &TableRow) -> Option<String> {
+    fn entry_unsettled(&self, local: Timestamp, machine: &Machine, entry: &TableRow) -> Option<String> {
         let id = entry.id;
         let (may_be, is) = self.journals.get(&id).map_or((false, false), |j| (j.may_be_bound, j.is_bound));
         let known = !self.database.restored;
@@ -150,18 +152,21 @@ impl SimWorld {
         }
         let able = self.eligible(&entry.needs);
         let mut eligible = able.clone();
-        if machine.config().planner.strategy == Strategy::Ring {
+        let record = &self.database.rows.records[&id];
+        let waits = entry.state.holder().is_some_and(|g| self.is_covered(record, &g.worker));
+        // What is to be removed is not moved for the balance any more, also while its removal waits.
+        if machine.config().planner.strategy == Strategy::Ring && !(record.deleting && waits) {
             let owner = machine.planner().ring().owner(&id.to_string()).cloned();
             eligible.retain(|w| Some(w) == owner.as_ref());
         }
-        let record = &self.database.rows.records[&id];
         if eligible.is_empty() {
             let idle = entry.state.wants_owner() && entry.placement.unplaced.is_some();
             // What the ring cannot place stays where it is while its owner lives.
-            let stays = matches!(&entry.state, HandoffState::Owned(g) if able.contains(&g.worker)) && !record.deleting;
+            let owned = matches!(&entry.state, HandoffState::Owned(g) if able.contains(&g.worker));
+            let stays = owned && (!record.deleting || waits);
             return (!idle && !stays).then(|| format!("{id}, which nobody can take, is {}", entry.state.name()));
         }
-        if record.deleting {
+        if record.deleting && !waits {
             return Some(format!("{id} is still being removed: {:?}", entry.state));
         }
         let HandoffState::Owned(g) = &entry.state else {
@@ -182,7 +187,8 @@ impl SimWorld {
         if !acts || knows != Some(entry.edition) {
             return Some(format!("{} holds {id} at {knows:?}, may act: {acts}", g.worker));
         }
-        None
+        let number = self.places.iter().position(|p| p.name == g.worker)?;
+        self.mode_unsettled(number, record, g.token, machine.hands_off(local, id))
     }
 
     fn worker_unsettled(&self, n: usize, table: &BTreeMap<ApplianceId, &TableRow>) -> Option<String> {
@@ -208,7 +214,7 @@ impl SimWorld {
             return None;
         }
         let mut classes: BTreeMap<BTreeSet<WorkerId>, Vec<&TableRow>> = BTreeMap::new();
-        for entry in table.values() {
+        for entry in table.values().filter(|entry| !entry.deleting) {
             classes.entry(self.eligible(&entry.needs)).or_default().push(entry);
         }
         for (eligible, entries) in classes.iter().filter(|(eligible, _)| !eligible.is_empty()) {

@@ -5,7 +5,7 @@
 use common::session::{
     Ack, Envelope, GrantRef, Hello, OwnedGrant, Release, Report, StatusReport, ToCoordinator, ToWorker,
 };
-use common::{Incarnation, StreamNumber, Term, Token, WorkerId};
+use common::{Incarnation, Mode, StreamNumber, Term, Token, WorkerId};
 use coordinator_core::machine::{Event, WorkerSnapshot};
 
 use super::net::{LeaderMessage, WorkerMessage};
@@ -107,12 +107,18 @@ impl SimWorld {
             profile: self.places[place].profile.clone(),
             owned: tokens
                 .iter()
-                .map(|g| OwnedGrant { appliance: g.appliance, token: g.token, edition: edition(g) })
+                .map(|g| OwnedGrant {
+                    appliance: g.appliance,
+                    token: g.token,
+                    edition: edition(g),
+                    mode: Mode::default(),
+                })
                 .collect(),
             released: self.any_grant(coordinator).into_iter().map(release).collect(),
             removed: self.any_grant(coordinator).into_iter().collect(),
             highest_term,
             secret: None,
+            knows_modes: self.rng.chance(80),
         }
     }
 
@@ -140,6 +146,7 @@ impl SimWorld {
                         status: common::status::Status::default(),
                         checked: 0,
                         adopted: false,
+                        would_have: vec![],
                     })
                     .collect(),
                 owned: None,

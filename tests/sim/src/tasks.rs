@@ -7,7 +7,7 @@ use common::driver::DriverName;
 use common::mutant::{self, Mutant};
 use common::session::{Carryover, GrantRef};
 use common::status::Progress;
-use common::{ApplianceId, Edition, Timestamp, Token};
+use common::{ApplianceId, Edition, Mode, Timestamp, Token};
 use worker_core::gate::{self, Shut};
 
 use super::backend::BackendCall;
@@ -37,6 +37,20 @@ pub(super) struct SimTask {
     running: Option<(u64, bool)>,
     /// Until when calls may still take effect that nobody has an answer to, by this host's clock.
     fence_delay_until: Timestamp,
+    /// Whether hands are off, and whether it is yet to be said that nothing runs.
+    pub(super) mode: Mode,
+    pub(super) owes_quiet: bool,
+}
+
+impl SimTask {
+    /// Whether it is to be said now that hands are off.
+    pub(super) const fn is_quiet(&self) -> bool {
+        self.owes_quiet && self.mode.hands_off && self.running.is_none()
+    }
+
+    pub(super) const fn fence_delay_until(&self) -> Timestamp {
+        self.fence_delay_until
+    }
 }
 
 impl SimWorld {
@@ -58,6 +72,8 @@ impl SimWorld {
             progress: carryover.progress,
             running: None,
             fence_delay_until: gate::fence_delay_end(now, carryover.fence_delay),
+            mode: Mode::default(),
+            owes_quiet: false,
         };
         process.gate.admit(now, id, token, carryover.fence_delay);
         if process.tasks.insert(id, task).is_some() {
@@ -150,6 +166,7 @@ impl SimWorld {
             let delay = match shut {
                 Shut::FenceDelay(left) => (left.as_nanos() as u64).min(2_000_000_000) + self.rng.micros(10, 2_000),
                 Shut::Fenced | Shut::NotOwned => self.rng.millis(20, 400),
+                Shut::HandsOff => self.rng.millis(50, 1_500),
             };
             return self.timer(place, delay, WorkerTimer::Act(id, token));
         }
@@ -171,6 +188,7 @@ impl SimWorld {
     /// The gate has let a call pass, which leaves a little later.
     fn pass(&mut self, call: BackendCall) {
         self.check_passed(call.place, call.id, call.token);
+        self.check_hands_off(call.place, call.id, call.token);
         if call.fence_delay.is_some() {
             // Whoever is paused here for longer than the margin breaks what was assumed.
             let margin = self.places[call.place].margin.as_nanos() as u64;
@@ -233,6 +251,7 @@ impl SimWorld {
     }
 
     fn step_ended(&mut self, place: usize, id: ApplianceId, token: Token) {
+        self.fall_quiet(place, id, token);
         let Some(task) = self.task(place, id, token) else { return };
         if task.releasing {
             return self.release_soon(place, id, token);

@@ -8,6 +8,7 @@ use worker_core::session::StopRequest;
 
 use super::SimTime;
 use super::database::{ApplianceRow, DatabaseWrite};
+use super::modes::any_subject;
 use super::plan::What;
 use super::service::Who;
 use super::world::{SimEvent, SimHost, SimWorld};
@@ -107,7 +108,9 @@ impl SimWorld {
             What::Stranger => self.stranger_comes(who),
             What::Evict => self.evict(who),
             What::SlowBackend => self.slow_backend_until = self.slow_backend_until.max(until),
-            What::Create | What::Update | What::Delete | What::Check => self.load(number, decision.what, who),
+            What::Create | What::Update | What::Delete | What::Check | What::SetMode | What::ClearMode => {
+                self.load(number, decision.what, who);
+            }
             What::LoseWorker => self.lose_worker(who),
             What::LoseCoordinator => {
                 if self.coordinators.iter().filter(|coordinator| !coordinator.lost).count() > 1 {
@@ -196,6 +199,11 @@ impl SimWorld {
             }
             return;
         };
+        match what {
+            What::SetMode => return self.set_mode(coordinator, who),
+            What::ClearMode => return self.clear_mode(coordinator, who),
+            _ => {}
+        }
         let max = self.settings.max_appliances;
         let Some(leader) = self.coordinators[coordinator].leader_mut() else { return };
         let (term, reign) = (leader.machine.term(), leader.reign);
@@ -204,8 +212,8 @@ impl SimWorld {
                 self.created += 1;
                 let id = ApplianceId::from_u128(self.created | (u128::from(self.seed) << 64));
                 let driver = Self::any_driver(&mut self.rng);
-                let record =
-                    ApplianceRow { id, driver, edition: Edition::new(Generation::new(1), term), deleting: false };
+                let (edition, subject) = (Edition::new(Generation::new(1), term), any_subject(&mut self.rng));
+                let record = ApplianceRow { id, driver, edition, deleting: false, subject };
                 if let Some(leader) = self.coordinators[coordinator].leader_mut() {
                     leader.changing.insert(id);
                 }
@@ -229,7 +237,11 @@ impl SimWorld {
             return;
         }
         let edition = Edition::new(record.edition.generation.next(), term);
-        let changed = ApplianceRow { edition, deleting: what == What::Delete, ..record.clone() };
+        let mut changed = ApplianceRow { edition, deleting: what == What::Delete, ..record.clone() };
+        if self.rng.chance(30) {
+            changed.subject.labels = any_subject(&mut self.rng).labels;
+        }
+        let Some(leader) = self.coordinators[coordinator].leader_mut() else { return };
         leader.changing.insert(id);
         self.submit(coordinator, reign, term, DatabaseWrite::Put(changed));
     }

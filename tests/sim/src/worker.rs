@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::driver::{DriverCapabilities, DriverName};
 use common::secret::LifeSecret;
 use common::session::{DeltaEntry, ToCoordinator};
-use common::{ApplianceId, Edition, ProcessIdentity, Profile, Term, Timestamp, Token, WorkerId};
+use common::{ApplianceId, Edition, Mode, ProcessIdentity, Profile, Term, Timestamp, Token, WorkerId};
 use worker_core::gate::Gate;
 use worker_core::session::{
     Control, ControlAction, ControlEvent, Conversation, ConversationSettings, Settings, StopRequest, StreamEnd,
@@ -60,6 +60,8 @@ pub(super) enum WorkerTimer {
     CallDue(ApplianceId, Token, u64),
     /// A step that was asked to stop tries once more.
     Straggles(ApplianceId, Token),
+    /// Hands are off an appliance: it is said once nothing runs.
+    FallsQuiet(ApplianceId, Token),
     /// The appliance is given up.
     ReleaseDone(ApplianceId, Token),
     /// Everything of it is removed.
@@ -79,6 +81,8 @@ pub(super) struct WorkerHost {
     /// How long before the end of its lease it stops to make calls without token.
     pub(super) margin: Duration,
     pub(super) paused_until: SimTime,
+    /// It is of a version that knows debug modes.
+    pub(super) knows_modes: bool,
     /// It does not come back.
     pub(super) lost: bool,
     pub(super) process: Option<WorkerProcess>,
@@ -146,6 +150,7 @@ impl WorkerHost {
             clock: DriftingClock::new(rng),
             margin: rng.duration(20, 120),
             paused_until: 0,
+            knows_modes: rng.chance(90),
             lost: false,
             process: None,
             processes: 0,
@@ -196,6 +201,10 @@ impl SimWorld {
         p.profile.pid += 1;
         let (pid, pid_namespace) = (p.profile.pid, place as u64);
         p.profile.process = Some(ProcessIdentity { boot: 0, pid_namespace, pid, start: 0 });
+        if p.processes > 1 && self.rng.chance(50) {
+            // Upgraded.
+            p.knows_modes = true;
+        }
         if p.processes > 1 && self.rng.chance(15) {
             // Restarted with other settings.
             p.profile.weight = 1 + self.rng.below(3) as u32;
@@ -295,6 +304,7 @@ impl SimWorld {
             WorkerTimer::Called(of, said) => self.called(place, of, said),
             WorkerTimer::CallDue(id, token, number) => self.call_due(place, id, token, number),
             WorkerTimer::Straggles(id, token) => self.straggles(place, id, token),
+            WorkerTimer::FallsQuiet(id, token) => self.fall_quiet(place, id, token),
             WorkerTimer::ReleaseDone(id, token) => self.release_done(place, id, token),
             WorkerTimer::DestroyDone(id, token) => self.destroy_done(place, id, token),
             WorkerTimer::Again(stream, tells) => self.delivered_again(place, stream, tells),
@@ -437,7 +447,11 @@ impl SimWorld {
         let Some(process) = &mut host.process else { return };
         let Some(link) = &process.link else { return };
         let (stream, coordinator) = (link.stream, link.coordinator);
-        let (from, hello) = process.conversation.hello(now, &host.name, &host.profile, &host.secret);
+        let (from, mut hello) = process.conversation.hello(now, &host.name, &host.profile, &host.secret);
+        if !host.knows_modes {
+            hello.knows_modes = false;
+            hello.owned.iter_mut().for_each(|owned| owned.mode = Mode::default());
+        }
         self.note(|| format!("{} hello on s{stream} ({}) to c{coordinator}", hello.worker, from.stream));
         self.send_up(stream, WorkerMessage::Message(from, ToCoordinator::Hello(Box::new(hello))));
         self.step(place, ControlEvent::HelloSent);

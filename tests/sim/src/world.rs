@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use common::driver::DriverName;
-use common::{ApplianceId, Generation, ProcessIdentity, RebalanceId, Term, Token, WorkerId};
+use common::{ApplianceId, Generation, ModeId, ProcessIdentity, RebalanceId, Term, Token, WorkerId};
 use coordinator_core::machine;
 use coordinator_core::membership::LeaseAuthority;
 use coordinator_core::planner::{self, Strategy};
@@ -12,6 +12,7 @@ use coordinator_core::planner::{self, Strategy};
 use super::backend::{BackendCall, Journal};
 use super::coordinator::{self, CoordinatorHost};
 use super::database::{self, SimDatabase};
+use super::modes;
 use super::net::SimStream;
 use super::plan::{self, Case, Decision};
 use super::rng::Rng;
@@ -148,6 +149,10 @@ pub(super) struct SimWorld {
     /// Names under which strangers asked for a life of their own.
     pub(super) liars: BTreeSet<WorkerId>,
     pub(super) checks_asked: u64,
+    /// Rules of debug modes that were set.
+    pub(super) rules_set: u128,
+    /// For what whoever set a rule was answered (I6).
+    pub(super) answered: BTreeSet<(ModeId, ApplianceId)>,
     pub(super) decisions: Vec<Decision>,
     pub(super) steps: u64,
     pub(super) effects: u64,
@@ -198,8 +203,12 @@ impl SimWorld {
         let settings = settings(&mut rng);
         let decisions = case.decisions.clone().unwrap_or_else(|| plan::decide(case.seed, settings.faults_end));
         let coordinators = if settings.machine.authority == LeaseAuthority::Embedded { 1 } else { 2 + rng.index(2) };
-        let places =
+        let mut places =
             (0..2 + rng.index(4)).map(|n| WorkerHost::new(n, &mut rng, settings.fence_delay)).collect::<Vec<_>>();
+        if modes::are_left_at_end(case.seed) {
+            // Where rules outlast the run every worker has to keep them.
+            places.iter_mut().for_each(|place| place.knows_modes = true);
+        }
         let coordinators = (0..coordinators).map(|_| CoordinatorHost::new(&mut rng)).collect::<Vec<_>>();
         let mut this = Self {
             seed: case.seed,
@@ -227,6 +236,8 @@ impl SimWorld {
             unfinished: BTreeMap::new(),
             liars: BTreeSet::new(),
             checks_asked: 0,
+            rules_set: 0,
+            answered: BTreeSet::new(),
             decisions,
             steps: 0,
             effects: 0,

@@ -11,6 +11,7 @@ mod canon;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use common::mode::Mode;
 use common::mutant::{self, Mutant};
 use common::secret::LifeSecret;
 use common::session::{
@@ -33,6 +34,8 @@ pub struct Assignment {
     pub edition: Edition,
     /// It is being given up.
     pub releasing: bool,
+    /// Whether hands are off, by the newest word of a leader.
+    pub mode: Mode,
     /// How often its token was refused for a newer one of the same term.
     refused: u8,
 }
@@ -71,7 +74,11 @@ pub enum AssignmentEffect<D> {
         carryover: Carryover,
         /// Steps are to be announced.
         suspect: bool,
+        /// Whether hands are off.
+        mode: Mode,
     },
+    /// Shut the gate for it, or open it again; when it is shut and nothing runs, say so.
+    Mode(ApplianceId, Token, Mode),
     /// Say that the offer is refused.
     Decline(ApplianceId, Token),
     /// Let the running step end, then stop acting; the answer is a release.
@@ -139,8 +146,12 @@ impl Assignments {
         self.stream = self.stream.next();
         self.welcomed = false;
         self.seen = self.held.iter().map(|(id, h)| (*id, h.token)).collect();
-        let owned =
-            |(id, h): (&ApplianceId, &Assignment)| OwnedGrant { appliance: *id, token: h.token, edition: h.edition };
+        let owned = |(id, h): (&ApplianceId, &Assignment)| OwnedGrant {
+            appliance: *id,
+            token: h.token,
+            edition: h.edition,
+            mode: h.mode,
+        };
         let hello = Hello {
             worker: worker.clone(),
             profile: profile.clone(),
@@ -149,6 +160,7 @@ impl Assignments {
             removed: self.removed.iter().copied().collect(),
             highest_term: self.highest_term.max(self.claimed_term),
             secret: Some(secret.clone()),
+            knows_modes: true,
         };
         let envelope = Envelope { term: self.highest_term, incarnation: self.incarnation, stream: self.stream };
         (envelope, hello)
@@ -224,7 +236,7 @@ impl Assignments {
 
     fn apply<D: Editioned>(&mut self, entry: DeltaEntry<D>) -> Option<AssignmentEffect<D>> {
         match entry {
-            DeltaEntry::Grant { appliance, token, desired, carryover, suspect } => {
+            DeltaEntry::Grant { appliance, token, desired, carryover, suspect, mode } => {
                 let newest = self.seen.get(&appliance).copied();
                 if newest.is_some_and(|seen| token <= seen) && !mutant::is(Mutant::OldTokens) {
                     // Of a token that was in force here before: acting on it again could meet its successor.
@@ -236,9 +248,18 @@ impl Assignments {
                 }
                 self.seen.insert(appliance, token);
                 let edition = desired.edition();
-                self.held.insert(appliance, Assignment { token, edition, releasing: false, refused: 0 });
+                self.held.insert(appliance, Assignment { token, edition, releasing: false, mode, refused: 0 });
                 self.digest.add(appliance, token);
-                Some(AssignmentEffect::Take { appliance, token, desired, carryover, suspect })
+                Some(AssignmentEffect::Take { appliance, token, desired, carryover, suspect, mode })
+            }
+            DeltaEntry::Mode { appliance, token, mode } => {
+                let holding = self.held.get_mut(&appliance).filter(|h| h.token == token)?;
+                if mode.edition < holding.mode.edition {
+                    return None;
+                }
+                // The same edition again: its acknowledgement may have been lost with a stream.
+                holding.mode = mode;
+                Some(AssignmentEffect::Mode(appliance, token, mode))
             }
             DeltaEntry::Release(grant) => self.release(grant),
             DeltaEntry::Update { appliance, token, desired } => {
@@ -424,6 +445,12 @@ impl Assignments {
         self.version
     }
 
+    /// The mode of a grant, as far as it was told; `None` when it is not held.
+    #[must_use]
+    pub fn mode(&self, appliance: ApplianceId, token: Token) -> Option<Mode> {
+        self.held.get(&appliance).filter(|holding| holding.token == token).map(|holding| holding.mode)
+    }
+
     /// Appliances that are held.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -448,7 +475,7 @@ fn release(grant: GrantRef, carryover: Carryover) -> Release {
 
 #[cfg(test)]
 mod tests {
-    use common::Generation;
+    use common::{Generation, ModeEdition};
 
     use super::*;
 
@@ -469,6 +496,7 @@ mod tests {
             desired: Edition::new(Generation::new(1), Term::new(1)),
             carryover: Carryover::default(),
             suspect: false,
+            mode: Mode::default(),
         }
     }
 
@@ -538,6 +566,28 @@ mod tests {
         h.released(id(1), token(5), Carryover::default());
         assert!(!h.is_news(id(1), token(5)));
         assert!(h.is_news(id(2), token(1)));
+    }
+
+    #[test]
+    fn an_older_word_about_a_mode_is_ignored() {
+        let (mut h, from) = welcomed();
+        apply(&mut h, from, 0, 1, vec![grant(1, 5)]).expect("applies");
+        let mode = |number, hands_off| Mode::new(ModeEdition::new(Term::new(1), number), hands_off);
+        let word =
+            |number, hands_off| DeltaEntry::Mode { appliance: id(1), token: token(5), mode: mode(number, hands_off) };
+        let told = |number, hands_off| AssignmentEffect::Mode(id(1), token(5), mode(number, hands_off));
+        assert_eq!(apply(&mut h, from, 1, 2, vec![word(2, true)]), Ok(vec![told(2, true)]));
+        assert_eq!(apply(&mut h, from, 2, 3, vec![word(1, false)]), Ok(vec![]));
+        assert_eq!(apply(&mut h, from, 3, 4, vec![word(2, true)]), Ok(vec![told(2, true)]), "said again");
+        assert_eq!(say_hello(&mut h).1.owned[0].mode, mode(2, true));
+        let other = DeltaEntry::Mode { appliance: id(1), token: token(4), mode: mode(9, false) };
+        let next = Envelope { stream: h.stream, ..from };
+        h.welcome::<Edition>(next, &grants(&[(1, 5)])).expect("answers this hello");
+        assert_eq!(
+            apply(&mut h, next, 0, 1, vec![other, word(3, false)]),
+            Ok(vec![told(3, false)]),
+            "of another grant"
+        );
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Asked per *grant* (appliance, token), never per worker: a worker that lost one appliance must not act on it because it
 //! still holds another. It opens only while the lease of this life stands, the grant is held, and nothing of a former
-//! owner can take effect any more (its *fence delay* is over). One gate belongs to one life; shutting it is final.
+//! owner can take effect any more (its *fence delay* is over), and nobody asked for *hands off*. One gate belongs to one
+//! life; shutting it is final.
 //!
 //! A fence delay is a remaining time, counted here from the moment of [`Gate::admit`] and a little longer than stated: clocks of
 //! different hosts may differ in their rate, see [`SLACK`]. Pure: the shell brings clock and locks.
@@ -26,6 +27,9 @@ pub const ACT_MARGIN: Duration = Duration::from_millis(500);
 /// without this part ([`fence_delay_left`]), so that it does not grow from owner to owner.
 pub const SLACK: u64 = 15;
 
+/// After how long a mutant ends a mode.
+const MODE_OF_MUTANT: Duration = Duration::from_secs(1);
+
 /// Why the gate is shut for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Shut {
@@ -38,6 +42,9 @@ pub enum Shut {
     /// Calls of a former owner may still take effect, for this long.
     #[error("calls of the former owner may still take effect")]
     FenceDelay(Duration),
+    /// An operator asked for hands off.
+    #[error("hands are off")]
+    HandsOff,
 }
 
 impl Shut {
@@ -48,6 +55,7 @@ impl Shut {
             Self::Fenced => "lease",
             Self::NotOwned => "not_owned",
             Self::FenceDelay(_) => "fence_delay",
+            Self::HandsOff => "hands_off",
         }
     }
 }
@@ -56,6 +64,16 @@ impl Shut {
 struct Grant {
     token: Token,
     fence_delay_until: Timestamp,
+    /// Hands are off since then.
+    hands_off: Option<Timestamp>,
+}
+
+impl Grant {
+    /// Whether hands are off. How long they are has no part in it, but for a mutant.
+    fn is_hands_off(&self, now: Timestamp) -> bool {
+        let ended = |since| mutant::is(Mutant::ModeEndedByWorker) && now.since(since) >= MODE_OF_MUTANT;
+        self.hands_off.is_some_and(|since| !ended(since))
+    }
 }
 
 /// The gate of one life.
@@ -112,9 +130,17 @@ impl Gate {
         !self.ended && (now < self.deadline || mutant::is(Mutant::NoLease))
     }
 
-    /// Notes at `now` that a grant is held, of which calls may start once `fence_delay` is over.
+    /// Notes at `now` that a grant is held, of which calls may start once `fence_delay` is over. Hands are on.
     pub fn admit(&mut self, now: Timestamp, appliance: ApplianceId, token: Token, fence_delay: Duration) {
-        self.grants.insert(appliance, Grant { token, fence_delay_until: fence_delay_end(now, fence_delay) });
+        let fence_delay_until = fence_delay_end(now, fence_delay);
+        self.grants.insert(appliance, Grant { token, fence_delay_until, hands_off: None });
+    }
+
+    /// Shuts the gate for this grant at `now`, or opens it again. A newer grant of the same appliance stays as it is.
+    pub fn set_hands_off(&mut self, now: Timestamp, appliance: ApplianceId, token: Token, hands_off: bool) {
+        if let Some(grant) = self.grants.get_mut(&appliance).filter(|grant| grant.token == token) {
+            grant.hands_off = hands_off.then(|| grant.hands_off.unwrap_or(now));
+        }
     }
 
     /// Notes that a grant is not held any more. A newer grant of the same appliance stays.
@@ -129,6 +155,17 @@ impl Gate {
     /// # Errors
     /// [`Shut`] says why not.
     pub fn pass(&self, now: Timestamp, appliance: ApplianceId, token: Token) -> Result<(), Shut> {
+        self.pass_to_fence(now, appliance, token)?;
+        let hands_off = self.grants.get(&appliance).is_some_and(|grant| grant.is_hands_off(now));
+        if hands_off && !mutant::is(Mutant::GateIgnoresMode) { Err(Shut::HandsOff) } else { Ok(()) }
+    }
+
+    /// Whether this grant may raise its token at the far side at `now`, and nothing else: that changes nothing there but who
+    /// may, so that it starts also while hands are off.
+    ///
+    /// # Errors
+    /// [`Shut`] says why not.
+    pub fn pass_to_fence(&self, now: Timestamp, appliance: ApplianceId, token: Token) -> Result<(), Shut> {
         if !self.lease_stands(now) {
             return Err(Shut::Fenced);
         }
@@ -269,6 +306,25 @@ mod tests {
         let until = fence_delay_end(at(0), fence_delay);
         assert!(fence_delay_left(at(5_000), until) > Duration::from_secs(5), "a clock may be fast");
         assert_eq!(fence_delay_left(until, until), Duration::ZERO);
+    }
+
+    #[test]
+    fn hands_off_shuts_the_gate_of_one_grant_for_all_but_fencing() {
+        let mut gate = open();
+        gate.admit(at(0), a(1), token(1), Duration::ZERO);
+        gate.admit(at(0), a(2), token(2), Duration::ZERO);
+        gate.set_hands_off(at(0), a(1), token(1), true);
+        gate.set_hands_off(at(0), a(2), token(1), true);
+        assert_eq!(gate.pass(at(0), a(1), token(1)), Err(Shut::HandsOff));
+        assert_eq!(gate.pass_unfenced(at(0), a(1), token(1)), Err(Shut::HandsOff));
+        assert_eq!(gate.pass_to_fence(at(0), a(1), token(1)), Ok(()));
+        assert_eq!(gate.pass(at(0), a(2), token(2)), Ok(()), "another appliance, and an older grant of it");
+        assert_eq!(gate.pass(at(59_000), a(1), token(1)), Err(Shut::HandsOff), "no time ends it");
+        gate.set_hands_off(at(1), a(1), token(1), false);
+        assert_eq!(gate.pass(at(1), a(1), token(1)), Ok(()));
+        gate.set_hands_off(at(2), a(1), token(1), true);
+        gate.admit(at(3), a(1), token(3), Duration::ZERO);
+        assert_eq!(gate.pass(at(3), a(1), token(3)), Ok(()), "a new grant says for itself whether hands are off");
     }
 
     #[test]

@@ -20,6 +20,7 @@
 //! | Running Replug | Replugged -> its ports as they are now, plan. Refused, Failed, TimedOut, Vanished -> back-off, look again, plan |
 //! | Running Destroy | Destroyed -> forgotten, plan. Failed, TimedOut -> look again, plan |
 //! | Running Forget | Forgotten -> Gone |
+//! | any | HandsOff -> looks and probes only, what else would be done is noted. Hands on -> look anew, plan |
 //! | Running, any | Fenced, Busy, Superseded -> waits, looks again; never a failure. Other failures -> back-off, plan |
 //! | Running, leaving | any outcome as above, then Released instead of plan |
 //! | Released, Gone | everything -> stays |
@@ -43,6 +44,7 @@
 
 mod config;
 mod fleet;
+mod hands_off;
 mod outcomes;
 mod plan;
 mod vocabulary;
@@ -59,6 +61,7 @@ use common::{ApplianceId, Generation, Timestamp};
 
 pub use self::config::Config;
 use self::fleet::{Instances, Plugging};
+use self::hands_off::Hands;
 pub use self::vocabulary::{
     LifecycleEnd, LifecycleEvent, LifecycleOutput, LifecycleStep, StepOutcome, Transition, TransitionCause, Trigger,
 };
@@ -241,6 +244,7 @@ pub struct Lifecycle {
     boots: Boots,
     waits: Waits,
     troubles: Troubles,
+    hands: Hands,
     reporting: ReportState,
 }
 
@@ -270,6 +274,7 @@ impl Lifecycle {
             boots: Boots { failed: progress.failed_boots, ends: progress.ends, bar },
             waits: Waits::default(),
             troubles: Troubles { last_end: progress.last_end, ..Troubles::default() },
+            hands: Hands::default(),
             reporting: ReportState {
                 quiet: true,
                 reported: 0,
@@ -368,6 +373,15 @@ impl Lifecycle {
                 AfterEvent::Plan
             }
             (S::Idle, E::Release) => AfterEvent::Release,
+            (S::Idle, E::HandsOff(off)) => {
+                self.set_hands_off(off);
+                AfterEvent::Plan
+            }
+            // Its end finds how things are by then.
+            (S::Running { .. }, E::HandsOff(off)) => {
+                self.set_hands_off(off);
+                AfterEvent::Stay
+            }
             (S::Idle, E::Exited { ordinal, attempt }) => {
                 self.fleet.exited(ordinal, attempt);
                 AfterEvent::Plan
@@ -435,7 +449,9 @@ impl Lifecycle {
         }
         self.reporting.trigger = self.reporting.trigger.max(Trigger::of(old, &desired));
         self.goal = Goal::new(desired, self.goal.ports.is_some());
-        self.fleet.condemn_from(self.goal.replicas());
+        if !self.hands.are_off() {
+            self.fleet.condemn_from(self.goal.replicas());
+        }
         // An explicit command leads out of every wait that stands for "it will not work before something changes".
         self.boots = Boots::NONE;
         self.waits.removals = Retry::default();

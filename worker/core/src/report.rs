@@ -32,6 +32,7 @@ impl Reports {
                 let queued = queued.get_mut();
                 if report.token == queued.token {
                     queued.status = report.status;
+                    queued.would_have = report.would_have;
                     queued.checked = queued.checked.max(report.checked);
                     queued.adopted |= report.adopted;
                 } else if report.token > queued.token {
@@ -115,7 +116,7 @@ mod tests {
 
     fn report(n: u128, number: u64, phase: Phase, checked: u64) -> StatusReport {
         let status = Status { phase, ..Status::default() };
-        StatusReport { appliance: id(n), token: token(number), status, checked, adopted: false }
+        StatusReport { appliance: id(n), token: token(number), status, checked, adopted: false, would_have: vec![] }
     }
 
     #[test]

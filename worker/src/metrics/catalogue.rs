@@ -78,7 +78,7 @@ metric_group! {
         .by(&[Label::fixed("message", &["welcome", "delta", "base"])]);
     REFUSALS = Metric::counter(
         "rug.gate.refusals", Unit::Things("{step}"), "Steps that were not begun because the gate was shut for them.")
-        .by(&[Label::fixed("reason", &["lease", "not_owned", "fence_delay"])]);
+        .by(&[Label::fixed("reason", &["lease", "not_owned", "fence_delay", "hands_off"])]);
 }
 
 /// Every group of this binary.

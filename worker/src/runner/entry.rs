@@ -2,7 +2,7 @@
 
 use common::kind::StopRecipe;
 use common::session::StatusReport;
-use common::{ApplianceId, Timestamp, Token};
+use common::{ApplianceId, Mode, ModeEdition, Timestamp, Token};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tracing::Span;
@@ -37,6 +37,10 @@ pub(super) struct ApplianceEntry {
     pub(super) claimed: bool,
     /// Its steps are announced before they begin.
     pub(super) suspect: bool,
+    /// Whether hands are off.
+    pub(super) mode: Mode,
+    /// It has to be said that nothing runs under that mode any more, once it is so.
+    pub(super) owes_quiet: bool,
     /// Number of the step that was announced and is not over.
     pub(super) announced: Option<u64>,
     /// Open until it was seen how the appliance is that a rebalance brought here.
@@ -75,8 +79,9 @@ impl ApplianceEntry {
     }
 
     /// What its owner sees.
-    pub(super) fn report(&self, appliance: ApplianceId, checked: u64, adopted: bool) -> StatusReport {
-        StatusReport { appliance, token: self.token, status: self.lifecycle.status(), checked, adopted }
+    pub(super) fn report(&self, appliance: ApplianceId, now: Timestamp, checked: u64, adopted: bool) -> StatusReport {
+        let (status, would_have) = (self.lifecycle.status(), self.lifecycle.would_have(now));
+        StatusReport { appliance, token: self.token, status, checked, adopted, would_have }
     }
 
     /// Tells a step that ends instances when they have to end in another way by now.
@@ -99,9 +104,24 @@ impl ApplianceEntry {
         (self.is_changing() && matches!(self.stage, StepStage::Running(_))).then_some(self.serial)
     }
 
-    /// Whether a release waits for a step that was never started.
-    pub(super) const fn is_leaving_unstarted(&self) -> bool {
-        self.lifecycle.is_leaving() && matches!(self.stage, StepStage::Queued | StepStage::Announced(_))
+    /// Whether a step was never started that a release waits for, or that hands off keep from being started.
+    pub(super) fn is_stopped_unstarted(&self) -> bool {
+        let stops = self.lifecycle.is_leaving() || (self.mode.hands_off && self.is_changing());
+        stops && matches!(self.stage, StepStage::Queued | StepStage::Announced(_))
+    }
+
+    /// Takes another mode. Whether its word that nothing runs is to be said is decided with what the machine does next.
+    pub(super) const fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+        self.owes_quiet = mode.hands_off;
+    }
+
+    /// Takes the edition of a mode under which nothing runs any more, if that is to be said.
+    pub(super) fn take_quiet(&mut self) -> Option<ModeEdition> {
+        let is_blocked = matches!(self.stage, StepStage::Blocked(_));
+        let is_quiet = self.owes_quiet && !is_blocked && !self.is_changing();
+        self.owes_quiet &= !is_quiet;
+        is_quiet.then_some(self.mode.edition)
     }
 
     /// Whether a step that changes the world is under way, from its queue to its end.

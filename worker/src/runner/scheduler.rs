@@ -191,6 +191,7 @@ impl Scheduler {
                 progress,
                 fence_delay,
                 suspect,
+                mode,
                 traceparent,
                 adopting,
                 cause,
@@ -203,12 +204,17 @@ impl Scheduler {
                 if !fence_delay.is_zero() {
                     lifecycle.await_fence_delay(fence_delay_until);
                 }
+                if mode.hands_off {
+                    lifecycle.begin_hands_off();
+                }
                 let entry = ApplianceEntry {
                     lifecycle,
                     token,
                     fence_delay_until,
                     claimed: false,
                     suspect,
+                    mode,
+                    owes_quiet: mode.hands_off,
                     announced: None,
                     adopting,
                     seen: false,
@@ -222,6 +228,12 @@ impl Scheduler {
                 self.take(appliance, entry);
             }
             RunnerCommand::Clear { appliance, token, number } => self.clear(appliance, token, number),
+            RunnerCommand::Mode { appliance, token, mode } => {
+                if let Some(entry) = self.entries.get_mut(&appliance).filter(|entry| entry.token == token) {
+                    entry.set_mode(mode);
+                }
+                self.tell(appliance, token, Fact::HandsOff(mode.hands_off));
+            }
             RunnerCommand::Update { appliance, token, desired, cause } => {
                 if let Some(entry) = self.entries.get_mut(&appliance).filter(|entry| entry.token == token) {
                     entry.run.changed(cause);
@@ -236,9 +248,10 @@ impl Scheduler {
 
     /// Queues the status of every machine that has begun to look; the others speak up when they have.
     fn restate(&mut self) {
+        let now = self.now();
         for (appliance, entry) in &self.entries {
             if !matches!(entry.stage, StepStage::Blocked(_)) {
-                self.unsent.reports.push(entry.report(*appliance, 0, entry.seen));
+                self.unsent.reports.push(entry.report(*appliance, now, 0, entry.seen));
             }
             if let Some(number) = entry.announced {
                 self.unsent.outbox.push_back(RunnerEvent::Begins { appliance: *appliance, token: entry.token, number });
@@ -356,7 +369,7 @@ impl Scheduler {
             entry.run.step_ended(ended, matches!(entry.stage, StepStage::Idle));
         }
         if let Some(entry) = self.entries.get(&appliance).filter(|_| adopted) {
-            self.unsent.reports.push(entry.report(appliance, 0, true));
+            self.unsent.reports.push(entry.report(appliance, now, 0, true));
         }
     }
 
@@ -441,18 +454,29 @@ impl Scheduler {
             if let Some(number) = entry.take_done() {
                 self.unsent.outbox.push_back(RunnerEvent::Done { appliance, token: entry.token, number });
             }
-            if output.action.is_none() && output.end.is_none() && entry.is_leaving_unstarted() {
+            let stopped = output.end.is_none() && entry.is_stopped_unstarted();
+            if output.action.is_none() && stopped {
                 if let StepStage::Announced(until) = entry.stage {
                     self.announced.remove(&(until, entry.serial, appliance));
                 }
-                // It waits for a step that has not begun, so nothing has to be waited for.
+                // The step has not begun, so nothing has to be waited for.
                 entry.stage = StepStage::Idle;
                 next = Some(Fact::Ended(StepOutcome::Fenced { retry_after: None }));
             }
             self.announce(appliance, output, now);
         }
+        self.say_quiet(appliance, now);
         let entries = &self.entries;
         self.timers.sweep(entries.len(), |at, owner| entries.get(&owner).is_some_and(|e| e.wake == Some(at)));
+    }
+
+    /// Says that nothing runs under a mode any more, if that is so and was not said.
+    fn say_quiet(&mut self, appliance: ApplianceId, now: Timestamp) {
+        let Some(entry) = self.entries.get_mut(&appliance) else { return };
+        if let Some(edition) = entry.take_quiet() {
+            let (token, fence_delay) = (entry.token, fence_delay_left(now, entry.fence_delay_until));
+            self.unsent.outbox.push_back(RunnerEvent::Quiet { appliance, token, edition, fence_delay });
+        }
     }
 
     fn announce(&mut self, appliance: ApplianceId, output: LifecycleOutput, now: Timestamp) {
@@ -467,7 +491,7 @@ impl Scheduler {
         }
         let token = entry.token;
         if output.status_changed || output.checked.is_some() {
-            self.unsent.reports.push(entry.report(appliance, output.checked.unwrap_or(0), false));
+            self.unsent.reports.push(entry.report(appliance, now, output.checked.unwrap_or(0), false));
         }
         let Some(end) = output.end else { return };
         let fence_delay = fence_delay_left(now, entry.fence_delay_until);
@@ -539,7 +563,12 @@ impl Scheduler {
             let text = format!("this worker does not offer the driver `{}`", desired.driver);
             return self.drive(appliance, Fact::Ended(StepOutcome::Refused(text)));
         };
-        let permit = match gate.pass(appliance, entry.token) {
+        // A look raises the token and does nothing else.
+        let passed = match step {
+            LifecycleStep::Observe => gate.pass_to_fence(appliance, entry.token),
+            _ => gate.pass(appliance, entry.token),
+        };
+        let permit = match passed {
             _ if matches!(step, LifecycleStep::Probe { .. }) => None,
             _ if step == LifecycleStep::Observe && entry.claimed => None,
             Ok(permit) => Some(permit),
@@ -573,6 +602,7 @@ impl Scheduler {
             permit,
             adopting: entry.adopting.clone(),
             run: entry.run.of_step(appliance, step),
+            hands_off: entry.mode.hands_off,
             claimed: AtomicBool::new(false),
         };
         let set = if step.changes_the_world() { &mut self.steps.changes } else { &mut self.steps.looks };

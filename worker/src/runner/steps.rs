@@ -75,6 +75,8 @@ pub(super) struct StepTask {
     pub(super) adopting: Option<Span>,
     /// The trace that it is a part of, if it is one of several.
     pub(super) run: Option<Span>,
+    /// Hands are off: probes note nothing with the driver either.
+    pub(super) hands_off: bool,
     /// The driver has said that the far side knows our token.
     pub(super) claimed: AtomicBool,
 }
@@ -193,7 +195,7 @@ impl StepTask {
             }
             (LifecycleStep::Probe { .. }, _, Some(instance)) => {
                 let outcome = self.probe(instance, config, remarks).await;
-                if matches!(outcome, StepOutcome::Answered(_)) {
+                if matches!(outcome, StepOutcome::Answered(_)) && !self.hands_off {
                     self.note_answer(instance).await;
                 }
                 Ok(outcome)
@@ -434,7 +436,7 @@ fn clipped(outcome: StepOutcome) -> StepOutcome {
 pub(super) fn fenced(shut: Shut) -> StepOutcome {
     match shut {
         Shut::FenceDelay(left) => StepOutcome::Fenced { retry_after: Some(left.max(Duration::from_millis(10))) },
-        Shut::Fenced | Shut::NotOwned => StepOutcome::Fenced { retry_after: None },
+        Shut::Fenced | Shut::NotOwned | Shut::HandsOff => StepOutcome::Fenced { retry_after: None },
     }
 }
 

@@ -10,7 +10,7 @@ use common::driver::DriverName;
 use common::kind::{Custom, KindSpec, Probe, StopRecipe};
 use common::network_port::NetworkPort;
 use common::status::{Phase, Status};
-use common::{Edition, Generation, Term};
+use common::{Edition, Generation, Mode, ModeEdition, Term};
 use tokio::time::Instant;
 use worker_core::instance::{Addresses, Instance, Observation};
 use worker_core::ports::PluggedPorts;
@@ -399,6 +399,7 @@ impl RunnerBench {
             progress,
             fence_delay,
             suspect: false,
+            mode: Mode::default(),
             traceparent,
             adopting: None,
             cause: None,
@@ -448,6 +449,23 @@ impl RunnerBench {
     async fn clear(&self, n: u128, sequence: u64, number: u64) {
         let clear = RunnerCommand::Clear { appliance: id(n), token: token(sequence), number };
         self.handle.send(clear).await.expect("it runs");
+    }
+
+    /// What the session does when hands are off, or on again.
+    async fn hands(&self, n: u128, sequence: u64, number: u64, hands_off: bool) {
+        let (appliance, token) = (id(n), token(sequence));
+        self.gate.set_hands_off(appliance, token, hands_off);
+        let mode = Mode::new(ModeEdition::new(Term::new(1), number), hands_off);
+        self.handle.send(RunnerCommand::Mode { appliance, token, mode }).await.expect("it runs");
+    }
+
+    /// The number of the edition under which nothing runs any more.
+    async fn quiet(&mut self) -> u64 {
+        loop {
+            if let RunnerEvent::Quiet { edition, .. } = self.event().await {
+                return edition.sequence;
+            }
+        }
     }
 
     async fn release(&self, n: u128, sequence: u64) {
@@ -784,6 +802,7 @@ async fn commands_of_an_old_token_change_nothing() {
         desired: desired(9, |d| d.deleting = true),
         progress: Progress::default(),
         suspect: false,
+        mode: Mode::default(),
         fence_delay: Duration::ZERO,
         traceparent: String::new(),
         cause: None,
@@ -793,6 +812,58 @@ async fn commands_of_an_old_token_change_nothing() {
     bench.update(1, 5, desired(2, |_| {})).await;
     let status = bench.status(|s| s.observed_generation == Generation::new(2) && s.phase == Phase::Configured).await;
     assert_eq!(status.instances[0].details.pid(), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn hands_off_is_said_once_the_running_step_has_ended_and_nothing_follows() {
+    let mut bench = RunnerBench::new().await;
+    *bench.world.boots.takes.lock().expect("no panic") = Duration::from_secs(30);
+    bench.take(1, 1, desired(1, |_| {})).await;
+    bench.phase(Phase::Booting).await;
+    let asked = Instant::now();
+    bench.hands(1, 1, 1, true).await;
+    assert_eq!(bench.quiet().await, 1);
+    assert!(asked.elapsed() > Duration::from_secs(20), "the boot runs to its end");
+    let calls = bench.world.calls();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(bench.world.calls(), calls, "nothing else is begun");
+    bench.hands(1, 1, 2, false).await;
+    bench.phase(Phase::Configured).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_announced_step_does_not_begin_once_hands_are_off() {
+    let mut bench = RunnerBench::new().await;
+    bench.take_suspect(1, 1, desired(1, |_| {})).await;
+    let number = bench.begins().await;
+    bench.hands(1, 1, 1, true).await;
+    assert_eq!(bench.quiet().await, 1);
+    bench.clear(1, 1, number).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(bench.world.calls(), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_taken_with_hands_off_is_looked_at_and_said_to_be_quiet() {
+    let mut bench = RunnerBench::new().await;
+    let (appliance, token) = (id(1), token(1));
+    bench.gate.admit(appliance, token, Duration::ZERO);
+    bench.gate.set_hands_off(appliance, token, true);
+    let mut take = RunnerBench::grant(appliance, token, desired(1, |_| {}), Progress::default());
+    if let RunnerCommand::Take { mode, .. } = &mut take {
+        *mode = Mode::new(ModeEdition::new(Term::new(1), 4), true);
+    }
+    bench.handle.send(take).await.expect("it runs");
+    assert_eq!(bench.quiet().await, 4);
+    let report = loop {
+        if let RunnerEvent::Status(report) = bench.event().await
+            && !report.would_have.is_empty()
+        {
+            break report;
+        }
+    };
+    assert_eq!(report.would_have[0].step, "boot 0");
+    assert_eq!(bench.world.calls(), Vec::<String>::new());
 }
 
 #[tokio::test(start_paused = true)]

@@ -65,7 +65,7 @@ impl Session {
                 metrics::welcomed(true);
                 self.failure = None;
             }
-            ConversationAction::Take { grant: GrantRef { appliance, token }, desired, carryover, suspect } => {
+            ConversationAction::Take { grant: GrantRef { appliance, token }, desired, carryover, suspect, mode } => {
                 let parent = hand_off(traceparent, appliance);
                 let adopting = parent.as_deref().map(|parent| {
                     let span = info_span!(
@@ -76,6 +76,8 @@ impl Session {
                     span
                 });
                 self.gate.admit(appliance, token, carryover.fence_delay);
+                // Nobody asks for this grant before the runner has it.
+                self.gate.set_hands_off(appliance, token, mode.hands_off);
                 let cause = self.causes.remove(&appliance).map(Box::new);
                 self.command(RunnerCommand::Take {
                     appliance,
@@ -84,12 +86,19 @@ impl Session {
                     progress: carryover.progress,
                     fence_delay: carryover.fence_delay,
                     suspect,
+                    mode,
                     traceparent: parent.unwrap_or_default(),
                     adopting,
                     cause,
                 });
                 metrics::grant("taken");
                 debug!(%appliance, %token, "taken");
+            }
+            ConversationAction::Mode(GrantRef { appliance, token }, mode) => {
+                // The gate first: what the runner says follows from that.
+                self.gate.set_hands_off(appliance, token, mode.hands_off);
+                debug!(%appliance, %token, edition = %mode.edition, hands_off = mode.hands_off, "mode");
+                self.command(RunnerCommand::Mode { appliance, token, mode });
             }
             ConversationAction::Fence(GrantRef { appliance, token }) => {
                 warn!(%appliance, %token, "held, but not kept by the leader: the gate is shut for it");
@@ -224,6 +233,9 @@ impl Session {
             }
             RunnerEvent::Done { appliance, token, number } => {
                 self.conversation.step_ended(AnnouncedStep { appliance, token, number });
+            }
+            RunnerEvent::Quiet { appliance, token, edition, fence_delay } => {
+                self.conversation.quiet(GrantRef::new(appliance, token), edition, fence_delay);
             }
             RunnerEvent::Status(report) => self.conversation.report(report),
         }

@@ -16,7 +16,7 @@ use common::session::{
     Report, ToCoordinator, ToWorker, Welcome,
 };
 use common::status::Progress;
-use common::{Edition, Generation, Incarnation, Timestamp};
+use common::{Edition, Generation, Incarnation, Mode, Timestamp};
 use coordination::embedded::EmbeddedGroup;
 use proto::convert::{down, up};
 use proto::worker::v1::session_server::{Session as Service, SessionServer};
@@ -292,7 +292,7 @@ fn grant(appliance: ApplianceId, token: Token) -> DeltaEntry {
 
 /// A grant with what the former owner handed over.
 fn grant_after(appliance: ApplianceId, token: Token, carryover: Carryover) -> DeltaEntry {
-    DeltaEntry::Grant { appliance, token, desired: desired(), carryover, suspect: false }
+    DeltaEntry::Grant { appliance, token, desired: desired(), carryover, suspect: false, mode: Mode::default() }
 }
 
 /// So many grants that `Hello` does not fit into what a transport takes while nobody reads.
@@ -309,6 +309,7 @@ fn very_many() -> Conversation {
         desired: Edition::new(Generation::new(1), Term::new(1)),
         carryover: Carryover::default(),
         suspect: false,
+        mode: Mode::default(),
     });
     let delta = Delta { base: 0, target: 1, rebalance: None, entries: grants.collect() };
     receive(ToWorker::Delta(delta));

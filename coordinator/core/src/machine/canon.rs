@@ -11,6 +11,7 @@ use super::writes::{Pending, Writes};
 use super::{Commit, Machine, STALL, TICK};
 use crate::grants::{GrantOp, Granted, StoredGrant, StoredMember};
 use crate::handoff::HandoffState;
+use crate::modes::ModeOp;
 use crate::table::{RowPlacement, TableRow};
 
 impl Canonical for Machine {
@@ -30,6 +31,7 @@ impl Canonical for Machine {
             // Its audit is made of the table, but for what digests of workers set off; those of a model say none.
             conflicts,
             quarantine,
+            modes,
             pacing,
             out,
             // For people.
@@ -60,6 +62,7 @@ impl Canonical for Machine {
         }
         to.put(writes);
         to.put(quarantine);
+        modes.canon(to);
         to.put(brake);
         to.put(&paused.is_some());
         self.canon_members(to);
@@ -107,6 +110,7 @@ impl Canonical for Pending {
             Self::Departed(life, missed) => to.put(&(2_u32, life, missed)),
             // The number only finds the caller.
             Self::Unbound(slot, _) => to.put(&(3_u32, slot.0)),
+            Self::Mode(id, _) => to.put(&(4_u32, id.get() as u64)),
         }
     }
 }
@@ -125,6 +129,10 @@ impl Canonical for TableRow {
             placement,
             binding,
             granted_before,
+            // No model changes it.
+            subject: _,
+            mode,
+            quiet,
         } = self;
         // Reasons are for people.
         let RowPlacement { preferred, moved_from, reason: _, unplaced: _, rebalance } = placement;
@@ -135,6 +143,7 @@ impl Canonical for TableRow {
         to.put(fence_delay_if_lost);
         to.put(&(preferred, moved_from, rebalance));
         to.put(&(binding, granted_before));
+        to.put(&(mode, quiet));
     }
 }
 
@@ -156,10 +165,11 @@ impl Canonical for Granted {
 
 impl Canonical for Commit {
     fn canon(&self, to: &mut Canon) {
-        let Self { grants, put_members, remove_members } = self;
+        let Self { grants, put_members, remove_members, modes } = self;
         to.put(grants);
         to.put(put_members);
         to.put(remove_members);
+        to.list(modes.iter().map(|op| (matches!(op, ModeOp::Set(_)), op.id().get() as u64)));
     }
 }
 

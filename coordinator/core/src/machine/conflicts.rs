@@ -152,7 +152,7 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use common::session::OwnedGrant;
-    use common::{Edition, Incarnation, WorkerId};
+    use common::{Edition, Incarnation, Mode, WorkerId};
 
     use super::*;
 
@@ -168,7 +168,7 @@ mod tests {
         // What is released one by one is not the rest.
         assert!((1..=1_000).all(|n| !conflicts.end(slot, &life(1), token(n))) && conflicts.concern(slot));
         let appliance = ApplianceId::from_u128(1);
-        let owned = [OwnedGrant { appliance, token: token(7), edition: Edition::default() }];
+        let owned = [OwnedGrant { appliance, token: token(7), edition: Edition::default(), mode: Mode::default() }];
         let ended = conflicts.not_among(&life(1), &owned, |_| Some(appliance));
         assert_eq!(ended, [(slot, MORE)]);
         assert!(conflicts.end(slot, &life(1), MORE) && !conflicts.concern(slot));

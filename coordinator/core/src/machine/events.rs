@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use common::kind::KindName;
 use common::session::{Envelope, RefusedReason, StatusReport, ToCoordinator, ToWorker};
-use common::{ApplianceId, Edition, Life, Site, StreamNumber, Term, Timestamp, WorkerId};
+use common::{ApplianceId, Edition, Life, ModeId, ModeSubject, Site, StreamNumber, Term, Timestamp, WorkerId};
 
 use super::StreamId;
+use super::hands_off::{ModeNumber, ModeOutcome};
 use super::unbind::{UnbindNumber, UnbindRefused};
 use crate::grants::{GrantOp, StoredGrant, StoredMember};
 use crate::membership::{ObservedLease, ObservedMember};
+use crate::modes::{ModeOp, StoredMode};
 use crate::rebalance::{RebalanceEvent, UnfinishedRebalance};
 use crate::table::Seed;
 use crate::unowned::Regained;
@@ -68,6 +70,12 @@ pub enum Event {
         /// It is to be removed.
         deleting: bool,
     },
+    /// What rules of operators go by about an appliance has changed.
+    Labelled(ApplianceId, ModeSubject),
+    /// An operator sets a rule: hands off what it covers. Answered by [`Action::Mode`] once the store has it.
+    SetMode(StoredMode, ModeNumber),
+    /// An operator clears a rule. Answered by [`Action::Mode`] once the store has that.
+    ClearMode(ModeId, ModeNumber),
     /// An operator frees an unowned appliance from the site it is bound to, because its host is lost for good.
     Unbind {
         /// The appliance.
@@ -163,11 +171,14 @@ pub struct Commit {
     pub put_members: Vec<StoredMember>,
     /// Members to be removed.
     pub remove_members: Vec<Life>,
+    /// Rules that are set and cleared, in order.
+    pub modes: Vec<ModeOp>,
 }
 
 impl Commit {
     pub(super) fn is_empty(&self) -> bool {
-        self.grants.is_empty() && self.put_members.is_empty() && self.remove_members.is_empty()
+        let members = self.put_members.is_empty() && self.remove_members.is_empty();
+        self.grants.is_empty() && members && self.modes.is_empty()
     }
 }
 
@@ -189,6 +200,12 @@ pub enum Action {
     /// The answer to [`Event::Unbind`]: the site that the appliance was bound to, which the store does not have any more;
     /// `None` when it was bound to none.
     Unbind(UnbindNumber, Result<Option<Site>, UnbindRefused>),
+    /// The answer to [`Event::SetMode`] and [`Event::ClearMode`]. Of a rule that is in force
+    /// [`Machine::mode_progress`](super::Machine::mode_progress) tells how far it has taken hold.
+    Mode(ModeNumber, ModeOutcome),
+    /// What [`Machine::mode_progress`](super::Machine::mode_progress) tells may be another thing now, for those who wait. It
+    /// is after [`Action::Assigned`] as well.
+    ModesChanged,
     /// A worker joined, changed or is gone, for readers.
     WorkerChanged(WorkerId),
     /// A life is gone, decided at this moment: others may act on what it held from then on. To be logged.
@@ -240,6 +257,8 @@ pub struct Restored {
     pub paused: Option<String>,
     /// The rebalance that the former leader did not end.
     pub unfinished: Option<UnfinishedRebalance>,
+    /// Rules that are in force, read in the transaction that raised the term.
+    pub modes: Vec<StoredMode>,
 }
 
 /// Counters for metrics and `Cluster.Status`.

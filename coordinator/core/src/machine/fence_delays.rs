@@ -97,9 +97,14 @@ impl Machine {
     /// Cuts what a release says to what its worker can have left: the fence delay of its driver, or what it was granted
     /// with. Whoever can say a release could otherwise keep every later owner waiting for as long as it likes.
     pub(super) fn limit_fence_delay(&self, slot: Slot, life: &Life, carryover: &mut Carryover) {
-        let Some(entry) = self.table.get(slot) else { return };
+        carryover.fence_delay = carryover.fence_delay.min(self.most_fence_delay(slot, life));
+    }
+
+    /// The most that a life can leave of an appliance.
+    pub(super) fn most_fence_delay(&self, slot: Slot, life: &Life) -> Duration {
+        let Some(entry) = self.table.get(slot) else { return Duration::ZERO };
         let own = self.membership.profile(life).map_or(Duration::ZERO, |p| p.fence_delay(&entry.needs.driver));
-        carryover.fence_delay = carryover.fence_delay.min(own.max(entry.fence_delay_if_lost));
+        own.max(entry.fence_delay_if_lost)
     }
 
     /// What an owner leaves that hands nothing in.

@@ -474,7 +474,8 @@ impl Machine {
                     entry.state,
                     HandoffState::Offered(_) | HandoffState::Granting(_) | HandoffState::Passing { .. }
                 );
-                draining || given || matches!(entry.state, HandoffState::Releasing(_))
+                let moves = draining || given || matches!(entry.state, HandoffState::Releasing(_));
+                moves || Self::a_mode_waits_on(life, entry)
             })
         })
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use common::kind::KindName;
 use common::mutant::{self, Mutant};
 use common::session::{Carryover, OwnedGrant};
-use common::{ApplianceId, Life, Timestamp, Token, WorkerId};
+use common::{ApplianceId, Life, ModeSubject, Timestamp, Token, WorkerId};
 
 use super::fence_delays::fence_wait;
 use super::writes::Pending;
@@ -87,7 +87,8 @@ impl Machine {
         let Some(entry) = self.table.get(slot) else { return };
         let (before, after) = (former.granted_to(), entry.state.granted_to());
         let mut unblocked = None;
-        if before != after {
+        let moves = before != after;
+        if moves {
             self.tallies.regrant(slot, before.as_ref(), after);
             if let Some(life) = before {
                 unblocked = self.quarantine.left(&life, id).map(|step| (life, step));
@@ -96,6 +97,9 @@ impl Machine {
         self.tallies.moved(&former, &entry.state);
         if let Some((life, step)) = unblocked {
             self.clear_step(&life, step);
+        }
+        if moves {
+            self.refresh_mode(slot);
         }
         self.tell_planner(slot);
         self.out.push(Action::Assigned(id));
@@ -254,8 +258,10 @@ impl Machine {
                 }
                 Pending::Member(conn) => self.member_written(now, conn, durable),
                 Pending::Unbound(slot, number) => self.unbound(now, slot, number, durable),
+                Pending::Mode(id, number) => self.mode_written(now, id, number, durable),
                 Pending::Departed(life, missed) => {
                     self.writes.life_written(&life, missed, durable, now + WRITE_RETRY);
+                    self.out.push(Action::ModesChanged);
                 }
             }
         }
@@ -370,6 +376,19 @@ impl Machine {
         }
         if let Some(g) = entry.state.holder().cloned() {
             self.tell(&g.life(), slot, OutboxEntry::Update(g.token), None);
+        }
+    }
+
+    /// Labels of an appliance have changed, and with them the rules that cover it.
+    pub(super) fn labelled(&mut self, id: ApplianceId, subject: ModeSubject) {
+        let Some(slot) = self.table.slot(id) else { return };
+        if let Some(entry) = self.table.get_mut(slot)
+            && *entry.subject != subject
+        {
+            *entry.subject = subject;
+            self.refresh_mode(slot);
+            self.tell_excluded(slot);
+            self.pacing.due.drifted();
         }
     }
 

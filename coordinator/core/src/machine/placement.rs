@@ -410,7 +410,10 @@ impl Machine {
     ) -> Result<(), PlanRefused> {
         self.planner.adopt(plan)?;
         for unplaced in &plan.unplaced {
-            self.note_unplaced(unplaced.slot, Some(unplaced.why.clone()));
+            let by_version =
+                unplaced.why == Unplaced::Declined && self.versions_excluded(unplaced.slot).next().is_some();
+            let why = if by_version { Unplaced::NoModes } else { unplaced.why.clone() };
+            self.note_unplaced(unplaced.slot, Some(why));
             // It was on its way to a worker that cannot take it any more: others must not wait for that move.
             self.move_ended(unplaced.slot, None);
         }
@@ -491,7 +494,8 @@ impl Machine {
                 && !self.membership.is_draining(&life)
                 && !self.members.is_handing_back(&to)
                 && profile.can_run(&entry.needs.driver, entry.needs.kind, entry.needs.site.as_ref())
-                && !self.pacing.has_declined(slot, &to);
+                && !self.pacing.has_declined(slot, &to)
+                && !self.versions_excluded(slot).any(|unable| *unable == to);
             if takes && !self.is_barred(slot, entry.id) {
                 returning.push((entry.id, slot, to));
             }
@@ -672,7 +676,9 @@ impl Machine {
     }
 
     pub(super) fn tell_excluded(&mut self, slot: Slot) {
-        self.planner.set_excluded(slot, self.pacing.decliners(slot));
+        let mut excluded = self.pacing.decliners(slot);
+        excluded.extend(self.versions_excluded(slot).cloned());
+        self.planner.set_excluded(slot, excluded);
     }
 }
 

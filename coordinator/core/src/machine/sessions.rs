@@ -9,14 +9,14 @@
 #[cfg(feature = "canon")]
 mod canon;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::mutant::{self, Mutant};
 use common::session::{
     Ack, AnnouncedStep, Declined, Delta, DeltaEntry, Envelope, GrantRef, Hello, OwnedDigest, OwnedGrant, Release,
     Report, StatusReport, ToCoordinator, ToWorker, Welcome,
 };
-use common::{ApplianceId, Edition, Life, StreamNumber, Term, Timestamp, Token};
+use common::{ApplianceId, Edition, Life, Mode, StreamNumber, Term, Timestamp, Token, WorkerId};
 
 use super::greeting::Greetings;
 use super::{Action, Machine, Refusal};
@@ -53,6 +53,8 @@ pub(super) struct WorkerSession {
     stream: StreamNumber,
     /// Its life began with the `Hello` of this stream, and nothing outside has been told of it before the welcome.
     is_new: bool,
+    /// Its worker keeps hands off where it is told so.
+    knows_modes: bool,
     stage: SessionStage,
     outbox: Outbox,
 }
@@ -71,6 +73,8 @@ impl WorkerSession {
 pub(super) struct WorkerSessions {
     by_conn: BTreeMap<StreamId, WorkerSession>,
     by_life: BTreeMap<Life, StreamId>,
+    /// Workers of a version before debug modes, as of their newest stream.
+    without_modes: BTreeSet<WorkerId>,
     pub(super) greetings: Greetings,
 }
 
@@ -86,6 +90,21 @@ impl WorkerSessions {
             Some(session) if session.is_settled() => SessionState::Settled,
             Some(_) => SessionState::Unsettled,
         }
+    }
+
+    /// Whether the worker at the end of the stream of a life keeps hands off where it is told so.
+    pub(super) fn knows_modes(&self, life: &Life) -> bool {
+        let session = self.by_life.get(life).and_then(|conn| self.by_conn.get(conn));
+        session.is_some_and(|session| session.knows_modes)
+    }
+
+    pub(super) const fn without_modes(&self) -> &BTreeSet<WorkerId> {
+        &self.without_modes
+    }
+
+    /// Notes whether a worker knows debug modes. Returns whether that is news.
+    pub(super) fn note_version(&mut self, worker: &WorkerId, knows_modes: bool) -> bool {
+        if knows_modes { self.without_modes.remove(worker) } else { self.without_modes.insert(worker.clone()) }
     }
 
     /// Entries that wait in all outboxes.
@@ -172,8 +191,10 @@ impl Machine {
             self.writes.member(conn, StoredMember { worker, incarnation, profile, departed: false, seal });
         }
         self.sessions.by_life.insert(life.clone(), conn);
+        let knows_modes = hello.knows_modes;
         let stage = SessionStage::Storing(Box::new(hello));
-        let session = WorkerSession { life: life.clone(), stream, is_new, stage, outbox: Outbox::default() };
+        let session =
+            WorkerSession { life: life.clone(), stream, is_new, knows_modes, stage, outbox: Outbox::default() };
         self.sessions.by_conn.insert(conn, session);
         self.out.worker_changed(life.worker);
         if !changed {
@@ -254,7 +275,8 @@ impl Machine {
         let SessionStage::Welcomed(hello) = std::mem::replace(&mut session.stage, SessionStage::Settled) else {
             return;
         };
-        let (life, is_new) = (&session.life.clone(), session.is_new);
+        let (life, is_new, knows_modes) = (&session.life.clone(), session.is_new, session.knows_modes);
+        self.note_version(&life.worker, knows_modes);
         self.quarantine.greeted(life, hello.owned.iter().map(|held| held.appliance));
         if self.conflicts.audit.greeted(life) {
             self.tell_lost(life, &hello.owned);
@@ -280,6 +302,9 @@ impl Machine {
                     Some(stored) if stored.generation > held.edition.generation => stale.push((slot, held.token)),
                     Some(_) => ahead.push((slot, held.edition)),
                     None => {}
+                }
+                if knows_modes {
+                    self.compare_mode(slot, held);
                 }
             }
         }
@@ -374,6 +399,9 @@ impl Machine {
                 self.transition(now, slot, HandoffEvent::Declined(granted));
             }
         }
+        for quiet in ack.quiet {
+            self.mode_quiet(&life, quiet);
+        }
         for step in ack.ended {
             if let Some(next) = self.quarantine.ended(&life, step) {
                 self.clear_step(&life, next);
@@ -467,6 +495,10 @@ impl Machine {
     /// A life is gone: no `Hello` of it counts any more.
     pub(super) fn forget_streams(&mut self, life: &Life) {
         self.sessions.greetings.newest.remove(life);
+        // Whoever comes back under the name may be of another version.
+        if self.membership.any_life_of(&life.worker).is_none() {
+            self.note_version(&life.worker, true);
+        }
     }
 
     /// Ends the stream of a life.
@@ -483,7 +515,7 @@ impl Machine {
             OutboxEntry::Grant(_) | OutboxEntry::Update(_) => {
                 self.table.get(slot).map_or(0, crate::table::TableRow::told_size)
             }
-            OutboxEntry::Release(_) | OutboxEntry::Check(..) => 64,
+            OutboxEntry::Release(_) | OutboxEntry::Check(..) | OutboxEntry::Mode(_) => 64,
         };
         if let Some((_, session)) = self.sessions.settled(life) {
             session.outbox.push(slot, entry, rebalance, bytes);
@@ -593,7 +625,9 @@ fn current(table: &Table, quarantine: &Quarantine, slot: Slot, entry: OutboxEntr
             let row = table.under(slot, token).filter(|row| matches!(row.state, HandoffState::Offered(_)))?;
             let carryover = row.handed.as_deref().cloned().unwrap_or_default();
             let suspect = quarantine.is_suspect(row.id);
-            Some(DeltaEntry::Grant { appliance: row.id, token, desired: (), carryover, suspect })
+            let mode =
+                if mutant::is(Mutant::ModeLostOnGrant) { Mode { hands_off: false, ..row.mode } } else { row.mode };
+            Some(DeltaEntry::Grant { appliance: row.id, token, desired: (), carryover, suspect, mode })
         }
         OutboxEntry::Release(token) => {
             let row = table.under(slot, token).filter(|row| matches!(row.state, HandoffState::Releasing(_)))?;
@@ -601,6 +635,9 @@ fn current(table: &Table, quarantine: &Quarantine, slot: Slot, entry: OutboxEntr
         }
         OutboxEntry::Update(token) => {
             owned(token).map(|row| DeltaEntry::Update { appliance: row.id, token, desired: () })
+        }
+        OutboxEntry::Mode(token) => {
+            owned(token).map(|row| DeltaEntry::Mode { appliance: row.id, token, mode: row.mode })
         }
         OutboxEntry::Check(token, number) => {
             owned(token).map(|row| DeltaEntry::Check { appliance: row.id, token, number })

@@ -8,6 +8,7 @@ mod external;
 mod grants;
 mod held;
 mod leases;
+mod modes;
 mod moves;
 mod offers;
 mod passing;
@@ -21,17 +22,19 @@ use crate::membership::ObservedLease;
 use crate::rebalance::{RebalanceCause, RebalanceEvent, UnfinishedRebalance};
 use common::driver::{DriverCapabilities, DriverName, DriverOffers};
 use common::kind::KindName;
+use common::mode::Quiet;
 use common::secret::LifeSecret;
 use common::session::{
     Ack, AnnouncedStep, Declined, Delta, DeltaEntry, Envelope, GrantRef, Hello, OwnedDigest, OwnedGrant, Release,
     Report, StatusReport, ToCoordinator,
 };
 use common::status::Progress;
-use common::{ApplianceId, Edition, Generation, Incarnation, RebalanceId, StreamNumber};
+use common::{ApplianceId, Edition, Generation, Incarnation, Mode, ModeSubject, RebalanceId, StreamNumber};
 use std::collections::BTreeMap;
 
 use super::*;
 use crate::checks;
+use crate::modes::StoredMode;
 use crate::planner::{Assumptions, Needs, PlanRefused};
 use crate::unowned::Regained;
 
@@ -81,7 +84,14 @@ pub(super) fn seed(n: u128) -> Seed {
         edition: edition(1),
         size: 100,
         deleting: false,
+        subject: subject("red"),
     }
+}
+
+/// Of a tenant that is like all others, with this color.
+pub(super) fn subject(color: &str) -> ModeSubject {
+    let tenant = common::appliance::Name::new("t").expect("valid");
+    ModeSubject { tenant, labels: [("color".to_owned(), color.to_owned())].into() }
 }
 
 /// A worker of the test: takes every offer, gives up what it is asked for.
@@ -92,7 +102,25 @@ pub(super) struct Puppet {
     pub(super) stream: StreamNumber,
     pub(super) version: u64,
     pub(super) held: BTreeMap<ApplianceId, Token>,
+    /// What it was told of modes.
+    pub(super) modes: BTreeMap<ApplianceId, Mode>,
+    /// A step runs, so that it acknowledges no mode.
+    pub(super) busy: bool,
+    /// It is of a version before modes.
+    pub(super) knows_no_modes: bool,
     pub(super) beats: u64,
+}
+
+impl Puppet {
+    /// Takes in a mode, and acknowledges it unless a step runs.
+    fn obey(&mut self, appliance: ApplianceId, token: Token, mode: Mode) -> Option<Quiet> {
+        if self.knows_no_modes {
+            return None;
+        }
+        self.modes.insert(appliance, mode);
+        let quiet = Quiet { appliance, token, edition: mode.edition, fence_delay: Duration::ZERO };
+        (mode.hands_off && !self.busy).then_some(quiet)
+    }
 }
 
 /// A worker without a life, on its first stream.
@@ -111,6 +139,7 @@ pub(super) struct World {
     pub(super) closed: Vec<(StreamId, Refusal)>,
     pub(super) events: Vec<RebalanceEvent>,
     pub(super) removed: Vec<ApplianceId>,
+    pub(super) outcomes: Vec<(ModeNumber, ModeOutcome)>,
     pub(super) unbound: Vec<Result<Option<common::Site>, UnbindRefused>>,
     pub(super) raised: Option<Term>,
     pub(super) violations: Vec<String>,
@@ -146,6 +175,7 @@ impl World {
             closed: vec![],
             events: vec![],
             removed: vec![],
+            outcomes: vec![],
             unbound: vec![],
             raised: None,
             violations: vec![],
@@ -183,7 +213,8 @@ impl World {
                 Action::Quarantined(id, strikes) => self.quarantined.push((id, strikes)),
                 Action::Evict(life) => self.evicted.push(life),
                 Action::Gone(life, at) => self.gone.push((life, at)),
-                Action::Assigned(_) | Action::WorkerChanged(_) | Action::Met(_) => {}
+                Action::Mode(number, outcome) => self.outcomes.push((number, outcome)),
+                Action::Assigned(_) | Action::WorkerChanged(_) | Action::Met(_) | Action::ModesChanged => {}
             }
         }
     }
@@ -197,6 +228,7 @@ impl World {
                 puppet.incarnation = from.incarnation;
                 puppet.version = 0;
                 puppet.held.retain(|id, token| welcome.keep.contains(&GrantRef::new(*id, *token)));
+                puppet.modes.retain(|id, _| puppet.held.contains_key(id));
             }
             ToWorker::Delta(Delta { base, target, entries, .. }) => {
                 assert_eq!(base, puppet.version, "deltas chain");
@@ -204,12 +236,18 @@ impl World {
                 let mut answers = Ack { applied: target, ..Ack::default() };
                 for entry in entries {
                     match entry {
-                        DeltaEntry::Grant { appliance, token, .. } => {
+                        DeltaEntry::Grant { appliance, token, mode, .. } => {
                             assert!(puppet.held.insert(appliance, token).is_none(), "granted twice");
                             answers.granted.push(GrantRef::new(appliance, token));
+                            answers.quiet.extend(puppet.obey(appliance, token, mode));
+                        }
+                        DeltaEntry::Mode { appliance, token, mode } => {
+                            assert_eq!(puppet.held.get(&appliance), Some(&token), "of a grant that it has");
+                            answers.quiet.extend(puppet.obey(appliance, token, mode));
                         }
                         DeltaEntry::Release(GrantRef { appliance, token }) => {
                             assert_eq!(puppet.held.remove(&appliance), Some(token));
+                            puppet.modes.remove(&appliance);
                             answers.released.push(Release { appliance, token, carryover: Carryover::default() });
                         }
                         DeltaEntry::Update { .. } | DeltaEntry::Check { .. } => {}
@@ -234,12 +272,16 @@ impl World {
             owned: puppet
                 .held
                 .iter()
-                .map(|(id, token)| OwnedGrant { appliance: *id, token: *token, edition: edition(1) })
+                .map(|(id, token)| {
+                    let mode = puppet.modes.get(id).copied().unwrap_or_default();
+                    OwnedGrant { appliance: *id, token: *token, edition: edition(1), mode }
+                })
                 .collect(),
             released: vec![],
             removed: vec![],
             highest_term: Term::new(0),
             secret: Some(secret(name)),
+            knows_modes: !puppet.knows_no_modes,
         }
     }
 
@@ -257,7 +299,9 @@ impl World {
             departed: false,
             seal: membership.seal_of(&m.life()),
         });
-        Restored { appliances: appliances.collect(), members: members.collect(), ..Restored::default() }
+        let rules = self.machine.mode_rules().cloned();
+        let modes = rules.map(|rule| StoredMode { rule, expires_in: None }).collect();
+        Restored { appliances: appliances.collect(), members: members.collect(), modes, ..Restored::default() }
     }
 
     /// A worker says this on a stream it opened.

@@ -8,7 +8,7 @@ use common::driver::DriverOffers;
 use common::mutant::{self, Mutant};
 use common::{ApplianceId, Incarnation, Life, ProcessIdentity, Timestamp, WorkerId};
 
-use super::{Counters, Machine};
+use super::{Counters, HandsOff, Machine};
 use crate::audit::AuditCounts;
 use crate::grants::Profile;
 use crate::health::{self, Health};
@@ -154,6 +154,11 @@ impl Machine {
         let summary = match self.fence_wait(now, slot) {
             Some(wait) => format!("{summary}; {wait}"),
             None => summary,
+        };
+        let summary = match self.hands_off_at(now, slot, entry) {
+            HandsOff::On => summary,
+            HandsOff::Off(_) => format!("{summary}; hands are off it"),
+            HandsOff::Waits(why) => format!("{summary}; hands are to be off it: {why}"),
         };
         Some(OwnershipExplanation { summary, candidates: self.planner.explain(slot) })
     }

@@ -5,12 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::{Incarnation, Life, Timestamp, Token, WorkerId};
+use common::{Incarnation, Life, ModeId, Timestamp, Token, WorkerId};
 
 use super::events::{BatchId, Commit};
+use super::hands_off::ModeNumber;
 use super::sessions::StreamId;
 use super::unbind::UnbindNumber;
 use crate::grants::{GrantOp, Profile, StoredMember};
+use crate::modes::ModeOp;
 use crate::planner::Slot;
 
 /// What waits for a batch.
@@ -24,6 +26,8 @@ pub(super) enum Pending {
     Departed(Life, bool),
     /// An appliance that is freed from its site, by this request.
     Unbound(Slot, UnbindNumber),
+    /// A change of this rule, by this request; none when it ends by itself.
+    Mode(ModeId, Option<ModeNumber>),
 }
 
 /// The writes of one term.
@@ -98,6 +102,12 @@ impl Writes {
     /// Whether an appliance is being freed from its site.
     pub(super) fn is_unbinding(&self, slot: Slot) -> bool {
         self.unbinding.contains(&slot)
+    }
+
+    /// Writes a change of a rule; `number` names the request that waits for it.
+    pub(super) fn mode(&mut self, op: ModeOp, number: Option<ModeNumber>) {
+        self.pending.push(Pending::Mode(op.id(), number));
+        self.commit.modes.push(op);
     }
 
     /// Writes a member; the stream waits for it.

@@ -58,6 +58,7 @@ fn delta_on_the_wire() -> worker_wire::CoordinatorMessage {
         desired: desired(),
         carryover: Carryover::default(),
         suspect: false,
+        mode: Mode::default(),
     };
     let (appliance, token) = (ApplianceId::from_u128(3), Token::new(Term::new(1), 1));
     let update = DeltaEntry::Update { appliance, token, desired: desired() };
@@ -193,6 +194,7 @@ fn a_status_that_cannot_be_read_is_left_out_of_its_report() {
         status: status.clone(),
         checked: 0,
         adopted: false,
+        would_have: vec![],
     };
     let spoiled = |spoil: fn(&mut Vec<worker_wire::ApplianceReport>)| {
         let mut message = up_to_wire(&first_envelope(), reports(vec![report(1), report(2), report(3)]));

@@ -203,9 +203,13 @@ fn desired(spec: admin::Spec) -> Option<wire::Desired> {
     })
 }
 
+fn mode() -> Option<wire::Mode> {
+    Some(wire::Mode { term: 2, sequence: 7, hands_off: true })
+}
+
 pub(super) fn up_seeds() -> Vec<Vec<u8>> {
     use wire::worker_message::Body;
-    let held = wire::Held { appliance: ID.to_vec(), token: token(), generation: 3, written_term: 2 };
+    let held = wire::Held { appliance: ID.to_vec(), token: token(), generation: 3, written_term: 2, mode: mode() };
     let hello = wire::Hello {
         worker: "worker-1".into(),
         profile: profile(),
@@ -223,6 +227,13 @@ pub(super) fn up_seeds() -> Vec<Vec<u8>> {
         gone: granted(),
         begun: steps(),
         ended: steps(),
+        quiet: vec![wire::Quiet {
+            appliance: ID.to_vec(),
+            token: token(),
+            mode_term: 2,
+            mode_sequence: 7,
+            hold: seconds(1),
+        }],
     };
     let report = wire::ApplianceReport {
         appliance: ID.to_vec(),
@@ -230,6 +241,12 @@ pub(super) fn up_seeds() -> Vec<Vec<u8>> {
         status: Some(wire_status()),
         checked: 1,
         adopted: true,
+        would_have: vec![wire::WouldHave {
+            step: "boot 0".into(),
+            reason: "it is gone".into(),
+            ago: seconds(3),
+            times: 2,
+        }],
     };
     let holdings = Some(wire::Holdings { applied: 5, count: 2, digest: ID.to_vec() });
     let judgement = wire::Judgement { verdict: 2, field: "spec.pod".into(), reason: "forbidden".into() };
@@ -280,6 +297,7 @@ pub(super) fn down_seeds() -> Vec<Vec<u8>> {
         progress: progress(),
         hold: seconds(1),
         suspect: true,
+        mode: mode(),
     };
     let delta = wire::Delta {
         base: 4,
@@ -295,6 +313,7 @@ pub(super) fn down_seeds() -> Vec<Vec<u8>> {
             tracestate: "rug=tail".into(),
             baggage: "user=alice".into(),
         }],
+        mode: vec![wire::ModeChange { appliance: ID.to_vec(), token: token(), mode: mode() }],
     };
     let telemetry = Some(wire::TelemetryOrder {
         log_filter: "worker=debug".into(),

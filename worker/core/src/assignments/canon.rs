@@ -38,8 +38,9 @@ impl Canonical for Assignments {
 
 impl Canonical for Assignment {
     fn canon(&self, to: &mut Canon) {
-        let Self { token, edition, releasing, refused } = self;
+        let Self { token, edition, releasing, mode, refused } = self;
         to.put(&(token, edition, releasing));
+        to.put(mode);
         to.put(&u32::from(*refused));
     }
 }

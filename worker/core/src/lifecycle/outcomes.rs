@@ -252,6 +252,18 @@ impl Lifecycle {
         let has_contract = matches!(self.goal.desired.spec.kind.probe(), ProbeSpec::Rest);
         let Some(slot) = self.fleet.slot_mut(ordinal) else { return };
         slot.failed_probes = slot.failed_probes.saturating_add(1);
+        let is_over = match slot.life {
+            InstanceLife::Rising { since, .. } => now.since(since) >= boot_timeout,
+            InstanceLife::Alive | InstanceLife::Adopted => true,
+        };
+        if is_over && slot.failed_probes >= config.restart_probe_failures && self.spares(now, ordinal, text) {
+            // Somebody may be at work on it.
+            if let Some(slot) = self.fleet.slot_mut(ordinal) {
+                slot.next_probe = retry;
+            }
+            return;
+        }
+        let Some(slot) = self.fleet.slot_mut(ordinal) else { return };
         match &mut slot.life {
             // Its time may have been over before this owner came, or have passed in a suspend: it is asked more than once all the same.
             InstanceLife::Rising { since, .. }

@@ -22,14 +22,18 @@ pub(super) fn poll_delay(polls: u32) -> Duration {
 }
 
 /// Gathers the earliest moment at which anything becomes due.
-struct Wake {
-    now: Timestamp,
+pub(super) struct Wake {
+    pub(super) now: Timestamp,
     at: Option<Timestamp>,
 }
 
 impl Wake {
+    pub(super) const fn at(now: Timestamp) -> Self {
+        Self { now, at: None }
+    }
+
     /// Whether `at` has come; otherwise it counts for the wake-up.
-    fn due(&mut self, at: Timestamp) -> bool {
+    pub(super) fn due(&mut self, at: Timestamp) -> bool {
         if at <= self.now {
             return true;
         }
@@ -38,7 +42,7 @@ impl Wake {
     }
 }
 
-enum Choice {
+pub(super) enum Choice {
     Do(LifecycleStep),
     /// Start an instance at this ordinal.
     Boot(u16),
@@ -63,14 +67,18 @@ impl Lifecycle {
             }
         }
         // Also one that was booted while the wish for it was withdrawn.
-        self.fleet.condemn_from(if self.goal.desired.deleting { 0 } else { self.goal.replicas() });
-        self.fleet.settle_successions();
-        let mut wake = Wake { now, at: None };
+        if !self.hands.are_off() {
+            self.fleet.condemn_from(if self.goal.desired.deleting { 0 } else { self.goal.replicas() });
+            self.fleet.settle_successions();
+        }
+        let mut wake = Wake::at(now);
         let settled = self.waits.unanswered_until.is_none_or(|until| wake.due(until));
-        let choice = if self.goal.desired.deleting {
+        let choice = if self.hands.are_off() {
+            self.next_look(&mut wake, settled)
+        } else if self.goal.desired.deleting {
             self.next_removal(&mut wake, settled)
         } else {
-            self.next_repair(&mut wake)
+            self.next_repair(&mut wake, true)
         };
         let step = match choice {
             Some(Choice::Do(step)) => Some(step),
@@ -113,7 +121,7 @@ impl Lifecycle {
         }
     }
 
-    fn next_removal(&self, wake: &mut Wake, settled: bool) -> Option<Choice> {
+    pub(super) fn next_removal(&self, wake: &mut Wake, settled: bool) -> Option<Choice> {
         if !self.fleet.known {
             return wake.due(self.waits.looks.at).then_some(Choice::Do(LifecycleStep::Observe));
         }
@@ -122,7 +130,8 @@ impl Lifecycle {
         self.doomed_step().or(last).filter(|_| ready).map(Choice::Do)
     }
 
-    fn next_repair(&self, wake: &mut Wake) -> Option<Choice> {
+    /// The next step that a kept appliance needs; without `may_change`, the next look or probe.
+    pub(super) fn next_repair(&self, wake: &mut Wake, may_change: bool) -> Option<Choice> {
         if !self.fleet.known && wake.due(self.waits.looks.at) {
             return Some(Choice::Do(LifecycleStep::Observe));
         }
@@ -131,7 +140,7 @@ impl Lifecycle {
             let _ = wake.due(until);
         }
         // What changes the world needs to know the world, and the gate.
-        let may_act = self.fleet.known && wake.due(self.waits.fenced_until);
+        let may_act = may_change && self.fleet.known && wake.due(self.waits.fenced_until);
         if may_act
             && let Some(step) = self.doomed_step()
             && wake.due(self.waits.removals.at)
@@ -280,6 +289,7 @@ impl Lifecycle {
             (slot.answered(), slot.configured, slot.runs, &slot.conditions).hash(&mut hash);
             matches!(slot.life, InstanceLife::Alive).hash(&mut hash);
         }
+        self.hands.shown().for_each(|shown| shown.hash(&mut hash));
         hash.finish()
     }
 }

@@ -27,6 +27,7 @@ enum GeneratedOp {
     Unplug(u16),
     Check,
     Release,
+    HandsOff(bool),
     /// The running step ends: as it should, or in one of the other ways.
     End(u8),
     /// An instance dies, or one that nobody knows of turns up.
@@ -46,6 +47,7 @@ fn op(with_release: bool) -> impl Strategy<Value = GeneratedOp> {
         1 => (0_u16..4).prop_map(GeneratedOp::Unplug),
         1 => Just(GeneratedOp::Check),
         1 => Just(if with_release { GeneratedOp::Release } else { GeneratedOp::Check }),
+        1 => any::<bool>().prop_map(GeneratedOp::HandsOff),
         16 => (0_u8..14).prop_map(GeneratedOp::End),
         2 => (0_u16..4).prop_map(GeneratedOp::Kill),
         1 => (0_u16..5, 1_u32..9).prop_map(|(ordinal, attempt)| GeneratedOp::Stray(ordinal, attempt)),
@@ -106,6 +108,7 @@ impl PropertyWorld {
             assert!(!dropped.changes_the_world(), "{dropped} was dropped half-way");
         }
         if let Some(step) = output.action {
+            assert!(!(self.life.hands_are_off() && step.changes_the_world()), "{step} with hands off, after {event:?}");
             assert_eq!(self.running, None, "{step} begins while another step runs, after {event:?}");
             assert!(!(self.desired.deleting && matches!(step, LifecycleStep::Boot { .. })), "a boot while deleting");
             self.running = Some(step);
@@ -209,6 +212,7 @@ impl PropertyWorld {
             }
             GeneratedOp::Check => self.feed(LifecycleEvent::Check(1)),
             GeneratedOp::Release => self.feed(LifecycleEvent::Release),
+            GeneratedOp::HandsOff(off) => self.feed(LifecycleEvent::HandsOff(off)),
             GeneratedOp::End(how) => self.end(how),
             GeneratedOp::Kill(ordinal) => self.instances.retain(|(n, _), _| *n != ordinal),
             GeneratedOp::Exit(ordinal, attempt) => self.feed(LifecycleEvent::Exited { ordinal, attempt }),
@@ -262,6 +266,7 @@ proptest! {
         for op in ops {
             world.play(op);
         }
+        world.feed(LifecycleEvent::HandsOff(false));
         world.settle();
         let status = world.life.status();
         if world.desired.deleting {

@@ -13,6 +13,7 @@ use super::fleet::InstanceSlot;
 use super::*;
 use crate::instance::Addresses;
 
+mod hands_off;
 pub(super) mod ports;
 mod repairs;
 mod successions;

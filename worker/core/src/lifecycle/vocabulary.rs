@@ -190,6 +190,8 @@ pub enum LifecycleEvent {
     Check(u64),
     /// It goes to another owner.
     Release,
+    /// Hands are off from now on, or (`false`) on again.
+    HandsOff(bool),
     /// The running step has ended.
     Ended(StepOutcome),
     /// The driver says that an instance does not run any more. A hint: it is probed at once, and the probe decides.
@@ -208,6 +210,7 @@ impl LifecycleEvent {
             Self::Change(desired) => TransitionCause::Command(Trigger::of(old, desired)),
             Self::Check(_) => TransitionCause::Command(Trigger::Check),
             Self::Release => TransitionCause::Release,
+            Self::HandsOff(_) => TransitionCause::Mode,
             Self::Ended(outcome) => TransitionCause::Ended(outcome.name()),
             Self::Exited { .. } => TransitionCause::Exited,
         }
@@ -260,6 +263,8 @@ pub enum TransitionCause {
     Command(Trigger),
     /// It was asked for by the coordinator.
     Release,
+    /// An operator asked for hands off, or let go on.
+    Mode,
     /// A wait was over.
     Time,
     /// A step ended like that.
@@ -273,6 +278,7 @@ impl fmt::Display for TransitionCause {
         f.write_str(match self {
             Self::Command(trigger) => trigger.name(),
             Self::Release => "release",
+            Self::Mode => "mode",
             Self::Time => "time",
             Self::Ended(outcome) => outcome,
             Self::Exited => "exited",

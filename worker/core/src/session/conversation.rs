@@ -18,12 +18,13 @@ mod tests;
 
 use std::time::Duration;
 
+use common::mode::{Mode, Quiet};
 use common::secret::LifeSecret;
 use common::session::{
     AnnouncedStep, Carryover, Delta, Envelope, GrantRef, Hello, Refused, RefusedReason, Release, StatusReport,
     ToCoordinator, ToWorker, Welcome,
 };
-use common::{Incarnation, Profile, Timestamp, Token, WorkerId};
+use common::{Incarnation, ModeEdition, Profile, Timestamp, Token, WorkerId};
 
 use super::control::{ControlEvent, StreamEnd};
 use super::pending::PendingMessages;
@@ -88,7 +89,13 @@ pub enum ConversationAction<D> {
         carryover: Carryover,
         /// Steps are to be announced.
         suspect: bool,
+        /// Whether hands are off: then the gate is admitted shut, and [`Conversation::quiet`] follows as after
+        /// [`ConversationAction::Mode`].
+        mode: Mode,
     },
+    /// Hands off: shut the gate for this grant at once, let the running step end or stop it, then call
+    /// [`Conversation::quiet`]; also when it was shut before. Hands on: open it.
+    Mode(GrantRef, Mode),
     /// Shut the gate for this grant at once, before the lease is extended, then stop to act. The answer is a release.
     Fence(GrantRef),
     /// Let the running step end, then stop to act. The answer is a release.
@@ -328,7 +335,7 @@ impl Conversation {
     ) {
         for effect in effects {
             actions.push(match effect {
-                AssignmentEffect::Take { appliance, token, desired, carryover, suspect } => {
+                AssignmentEffect::Take { appliance, token, desired, carryover, suspect, mode } => {
                     let grant = GrantRef::new(appliance, token);
                     if let Some(reason) = rule.reason(&desired) {
                         self.assignments.declined(appliance, token);
@@ -336,7 +343,10 @@ impl Conversation {
                         continue;
                     }
                     self.pending.granted(grant);
-                    ConversationAction::Take { grant, desired, carryover, suspect }
+                    ConversationAction::Take { grant, desired, carryover, suspect, mode }
+                }
+                AssignmentEffect::Mode(appliance, token, mode) => {
+                    ConversationAction::Mode(GrantRef::new(appliance, token), mode)
                 }
                 AssignmentEffect::Decline(appliance, token) => {
                     self.pending.decline(
@@ -417,6 +427,16 @@ impl Conversation {
     pub fn step_ended(&mut self, step: AnnouncedStep) {
         if self.is_on_stream() && self.assignments.is_held(step.appliance, step.token) {
             self.pending.done(step);
+        }
+    }
+
+    /// The gate is shut for a grant as of this edition, and nothing that was begun for it is under way; calls that had started
+    /// may take effect for `fence_delay`. What was said since by the leader takes the word back.
+    pub fn quiet(&mut self, grant: GrantRef, edition: ModeEdition, fence_delay: Duration) {
+        let GrantRef { appliance, token } = grant;
+        let mode = self.assignments.mode(appliance, token);
+        if self.is_on_stream() && mode == Some(Mode::new(edition, true)) {
+            self.pending.quiet(Quiet { appliance, token, edition, fence_delay });
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use common::mode::Quiet;
 use common::session::{
     Ack, AnnouncedStep, Declined, GrantRef, MAX_ENTRIES_PER_MESSAGE, OwnedDigest, Release, Report, StatusReport,
     ToCoordinator,
@@ -34,6 +35,8 @@ pub(super) struct PendingMessages {
     /// the number of grants.
     pub(super) begins: BTreeMap<ApplianceId, AnnouncedStep>,
     pub(super) done: BTreeMap<ApplianceId, AnnouncedStep>,
+    /// About which hands are off by now, bounded like these.
+    pub(super) quiet: BTreeMap<ApplianceId, Quiet>,
     /// Version after the newest delta that was applied whole.
     pub(super) version: u64,
     /// `version` was not sent yet.
@@ -72,6 +75,10 @@ impl PendingMessages {
             self.begins.remove(&step.appliance);
         }
         self.done.insert(step.appliance, step);
+    }
+
+    pub(super) fn quiet(&mut self, quiet: Quiet) {
+        self.quiet.insert(quiet.appliance, quiet);
     }
 
     pub(super) const fn drain(&mut self, hand_back: bool) {
@@ -117,6 +124,7 @@ impl PendingMessages {
     pub(super) fn forget(&mut self, appliance: ApplianceId) {
         self.begins.remove(&appliance);
         self.done.remove(&appliance);
+        self.quiet.remove(&appliance);
         self.reports.remove(appliance);
     }
 
@@ -125,7 +133,8 @@ impl PendingMessages {
     }
 
     pub(super) fn owes_an_answer(&self) -> bool {
-        self.applied || !(self.answers.is_empty() && self.begins.is_empty() && self.done.is_empty())
+        let steps = self.begins.is_empty() && self.done.is_empty();
+        self.applied || !(self.answers.is_empty() && steps && self.quiet.is_empty())
     }
 
     /// The next message to send. The digest goes with statuses, which come after all answers, so that it means the same on
@@ -152,7 +161,9 @@ impl PendingMessages {
             room -= ack.ended.len();
             if self.done.is_empty() {
                 ack.begun = take(&mut self.begins, room);
+                room -= ack.begun.len();
             }
+            ack.quiet = take(&mut self.quiet, room);
             return Some(ToCoordinator::Ack(ack));
         }
         let due = std::mem::take(&mut self.digest);
@@ -162,8 +173,8 @@ impl PendingMessages {
     }
 }
 
-fn take(steps: &mut BTreeMap<ApplianceId, AnnouncedStep>, most: usize) -> Vec<AnnouncedStep> {
-    std::iter::from_fn(|| steps.pop_first()).take(most).map(|(_, step)| step).collect()
+fn take<T>(waiting: &mut BTreeMap<ApplianceId, T>, most: usize) -> Vec<T> {
+    std::iter::from_fn(|| waiting.pop_first()).take(most).map(|(_, one)| one).collect()
 }
 
 #[cfg(test)]

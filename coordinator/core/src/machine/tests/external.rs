@@ -5,8 +5,9 @@ use super::*;
 use crate::membership::{LeaseAuthority, ObservedLease, ObservedMember};
 use crate::rebalance::RebalanceEvent;
 use common::driver::DriverOffers;
+use common::mode::{ModeRule, ModeScope};
 use common::session::{Ack, Hello, Release, ToCoordinator};
-use common::{ApplianceId, Edition, Incarnation, StreamNumber};
+use common::{ApplianceId, Edition, Incarnation, ModeId, StreamNumber};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A cluster whose leader reads nodes; the test writes them.
@@ -218,6 +219,33 @@ fn an_unreachable_worker_is_evicted_once_a_move_waits_on_it() {
     s.w.step(Event::Over(life));
     s.w.pass(Duration::from_secs(3));
     assert_eq!(s.w.loads(), [10]);
+}
+
+#[test]
+fn a_holder_that_cannot_be_reached_is_waited_for_and_evicted() {
+    let mut s = cluster(Config::default(), &["w1", "w2"], 10);
+    let life = s.kill("w1");
+    let beating = Puppet { incarnation: Some(life.incarnation), conn: 999, ..Puppet::default() };
+    s.w.puppets.insert(worker("w1"), beating);
+    let rule = ModeRule {
+        id: ModeId::new(1),
+        scope: ModeScope::Global,
+        reason: String::new(),
+        by: String::new(),
+        since_unix_ms: 0,
+        expires_unix_ms: None,
+    };
+    s.w.step(Event::SetMode(StoredMode { rule, expires_in: None }, 1));
+    let waiting = |s: &FakeService| s.w.machine.mode_progress(s.w.now, ModeId::new(1)).expect("in force").waiting.len();
+    assert_eq!(waiting(&s), 5);
+    s.w.pass(Duration::from_secs(59));
+    assert_eq!((waiting(&s), s.w.evicted.clone()), (5, vec![]));
+    s.w.pass(Duration::from_secs(2));
+    assert_eq!((waiting(&s), s.w.evicted.clone()), (5, vec![life.clone()]), "its lease stands until it is over");
+    s.w.puppets.remove(&worker("w1"));
+    s.w.step(Event::Over(life));
+    s.w.pass(Duration::from_secs(3));
+    assert_eq!((waiting(&s), s.w.loads()), (0, vec![10]));
 }
 
 #[test]

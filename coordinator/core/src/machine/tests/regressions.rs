@@ -6,7 +6,7 @@ use common::session::{Ack, Envelope, GrantRef, Hello, OwnedGrant, Release, ToCoo
 use common::{ApplianceId, Incarnation, Site, StreamNumber};
 
 use super::super::*;
-use super::edition;
+use super::{edition, subject};
 use crate::planner::Needs;
 
 const L: Duration = Duration::from_secs(2);
@@ -42,8 +42,16 @@ fn hello(
         ..Profile::default()
     };
     let highest_term = Term::new(1);
-    let hello =
-        Hello { worker: name(worker), profile, owned, released: vec![], removed: vec![], highest_term, secret: None };
+    let hello = Hello {
+        worker: name(worker),
+        profile,
+        owned,
+        released: vec![],
+        removed: vec![],
+        highest_term,
+        secret: None,
+        knows_modes: true,
+    };
     let envelope = Envelope { term: highest_term, incarnation, stream: StreamNumber::new(stream) };
     (envelope, ToCoordinator::Hello(Box::new(hello)))
 }
@@ -113,6 +121,7 @@ impl Bench {
             edition: edition(1),
             size: 100,
             deleting: false,
+            subject: subject("red"),
         };
         self.play(Event::Created(seed))
     }
@@ -264,6 +273,7 @@ fn a_grant_that_was_never_durable_binds_to_no_host() {
         edition: edition(1),
         size: 100,
         deleting: false,
+        subject: subject("red"),
     };
     b.step(Event::Created(seed));
     let actions = b.step(Event::Tick);

@@ -32,6 +32,7 @@ impl Canonical for PendingMessages {
             answers,
             begins,
             done,
+            quiet,
             // That of the assignments, or 0.
             version: _,
             applied,
@@ -43,6 +44,7 @@ impl Canonical for PendingMessages {
         to.put(drain);
         to.put(answers);
         to.put(&(begins, done, applied));
+        to.put(quiet);
     }
 }
 

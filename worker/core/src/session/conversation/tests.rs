@@ -22,7 +22,16 @@ fn grant(n: u128, sequence: u64) -> GrantRef {
 fn offer(grant: GrantRef) -> DeltaEntry<Edition> {
     let GrantRef { appliance, token } = grant;
     let desired = Edition::new(Generation::new(1), Term::new(1));
-    DeltaEntry::Grant { appliance, token, desired, carryover: Carryover::default(), suspect: false }
+    let (carryover, mode) = (Carryover::default(), Mode::default());
+    DeltaEntry::Grant { appliance, token, desired, carryover, suspect: false, mode }
+}
+
+fn mode(number: u64, hands_off: bool) -> Mode {
+    Mode::new(ModeEdition::new(Term::new(1), number), hands_off)
+}
+
+fn word(GrantRef { appliance, token }: GrantRef, mode: Mode) -> DeltaEntry<Edition> {
+    DeltaEntry::Mode { appliance, token, mode }
 }
 
 fn delta(base: u64, entries: Vec<DeltaEntry<Edition>>) -> ToWorker<Edition> {
@@ -279,4 +288,44 @@ fn a_token_of_a_later_term_is_told_in_a_hello_but_not_again_and_again() {
         ConversationAction::Release(grant(1, 1)),
     ];
     assert_eq!(talk.conversation.refused_token::<Edition>(at(200_000), grant(1, 1), newer), given_up);
+}
+
+#[test]
+fn a_mode_is_acknowledged_once_its_driver_says_that_nothing_runs() {
+    let mut talk = Talk::open();
+    talk.receive(delta(0, vec![offer(grant(1, 1))]));
+    talk.flush();
+    let actions = talk.receive(delta(1, vec![word(grant(1, 1), mode(2, true))]));
+    assert_eq!(actions, [ConversationAction::Mode(grant(1, 1), mode(2, true)), ConversationAction::Applied(2)]);
+    talk.conversation.applied(2);
+    let acks = |talk: &mut Talk| {
+        let acks = talk.flush().into_iter().flat_map(|message| match message {
+            ToCoordinator::Ack(ack) => ack.quiet,
+            other => panic!("nothing else is sent: {other:?}"),
+        });
+        acks.map(|quiet| quiet.edition.sequence).collect::<Vec<_>>()
+    };
+    assert_eq!(acks(&mut talk), [0; 0], "its gate may not be shut, and a step may run");
+    talk.conversation.quiet(grant(1, 1), mode(1, true).edition, Duration::ZERO);
+    talk.conversation.quiet(grant(1, 2), mode(2, true).edition, Duration::ZERO);
+    assert_eq!(acks(&mut talk), [0; 0], "neither an older edition nor another grant");
+    talk.conversation.quiet(grant(1, 1), mode(2, true).edition, Duration::ZERO);
+    assert_eq!(acks(&mut talk), [2]);
+    talk.receive(delta(2, vec![word(grant(1, 1), mode(3, false))]));
+    talk.conversation.quiet(grant(1, 1), mode(2, true).edition, Duration::ZERO);
+    talk.conversation.quiet(grant(1, 1), mode(3, false).edition, Duration::ZERO);
+    assert_eq!(acks(&mut talk), [0; 0], "hands are on again");
+}
+
+#[test]
+fn hello_says_which_mode_each_grant_is_in() {
+    let mut talk = Talk::open();
+    talk.receive(delta(0, vec![offer(grant(1, 1)), offer(grant(2, 2)), word(grant(2, 2), mode(4, true))]));
+    talk.conversation.quiet(grant(2, 2), mode(4, true).edition, Duration::ZERO);
+    talk.conversation.close();
+    let hello = talk.hello();
+    assert!(hello.knows_modes);
+    assert_eq!(hello.owned.iter().map(|owned| owned.mode).collect::<Vec<_>>(), [Mode::default(), mode(4, true)]);
+    talk.receive(ToWorker::Welcome(Welcome { keep: vec![grant(1, 1), grant(2, 2)], lease: LEASE }));
+    assert_eq!(talk.flush(), [], "what was acknowledged on a stream that broke is asked for again");
 }
