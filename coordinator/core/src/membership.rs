@@ -12,7 +12,7 @@
 #[cfg(feature = "canon")]
 mod canon;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use common::mutant::{self, Mutant};
@@ -25,6 +25,9 @@ use crate::grants::{Profile, StoredMember};
 /// How much longer than its lease a life is waited for: clock rates differ by less than 5 % each way, and the worker's
 /// own check and send lie in between (docs/protocol.md, Leases and lives).
 const LEASE_WAIT_PERCENT: u32 = 115;
+
+/// How long a witnessed death is held back, so that those of workers that were killed together are judged together by the brake.
+const WITNESS_GATHER: Duration = Duration::from_millis(100);
 
 /// Shortest and longest lease a worker may ask for. Below, a scheduling hiccup fences; above, a failover takes minutes.
 pub const LEASE_RANGE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(120));
@@ -63,14 +66,15 @@ struct Lease {
     stored: bool,
     /// Whoever speaks for it has to have the secret that this belongs to. `None` for a worker of a version before secrets.
     seal: Option<LifeSeal>,
-    /// Its process has ended, as a witness saw: nothing of it starts a call any more.
-    dead: bool,
+    /// Since when it is known that its process has ended: nothing of it starts a call any more.
+    dead: Option<Timestamp>,
 }
 
 impl Lease {
     /// When the life cannot act any more, if no further heartbeat arrives.
     fn ends(&self) -> Timestamp {
-        if self.dead { Timestamp::ZERO } else { self.seen + lease_wait(self.length) }
+        let lease = self.seen + lease_wait(self.length);
+        self.dead.map_or(lease, |dead| lease.min(dead + WITNESS_GATHER))
     }
 }
 
@@ -140,6 +144,8 @@ pub struct Membership {
     nodes: BTreeMap<WorkerId, Profile>,
     /// External: lives that are over for this leader though their nodes may be seen again.
     ended: VecDeque<Life>,
+    /// External: those whose process has ended while their member nodes stand, which they do until the session is over.
+    dead: BTreeSet<Life>,
 }
 
 impl Membership {
@@ -153,6 +159,7 @@ impl Membership {
             current: BTreeMap::new(),
             nodes: BTreeMap::new(),
             ended: VecDeque::new(),
+            dead: BTreeSet::new(),
         };
         for member in members {
             let life = Life::new(member.worker, member.incarnation);
@@ -241,6 +248,8 @@ impl Membership {
             |(name, life): &(&WorkerId, &Incarnation)| nodes.get(*name).is_none_or(|node| node.incarnation != **life);
         let went = self.current.iter().filter(went).map(|(name, _)| name.clone()).collect();
         self.current = nodes.iter().map(|(name, node)| (name.clone(), node.incarnation)).collect();
+        let current = &self.current;
+        self.dead.retain(|life| current.get(&life.worker) == Some(&life.incarnation));
         for (name, node) in &nodes {
             if let Some(lease) = self.lives.get_mut(&Life::new(name.clone(), node.incarnation)) {
                 lease.profile = Profile { lease: lease.length, ..node.profile.clone() };
@@ -316,14 +325,14 @@ impl Membership {
     ///
     /// It is not gone by that alone: while the coordination service takes heartbeats of it, one that is on its way could
     /// still be reported, and the next leader has to know of the end ([`Self::close`]).
-    pub fn witness(&mut self, life: &Life) -> bool {
-        self.lives.get_mut(life).is_some_and(|lease| !std::mem::replace(&mut lease.dead, true))
+    pub fn witness(&mut self, now: Timestamp, life: &Life) -> bool {
+        self.lives.get_mut(life).is_some_and(|lease| lease.dead.replace(lease.dead.unwrap_or(now)).is_none())
     }
 
     /// Whether the process of a life was seen to have ended.
     #[must_use]
     pub fn is_dead(&self, life: &Life) -> bool {
-        self.lives.get(life).is_some_and(|lease| lease.dead)
+        self.lives.get(life).is_some_and(|lease| lease.dead.is_some())
     }
 
     /// It is to be given nothing new, and what it has is taken from it.
@@ -359,6 +368,9 @@ impl Membership {
                     self.current.remove(&life.worker);
                 }
             } else {
+                if lease.dead.is_some() && self.is_member(&life) {
+                    self.dead.insert(life.clone());
+                }
                 self.ended.push_back(life.clone());
                 if self.ended.len() > ENDED {
                     self.ended.pop_front();
@@ -421,9 +433,13 @@ impl Membership {
         self.current.get(worker).copied()
     }
 
-    /// Members of the ring, by name.
+    /// Members of the ring, by name. Of one whose process has ended the node is as good as gone: a plan that counted on it would be
+    /// made anew when it goes.
     pub fn members(&self) -> impl Iterator<Item = RingMember<'_>> {
-        self.current.iter().filter_map(|(worker, incarnation)| {
+        let stands = |(worker, incarnation): &(&WorkerId, &Incarnation)| {
+            self.dead.is_empty() || !self.dead.contains(&Life::new((*worker).clone(), **incarnation))
+        };
+        self.current.iter().filter(stands).filter_map(|(worker, incarnation)| {
             let lease = self.lives.get(&Life::new(worker.clone(), *incarnation));
             let profile = match self.authority {
                 LeaseAuthority::Embedded => &lease?.profile,
@@ -477,10 +493,12 @@ impl Membership {
         self.lives.get(life).map(|lease| (now.since(lease.seen), lease.length))
     }
 
-    /// Lives that are not over here but whose lease is over by their own clock: no heartbeat came for as long.
+    /// Lives that are not over here but whose lease is over by their own clock, because no heartbeat came for as long, and those whose
+    /// process has ended.
     #[must_use]
     pub fn overdue(&self, now: Timestamp) -> usize {
-        self.lives.values().filter(|lease| !lease.closed && now.since(lease.seen) > lease.length).count()
+        let silent = |lease: &&Lease| !lease.closed && now.since(lease.seen) > lease.length;
+        self.lives.values().filter(|lease| lease.dead.is_some() || silent(lease)).count()
     }
 
     /// Lives that are known, members or not.
@@ -491,7 +509,7 @@ impl Membership {
 
 fn lease(now: Timestamp, profile: Profile) -> Lease {
     let length = profile.lease.clamp(LEASE_RANGE.0, LEASE_RANGE.1);
-    Lease { length, seen: now, closed: false, profile, draining: false, stored: false, seal: None, dead: false }
+    Lease { length, seen: now, closed: false, profile, draining: false, stored: false, seal: None, dead: None }
 }
 
 /// What is known of a life that published nothing.
@@ -558,16 +576,17 @@ mod tests {
         let now = Timestamp::from_millis(60_000);
         m.beat_seen(now, &w1(), node(false));
         let successor = Life::new(w1().worker, Incarnation::new(2));
-        assert!(!m.witness(&successor), "of a life that is not known");
-        assert!(m.witness(&w1()) && !m.witness(&w1()), "it is news once");
-        assert_eq!(gone(&mut m, now), vec![], "a heartbeat may still be told");
+        assert!(!m.witness(now, &successor), "of a life that is not known");
+        assert!(m.witness(now, &w1()) && !m.witness(now + L, &w1()), "it is news once");
+        let gathered = now + WITNESS_GATHER;
+        assert_eq!((m.overdue(now), gone(&mut m, gathered)), (1, vec![]), "a heartbeat may still be told");
         m.beat_seen(now, &w1(), node(true));
-        assert_eq!(m.next_end(), Some(Timestamp::ZERO), "at once");
-        assert_eq!(gone(&mut m, now), vec![w1()]);
+        assert_eq!((m.next_end(), gone(&mut m, now)), (Some(gathered), vec![]), "others may have died with it");
+        assert_eq!(gone(&mut m, gathered), vec![w1()]);
         let mut m = one(LeaseAuthority::Embedded);
-        assert!(m.witness(&w1()));
+        assert!(m.witness(Timestamp::ZERO, &w1()));
         m.close(Timestamp::ZERO, &w1(), false);
-        assert_eq!(gone(&mut m, Timestamp::ZERO), vec![w1()]);
+        assert_eq!(gone(&mut m, Timestamp::ZERO + WITNESS_GATHER), vec![w1()]);
     }
 
     #[test]

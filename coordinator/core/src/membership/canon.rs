@@ -2,16 +2,17 @@
 
 use common::canon::{Canon, Canonical};
 
-use super::{Lease, Membership, ObservedLease, ObservedMember, lease_wait};
+use super::{Lease, Membership, ObservedLease, ObservedMember, WITNESS_GATHER, lease_wait};
 
 impl Canonical for Membership {
     fn canon(&self, to: &mut Canon) {
-        let Self { authority, lives, current, nodes, ended } = self;
+        let Self { authority, lives, current, nodes, ended, dead } = self;
         to.put(&(*authority == super::LeaseAuthority::Embedded));
         to.put(lives);
         to.put(current);
         to.put(nodes);
         to.put(ended);
+        to.list(dead.iter());
     }
 }
 
@@ -26,7 +27,8 @@ impl Canonical for Lease {
         to.put(draining);
         to.put(stored);
         to.put(seal);
-        to.put(dead);
+        to.put(&dead.is_some());
+        dead.iter().for_each(|dead| to.after(*dead, WITNESS_GATHER));
     }
 }
 

@@ -280,8 +280,23 @@ fn what_a_dead_process_owned_goes_to_others_once_its_lease_node_is_written_over(
     let kept = s.w.loads();
     assert!(kept[0] < 10, "it is not gone yet: {kept:?}");
     s.w.step(Event::Over(life));
-    s.w.pass(Duration::from_millis(100));
+    s.w.pass(Duration::from_millis(200));
     assert_eq!(s.w.loads(), [10]);
+    let names: Vec<_> = s.w.machine.workers(s.w.now).into_iter().filter(|worker| worker.member).map(|w| w.id).collect();
+    assert_eq!(names, [worker("w2")], "its node stands until its session is over, and is no member any more");
+}
+
+#[test]
+fn workers_that_are_killed_together_are_judged_together() {
+    let mut s = cluster(Config::default(), &["w1", "w2", "w3", "w4", "w5"], 15);
+    let lives: Vec<Life> = ["w1", "w2", "w3"].into_iter().map(|name| s.kill(name)).collect();
+    for life in &lives {
+        s.w.step(Event::Witnessed(life.clone()));
+        s.w.step(Event::Over(life.clone()));
+        s.w.pass(Duration::from_millis(20));
+    }
+    s.w.pass(Duration::from_secs(1));
+    assert_eq!(s.w.loads(), [3, 3], "the brake holds before anything of theirs has moved");
 }
 
 #[test]
@@ -302,7 +317,7 @@ fn embedded_a_dead_process_is_waited_for_no_longer() {
     let life = Life::new(worker("w1"), w.machine.life_of(&worker("w1")).expect("lives"));
     w.puppets.remove(&worker("w1"));
     w.step(Event::Witnessed(life));
-    w.pass(Duration::from_millis(50));
+    w.pass(Duration::from_millis(200));
     assert_eq!(w.loads(), [4]);
 }
 
