@@ -57,7 +57,8 @@ fn setups() -> Vec<(Setup, bool)> {
         ),
         (
             Setup {
-                name: "2 workers that restart, 1 appliance, witnesses, 1 fault",
+                name: "2 workers that restart, 1 appliance, witnesses, half steps, 1 fault",
+                steps: 2,
                 restart: true,
                 faults: WITNESSED,
                 ..gates.clone()

@@ -34,7 +34,8 @@ fn setup(mutant: Mutant) -> Result<Setup, &'static str> {
         Mutant::NameWithoutSession => Setup { restart: true, ..two(&[Fault::Crash, Fault::LeaderCut]) },
         Mutant::OfferEndedByTime => Setup { workers: 3, ..two(&[Fault::Crash, Fault::Break]) },
         Mutant::ProofNotAsked | Mutant::ClaimOfAnybody | Mutant::ClaimsBelieved => one(&[Fault::Stranger]),
-        Mutant::BrokenStreamAsWitness => one(&[Fault::Break]),
+        // Deaths are held back for less than a step.
+        Mutant::BrokenStreamAsWitness => Setup { steps: 2, ..one(&[Fault::Break]) },
         Mutant::ModeAcknowledgedEarly | Mutant::GateIgnoresMode => ordered(one(&[])),
         Mutant::ModeAnsweredUnreached => ordered(one(&[Fault::Break])),
         Mutant::ModeLostOnGrant => ordered(one(&[Fault::Crash])),
