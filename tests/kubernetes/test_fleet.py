@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 
+import metrics
 import rug
 from case import Failure, LabCase, until
 
@@ -182,7 +183,10 @@ class Scale(FleetCase):
         print(f"\n{MANY} boots: {self.each(booted)}")
         self.one_each(MANY)
         self.assertLessEqual(booted.get("list pods", 0), lists)
-        self.assertLessEqual(booted.get("watch pods", 0), self.WORKERS * 20)
+        # On a small machine the API server ends watches whose readers get no processor in time; these go on where they were.
+        ended = self.terminated() or 0
+        print(f"watches that the API server ended because they were too slow, of all clients: {ended:.0f}")
+        self.assertLessEqual(booted.get("watch pods", 0), self.WORKERS * 4 + ended)
         victim, held = collections.Counter(one.owner for one in self.fleet.list().values()).most_common(1)[0]
         before = self.running()
         self.fleet.signal(victim, signal.SIGKILL)
@@ -197,6 +201,11 @@ class Scale(FleetCase):
         self.gone()
         removed, _ = self.calls(end)
         print(f"{MANY} deletions: {self.each(removed)}")
+
+    def terminated(self):
+        """Watches of pods that were ended by the API server for being too slow to read."""
+        page = self.lab.kubectl("get", "--raw", "/metrics")
+        return metrics.values(page, 'apiserver_terminated_watchers_total')
 
     def each(self, calls, number=MANY):
         return ", ".join(f"{name} {total / number:.2f}" for name, total in calls.items())
