@@ -55,6 +55,7 @@ use self::publisher::{Publisher, REFRESH};
 use self::rebalances::RebalanceHistory;
 use self::roster::RosterEvents;
 use self::waiting::WaitingCallers;
+use self::witness::HeldWitnesses;
 use self::writes::{PendingWrites, WriteOutcome};
 use crate::admission::Admission;
 use crate::catalog::Catalog;
@@ -175,6 +176,7 @@ pub struct Leader<'a> {
     causes: Causes,
     /// Workers that run beside this coordinator.
     processes: ProcessWatch,
+    held_witnesses: HeldWitnesses,
     tuning: Arc<Tuning>,
     /// The coordinators that are there.
     coordinators: watch::Receiver<Vec<coordination::Leader>>,
@@ -203,7 +205,7 @@ impl Leader<'_> {
                 () = lost.cancelled() => self.end = Some(TermEnd::LeadershipLost),
                 task = tasks.failed() => self.end = Some(TermEnd::TaskEnded(task)),
                 event = roster::next(&mut self.roster) => self.on_roster_event(event),
-                process = self.processes.next() => self.witnessed(process, None, "the kernel of this machine"),
+                process = self.processes.next() => self.process_ended(process),
                 Some(outcome) = self.writes.next(), if !self.writes.is_empty() => self.on_write(outcome),
                 Some(input) = inputs.sessions.recv() => self.on_session(input),
                 Some(command) = inputs.commands.recv() => self.on_command(command),
@@ -216,6 +218,7 @@ impl Leader<'_> {
                 looked = tokio::time::Instant::now();
                 self.end_unanswered();
             }
+            self.hear_held_witnesses();
             wake_at = self.step(Event::Tick);
             self.publish();
             if self.end.is_none() && !self.writes.leads(self.machine.term()) {

@@ -239,7 +239,7 @@ impl Machine {
             Event::Observed(life, node) => self.observed(now, &life, node),
             Event::Over(life) => self.over(now, &life),
             Event::Evict(life) => self.evict(now, &life),
-            Event::Witnessed(life) => self.witnessed(now, &life),
+            Event::Witnessed(life, gather) => self.witnessed(now, &life, gather),
             Event::Forget(name) => self.forget_worker(now, &name),
             Event::Pause(why) => self.pause(now, why),
             Event::Resume => self.resume(now),

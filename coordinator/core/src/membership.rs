@@ -26,9 +26,6 @@ use crate::grants::{Profile, StoredMember};
 /// own check and send lie in between (docs/protocol.md, Leases and lives).
 const LEASE_WAIT_PERCENT: u32 = 115;
 
-/// How long a witnessed death is held back, so that those of workers that were killed together are judged together by the brake.
-const WITNESS_GATHER: Duration = Duration::from_millis(100);
-
 /// Shortest and longest lease a worker may ask for. Below, a scheduling hiccup fences; above, a failover takes minutes.
 pub const LEASE_RANGE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(120));
 
@@ -66,7 +63,7 @@ struct Lease {
     stored: bool,
     /// Whoever speaks for it has to have the secret that this belongs to. `None` for a worker of a version before secrets.
     seal: Option<LifeSeal>,
-    /// Since when it is known that its process has ended: nothing of it starts a call any more.
+    /// It is known that its process has ended, so that nothing of it starts a call any more; until then its death is held back.
     dead: Option<Timestamp>,
 }
 
@@ -74,7 +71,7 @@ impl Lease {
     /// When the life cannot act any more, if no further heartbeat arrives.
     fn ends(&self) -> Timestamp {
         let lease = self.seen + lease_wait(self.length);
-        self.dead.map_or(lease, |dead| lease.min(dead + WITNESS_GATHER))
+        self.dead.map_or(lease, |held| lease.min(held))
     }
 }
 
@@ -321,12 +318,13 @@ impl Membership {
     }
 
     /// Takes in that the process of `life` has ended. Answers whether that is news of a life that is known: of another life
-    /// of the name it says nothing.
+    /// of the name it says nothing. It is held back until `held_until`, so that the deaths of workers that were killed together are judged
+    /// together by the brake.
     ///
     /// It is not gone by that alone: while the coordination service takes heartbeats of it, one that is on its way could
     /// still be reported, and the next leader has to know of the end ([`Self::close`]).
-    pub fn witness(&mut self, now: Timestamp, life: &Life) -> bool {
-        self.lives.get_mut(life).is_some_and(|lease| lease.dead.replace(lease.dead.unwrap_or(now)).is_none())
+    pub fn witness(&mut self, life: &Life, held_until: Timestamp) -> bool {
+        self.lives.get_mut(life).is_some_and(|lease| lease.dead.replace(lease.dead.unwrap_or(held_until)).is_none())
     }
 
     /// Whether the process of a life was seen to have ended.
@@ -576,17 +574,17 @@ mod tests {
         let now = Timestamp::from_millis(60_000);
         m.beat_seen(now, &w1(), node(false));
         let successor = Life::new(w1().worker, Incarnation::new(2));
-        assert!(!m.witness(now, &successor), "of a life that is not known");
-        assert!(m.witness(now, &w1()) && !m.witness(now + L, &w1()), "it is news once");
-        let gathered = now + WITNESS_GATHER;
+        let gathered = now + L / 2;
+        assert!(!m.witness(&successor, now), "of a life that is not known");
+        assert!(m.witness(&w1(), gathered) && !m.witness(&w1(), gathered + L), "it is news once");
         assert_eq!((m.overdue(now), gone(&mut m, gathered)), (1, vec![]), "a heartbeat may still be told");
         m.beat_seen(now, &w1(), node(true));
         assert_eq!((m.next_end(), gone(&mut m, now)), (Some(gathered), vec![]), "others may have died with it");
         assert_eq!(gone(&mut m, gathered), vec![w1()]);
         let mut m = one(LeaseAuthority::Embedded);
-        assert!(m.witness(Timestamp::ZERO, &w1()));
+        assert!(m.witness(&w1(), Timestamp::ZERO + L / 2));
         m.close(Timestamp::ZERO, &w1(), false);
-        assert_eq!(gone(&mut m, Timestamp::ZERO + WITNESS_GATHER), vec![w1()]);
+        assert_eq!(gone(&mut m, Timestamp::ZERO + L / 2), vec![w1()]);
     }
 
     #[test]

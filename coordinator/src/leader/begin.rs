@@ -25,6 +25,7 @@ use super::notes::{Notes, Violations};
 use super::publisher::Publisher;
 use super::rebalances::RebalanceHistory;
 use super::waiting::WaitingCallers;
+use super::witness::HeldWitnesses;
 use super::writes::PendingWrites;
 use super::{Leader, LeaderSetup};
 use crate::admission::Admission;
@@ -131,6 +132,7 @@ impl<'a> Leader<'a> {
             rebalances,
             causes: Causes::default(),
             processes: ProcessWatch::default(),
+            held_witnesses: HeldWitnesses::new(),
             tuning: Arc::clone(&setup.tuning),
             coordinators: setup.identity.coordinators.clone(),
             admission,

@@ -35,7 +35,7 @@ impl Leader<'_> {
             }
             Command::Evict { worker, incarnation, request, reply } => self.evict(worker, incarnation, &request, reply),
             Command::Witness { worker, process, by, reply } => {
-                self.witnessed(process, Some(&worker), &by);
+                self.container_ended(worker, process, by);
                 let _ = reply.send(Ok(()));
             }
             Command::Forget { worker, request, reply } => {

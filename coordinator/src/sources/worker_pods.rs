@@ -131,7 +131,7 @@ impl WorkerPods {
 
 /// The workers that ran in containers of this pod which have terminated.
 fn terminated(pod: &Pod, stateful_set: &str) -> Vec<ProcessIdentity> {
-    // Who may make pods here could give them any label, but not an owner that the API server did not let them name.
+    // A filter against labels that say too much, and no proof: the API server lets whoever may make pods here name any owner.
     let owners = pod.metadata.owner_references.iter().flatten();
     let mut controllers = owners.filter(|owner| owner.controller == Some(true));
     let is_ours = controllers.any(|owner| (owner.kind.as_str(), owner.name.as_str()) == ("StatefulSet", stateful_set));

@@ -1,5 +1,7 @@
 //! The model as `stateright` sees it: what can happen in a state, and what comes of it.
 
+use std::time::Duration;
+
 use common::ApplianceId;
 use common::Life;
 use common::mutant;
@@ -13,6 +15,9 @@ use crate::setup::{Fault, Setup};
 use crate::state::ModelState;
 use crate::stranger::StrangerWords;
 use crate::stream::UpMessage;
+
+/// How long a witnessed death is held back.
+const GATHER: Duration = Duration::from_millis(100);
 
 /// Something that happens. Workers are named by their index, leaders by the order of their terms.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -304,7 +309,7 @@ impl Hypothesis {
             ModelAction::Depose(made) => state.depose(setup, *made),
             ModelAction::GiveUp(w, id) => state.give_up_call(*w, *id),
             ModelAction::Stranger(l, w, words) => state.hear_stranger(setup, *l, *w, *words),
-            ModelAction::Witness(l, life) => state.lead(*l, Event::Witnessed(life.clone()), &[]),
+            ModelAction::Witness(l, life) => state.lead(*l, Event::Witnessed(life.clone(), GATHER), &[]),
         }
         state.tidy();
     }

@@ -160,7 +160,7 @@ fn put_event(event: &Event, to: &mut Canon) {
             to.batch(*batch);
         }
         Event::Tick => to.plain(9),
-        Event::Witnessed(life) => to.put(&(12_u32, life)),
+        Event::Witnessed(life, _) => to.put(&(12_u32, life)),
         Event::SetMode(mode, _) => to.put(&(10_u32, mode.rule.id.get() as u64)),
         Event::ClearMode(id, _) => to.put(&(11_u32, id.get() as u64)),
         other => unreachable!("{other:?} does not happen here"),

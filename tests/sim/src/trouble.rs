@@ -1,5 +1,7 @@
 //! Faults and load as they are carried out. Whatever a decision leaves open is drawn from the world's chance.
 
+use std::time::Duration;
+
 use common::ApplianceId;
 use common::mutant::{self, Mutant};
 use common::{Edition, Generation, Life, ProcessIdentity};
@@ -183,7 +185,7 @@ impl SimWorld {
             let Some(leader) = self.coordinators[coordinator].leader() else { continue };
             let lives: Vec<Life> = leader.machine.lives_of(process).cloned().collect();
             for life in lives {
-                self.leader_step(coordinator, Event::Witnessed(life));
+                self.leader_step(coordinator, Event::Witnessed(life, Duration::from_millis(100)));
             }
         }
     }

@@ -43,8 +43,9 @@ pub enum Event {
     Over(Life),
     /// An operator wants the lease of a life ended.
     Evict(Life),
-    /// The process of a life has ended, as somebody saw who can tell it from every other process.
-    Witnessed(Life),
+    /// The process of a life has ended, as somebody saw who can tell it from every other process. Those of others that ended with it
+    /// are seen within this time, for which it is held back.
+    Witnessed(Life, Duration),
     /// An operator says that a worker does not come back. One that has a life is not forgotten.
     Forget(WorkerId),
     /// An operator stops all planning, for this reason.

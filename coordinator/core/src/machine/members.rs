@@ -319,8 +319,8 @@ impl Machine {
 
     /// The process of a life has ended. Nobody has to wait for the rest of its lease: no heartbeat of it is to count any more, and
     /// once that is certain the life is gone. What it had under way keeps its other fences.
-    pub(super) fn witnessed(&mut self, now: Timestamp, life: &Life) {
-        if self.membership.witness(now, life) {
+    pub(super) fn witnessed(&mut self, now: Timestamp, life: &Life, gather: Duration) {
+        if self.membership.witness(life, now + gather) {
             self.evict(now, life);
         }
     }

@@ -486,7 +486,7 @@ impl Machine {
             self.membership.close(now, &session.life, true);
         }
         if mutant::is(Mutant::BrokenStreamAsWitness) {
-            self.witnessed(now, &session.life);
+            self.witnessed(now, &session.life, std::time::Duration::from_millis(100));
         }
         self.out.worker_changed(session.life.worker);
         self.refresh_members();

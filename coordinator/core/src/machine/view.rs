@@ -233,6 +233,12 @@ impl Machine {
         Some(member.unwrap_or(any.incarnation))
     }
 
+    /// Whether the worker of this life is at the other end of a stream that was welcomed.
+    #[must_use]
+    pub fn is_connected(&self, life: &Life) -> bool {
+        self.sessions.state(life) == health::SessionState::Settled
+    }
+
     /// Processes of the lives that are waited for, as they published them.
     pub fn processes(&self) -> impl Iterator<Item = ProcessIdentity> {
         self.membership.lives().filter_map(|life| self.membership.profile(life)?.process)

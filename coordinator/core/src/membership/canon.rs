@@ -2,7 +2,7 @@
 
 use common::canon::{Canon, Canonical};
 
-use super::{Lease, Membership, ObservedLease, ObservedMember, WITNESS_GATHER, lease_wait};
+use super::{Lease, Membership, ObservedLease, ObservedMember, lease_wait};
 
 impl Canonical for Membership {
     fn canon(&self, to: &mut Canon) {
@@ -28,7 +28,7 @@ impl Canonical for Lease {
         to.put(stored);
         to.put(seal);
         to.put(&dead.is_some());
-        dead.iter().for_each(|dead| to.after(*dead, WITNESS_GATHER));
+        dead.iter().for_each(|held| to.until(*held));
     }
 }
 

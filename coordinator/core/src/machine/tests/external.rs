@@ -268,13 +268,16 @@ fn an_operator_can_evict() {
     assert_eq!(w.loads(), [4]);
 }
 
+/// How long deaths are held back.
+const GATHER: Duration = Duration::from_millis(100);
+
 #[test]
 fn what_a_dead_process_owned_goes_to_others_once_its_lease_node_is_written_over() {
     let mut s = cluster(Config::default(), &["w1", "w2"], 10);
     let life = s.kill("w1");
-    s.w.step(Event::Witnessed(life.clone()));
+    s.w.step(Event::Witnessed(life.clone(), GATHER));
     assert_eq!(s.w.evicted, vec![life.clone()]);
-    s.w.step(Event::Witnessed(life.clone()));
+    s.w.step(Event::Witnessed(life.clone(), GATHER));
     s.w.pass(Duration::from_millis(100));
     assert_eq!(s.w.evicted, vec![life.clone()], "it is said once more often than it was done");
     let kept = s.w.loads();
@@ -291,7 +294,7 @@ fn workers_that_are_killed_together_are_judged_together() {
     let mut s = cluster(Config::default(), &["w1", "w2", "w3", "w4", "w5"], 15);
     let lives: Vec<Life> = ["w1", "w2", "w3"].into_iter().map(|name| s.kill(name)).collect();
     for life in &lives {
-        s.w.step(Event::Witnessed(life.clone()));
+        s.w.step(Event::Witnessed(life.clone(), GATHER));
         s.w.step(Event::Over(life.clone()));
         s.w.pass(Duration::from_millis(20));
     }
@@ -302,7 +305,7 @@ fn workers_that_are_killed_together_are_judged_together() {
 #[test]
 fn a_witness_of_an_earlier_life_says_nothing_of_the_present_one() {
     let mut s = cluster(Config::default(), &["w1", "w2"], 10);
-    s.w.step(Event::Witnessed(Life::new(worker("w1"), Incarnation::new(99))));
+    s.w.step(Event::Witnessed(Life::new(worker("w1"), Incarnation::new(99)), GATHER));
     s.w.pass(Duration::from_secs(1));
     assert_eq!((s.w.evicted.clone(), s.w.loads().len()), (vec![], 2));
 }
@@ -316,7 +319,7 @@ fn embedded_a_dead_process_is_waited_for_no_longer() {
     w.create(1..=4);
     let life = Life::new(worker("w1"), w.machine.life_of(&worker("w1")).expect("lives"));
     w.puppets.remove(&worker("w1"));
-    w.step(Event::Witnessed(life));
+    w.step(Event::Witnessed(life, GATHER));
     w.pass(Duration::from_millis(200));
     assert_eq!(w.loads(), [4]);
 }
