@@ -185,9 +185,11 @@ async fn where_instances_would_run_is_asked_before_a_change_is_admitted() -> Res
     // One that leaves is not waited for.
     let (api, began) = (cluster.api.clone(), Instant::now());
     let held = tokio::spawn(async move { api.apply(pod("silent-last")).await });
-    while judge.asked("silent-last") == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until(PATIENCE, "it is asked about", async || {
+        ensure!(judge.asked("silent-last") > 0, "it is not");
+        Ok(())
+    })
+    .await?;
     judge.task.abort();
     let answer = held.await??;
     ensure!(matches!(&answer.warnings[..], [one] if one.contains("no worker")), "{:?}", answer.warnings);
@@ -207,10 +209,12 @@ async fn a_judge_that_says_nothing_holds_up_the_change_that_it_is_asked_about_an
             tokio::spawn(async move { api.apply(pod(&format!("silent-{n}"))).await })
         })
         .collect();
-    while judge.asked.lock().expect("no panic").len() < held.len() {
-        ensure!(began.elapsed() < Duration::from_secs(4), "they were not asked about");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until(Duration::from_secs(4), "all of them are asked about", async || {
+        let asked = judge.asked.lock().expect("no panic").len();
+        ensure!(asked >= held.len(), "{asked} are");
+        Ok(())
+    })
+    .await?;
     for n in 0..20 {
         cluster.api.apply(pod(&format!("web-{n}"))).await?;
         cluster.api.apply(specs::simulated(&format!("other-{n}"))).await?;

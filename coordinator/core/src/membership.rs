@@ -1,8 +1,8 @@
 //! Live workers: their lives (worker and incarnation), leases, and whether each is gone.
 //!
-//! A life counts as gone only when no further heartbeat of it can arrive *and* 1.15 times its lease passed since the last
-//! one was seen (docs/protocol.md, Leases and lives), or its process was seen to have ended (docs/protocol.md, Witnessed deaths). With an external authority (ZooKeeper) the first half is the
-//! deletion of its lease node; embedded, the coordinator itself is the authority and closes a lease by no longer
+//! A life counts as gone only when no further heartbeat of it can arrive, *and* either 1.15 times its lease passed since the last
+//! one was seen or its process was seen to have ended (docs/protocol.md, Leases and lives, Witnessed deaths). With an external
+//! authority (ZooKeeper) the first half is the deletion of its lease node; embedded, the coordinator itself is the authority and closes a lease by no longer
 //! answering heartbeats. A worker that shut its gate and said so (`Leave`) is gone at once.
 //!
 //! One name can have several lives for a while: one is the member, the others only wait for their end. With an external
