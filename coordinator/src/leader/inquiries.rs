@@ -32,6 +32,9 @@ const JUDGED_WITHIN: Duration = Duration::from_secs(5);
 /// Inquiries that are open in all, those that wait for room at a worker among them.
 const MOST_OPEN: usize = 1_024;
 
+/// Workers that one inquiry is put to, one after the other, while their streams end: what ends the workers that judge it must not end all.
+const MOST_ASKED: u32 = 2;
+
 /// Judgements that are known. The oldest is forgotten for the next.
 const KNOWN: usize = 10_000;
 
@@ -95,6 +98,8 @@ struct Open {
     deadline: Instant,
     /// To whom it was put, while that has not answered.
     asked: Option<Asked>,
+    /// How often it was put to somebody.
+    times_asked: u32,
 }
 
 /// To whom an inquiry was put.
@@ -170,7 +175,10 @@ impl Inquiries {
         let deadline = now + JUDGED_WITHIN.min(left / 2);
         self.deadlines.insert((deadline, self.last));
         self.waiting.push_back(self.last);
-        self.open.insert(self.last, Open { judging, desired: Box::new(desired), owner, deadline, asked: None });
+        self.open.insert(
+            self.last,
+            Open { judging, desired: Box::new(desired), owner, deadline, asked: None, times_asked: 0 },
+        );
     }
 
     /// Puts what waits to workers with room. Answers what no worker can be asked.
@@ -192,6 +200,9 @@ impl Inquiries {
                 Place::Full => {
                     full.insert(driver);
                     self.waiting.push_back(number);
+                }
+                Place::At(..) if open.times_asked >= MOST_ASKED => {
+                    ended.extend(self.end(number, "the workers that were asked have gone away"));
                 }
                 Place::At(stream, worker) => {
                     if !self.ask(connections, number, stream, &worker) {
@@ -230,6 +241,7 @@ impl Inquiries {
         }
         // A worker that does not read is found by the next message of the protocol; this one is then put to another.
         let _ = connections.send_beside(stream, message);
+        open.times_asked += 1;
         open.asked = Some(Asked { stream, since: Instant::now(), span });
         *self.of_stream.entry(stream).or_default() += 1;
         true

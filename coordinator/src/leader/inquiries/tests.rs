@@ -180,6 +180,20 @@ async fn what_was_put_to_a_worker_that_left_is_put_to_another_one_or_to_none() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_ends_the_workers_that_judge_it_does_not_end_all() {
+    let mut bench = Bench::new(3);
+    bench.judge(Some("w1")).expect("there is room");
+    for (stream, worker) in [(1, "w1"), (2, "w2")] {
+        assert!(bench.put().is_empty());
+        assert_eq!(bench.asked(stream).len(), 1, "{worker} is asked");
+        assert!(bench.connections.remove(stream, "ended"));
+    }
+    let [ended] = &bench.put()[..] else { panic!("it is over") };
+    assert!(matches!(&ended.finding, Finding::Unanswered(why) if why.contains("gone away")));
+    assert_eq!(bench.asked(3), Vec::<u64>::new());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_is_asked_so_much_at_once_and_the_rest_waits_and_is_bounded() {
     let mut bench = Bench::new(2);
     for _ in 0..MOST_OPEN {
