@@ -256,6 +256,11 @@ impl Admission {
         Changed { entry, outcome, warning }
     }
 
+    /// Tells callers whose call met another one under way that one has ended.
+    pub(crate) fn settle(&self) {
+        self.settled.notify_waiters();
+    }
+
     /// Gives up a change that was not stored: what it had reserved is free again.
     pub fn withdraw(&mut self, change: AdmittedChange) {
         let AdmittedChange { record, request, .. } = change;

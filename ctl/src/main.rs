@@ -12,8 +12,8 @@ use runtime::telemetry::{CommandTrace, Program};
 use runtime::tls;
 
 use crate::commands::{
-    CommandContext, appliance, apply, audit, cluster, context, delete, doctor, placement, rebalance, ring, telemetry,
-    watch, worker,
+    CommandContext, appliance, apply, audit, cluster, context, debug, delete, doctor, placement, rebalance, ring,
+    telemetry, watch, worker,
 };
 use crate::contexts::{Contexts, NamedContext};
 use crate::error::{Exit, Failure};
@@ -81,6 +81,9 @@ enum RugctlCommand {
     /// Pause and resume placement, and free appliances from a lost host
     #[command(subcommand)]
     Placement(placement::PlacementCommand),
+    /// Keep hands off appliances, and show what would have been done to them
+    #[command(subcommand)]
+    Debug(debug::DebugCommand),
     /// Show the history of rebalances: moves and their causes
     #[command(visible_alias = "history")]
     Rebalance(rebalance::RebalanceArgs),
@@ -245,6 +248,7 @@ async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(
         RugctlCommand::Worker(command) => worker::run(context, command).await,
         RugctlCommand::Ring(command) => ring::run(context, command).await,
         RugctlCommand::Placement(command) => placement::run(context, command).await,
+        RugctlCommand::Debug(command) => debug::run(context, command).await,
         RugctlCommand::Rebalance(args) => rebalance::run(context, args).await,
         RugctlCommand::Audit(args) => audit::run(context, args).await,
         RugctlCommand::LogLevel(args) => telemetry::log_level(context, args).await,

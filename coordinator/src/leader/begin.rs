@@ -21,6 +21,7 @@ use super::commands::why_paused;
 use super::connections::Connections;
 use super::convert::seed;
 use super::inquiries::Inquiries;
+use super::modes::{ModeCallers, stored_mode};
 use super::notes::{Notes, Violations};
 use super::publisher::Publisher;
 use super::rebalances::RebalanceHistory;
@@ -86,6 +87,7 @@ impl<'a> Leader<'a> {
             rebalances,
             unfinished,
             pause,
+            modes,
             unreadable,
             former: _,
         } = stored;
@@ -108,8 +110,7 @@ impl<'a> Leader<'a> {
         config.authority = if roster.is_some() { LeaseAuthority::External } else { LeaseAuthority::Embedded };
         let paused = pause.as_ref().map(why_paused);
         let inherited = unfinished.as_ref().map(|unfinished| unfinished.id);
-        // Rules of modes have no table yet.
-        let modes = Vec::new();
+        let modes = modes.into_iter().map(|rule| stored_mode(rule, SystemTime::now())).collect();
         let restored = Restored { appliances, members, raise_after, paused, unfinished, modes };
         let began = clock::now();
         let machine = Machine::new(config, term, began, restored);
@@ -126,6 +127,7 @@ impl<'a> Leader<'a> {
             connections: Connections::new(setup.identity.coordination.clone(), Arc::clone(&setup.tuning)),
             writes,
             waiting: WaitingCallers::default(),
+            modes: ModeCallers::default(),
             inquiries: Inquiries::default(),
             publisher: Publisher::new(setup, store, cluster, began, pause.map(PausedView::from)),
             notes,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::SystemTime;
 
+use common::mode::ModeRule;
 use common::status::Status;
 use common::{ApplianceId, RebalanceId, Term};
 use coordinator_core::grants::{StoredGrant, StoredMember};
@@ -12,7 +13,8 @@ use sea_orm::{Condition, ConnectionTrait, DeleteMany, QueryOrder, QuerySelect};
 
 use super::dialect::failure;
 use super::entities::{
-    appliances, clusters, events, leadership, members, moves, pauses, progress, rebalances, requests, statuses,
+    appliances, clusters, debug_modes, events, leadership, members, moves, pauses, progress, rebalances, requests,
+    statuses,
 };
 use super::error::Error;
 use super::ledger::ReplayedLog;
@@ -74,6 +76,8 @@ pub struct StoredState {
     pub unfinished: HashMap<RebalanceId, Vec<MoveRecord>>,
     /// An operator's stop of all planning, if there is one.
     pub pause: Option<PauseRecord>,
+    /// Rules of debug modes.
+    pub modes: Vec<ModeRule>,
 }
 
 /// Reads everything for the leader after `former`, and the length of the grant log.
@@ -115,6 +119,7 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
         }
     }
     let pause = pauses::Entity::find_by_id(pauses::ROW).one(db).await.map_err(|e| failure("read the pause", &e))?;
+    let modes = debug_modes::Entity::find().all(db).await.map_err(|e| failure("read debug modes", &e))?;
     let (mut records, mut unreadable) = (Vec::with_capacity(stored.len()), Vec::new());
     for row in stored {
         let (id, tenant, name) = (ApplianceId::new(row.id), row.tenant.clone(), row.name.clone());
@@ -143,6 +148,7 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
         rebalances,
         unfinished,
         pause: pause.map(rows::to_pause),
+        modes: modes.iter().map(rows::to_mode).collect::<Result<_, _>>()?,
     };
     Ok((loaded, ledger))
 }

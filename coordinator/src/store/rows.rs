@@ -9,15 +9,18 @@ use common::appliance::{Name, Spec};
 use common::driver::{DriverCapabilities, DriverName, PreviousOffers};
 use common::kind::KindName;
 use common::manager::Manager;
+use common::mode::{ModeRule, ModeScope};
 use common::secret::LifeSeal;
 use common::status::{InstanceStatus, Phase, Progress, Status};
-use common::{ApplianceId, Generation, Incarnation, RebalanceId, Term, WorkerId, text};
+use common::{ApplianceId, Generation, Incarnation, ModeId, RebalanceId, Term, WorkerId, text};
 use coordinator_core::grants::{Profile, StoredMember};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::codec::{self, Odd, Packer, ROW_BYTES, Unpacker};
-use super::entities::{appliances, events, members, moves, pauses, progress, rebalances, requests, statuses, workers};
+use super::entities::{
+    appliances, debug_modes, events, members, moves, pauses, progress, rebalances, requests, statuses, workers,
+};
 use super::error::Error;
 use crate::record::{
     AdoptionRecord, AuditEvent, MoveRecord, MoveTimes, NumberedEvent, PauseRecord, RebalanceOutcome, RebalanceRecord,
@@ -458,6 +461,27 @@ pub(super) fn from_pause(pause: &PauseRecord) -> pauses::Model {
 pub(super) fn to_pause(row: pauses::Model) -> PauseRecord {
     let pauses::Model { id: _, reason, actor, since_ns } = row;
     PauseRecord { reason: plain(&reason), by: plain(&actor), since: time(since_ns) }
+}
+
+pub(super) fn from_mode(rule: &ModeRule) -> debug_modes::Model {
+    let rule = ModeRule { reason: plain(&rule.reason), by: plain(&rule.by), ..rule.clone() };
+    debug_modes::Model { id: rule.id.to_string(), rule: json(&rule) }
+}
+
+/// A rule. One that cannot be read, as that of a newer version may be, is taken to cover everything: it can be seen and
+/// cleared, and nobody acts against it meanwhile.
+pub(super) fn to_mode(row: &debug_modes::Model) -> Result<ModeRule, Error> {
+    let at = RowName { what: "debug mode", key: &row.id };
+    let id: ModeId = at.parse("id", &row.id)?;
+    let read = at
+        .json::<ModeRule>("rule", &row.rule)
+        .and_then(|rule| if rule.id == id { Ok(rule) } else { Err(at.corrupt("rule: it is that of another id")) });
+    Ok(read.unwrap_or_else(|error| {
+        tracing::error!("a debug mode is taken to cover everything until it is cleared: {error}");
+        let reason =
+            "it is stored and cannot be read, so that it is taken to cover everything until it is cleared".to_owned();
+        ModeRule { id, scope: ModeScope::Global, reason, by: String::new(), since_unix_ms: 0, expires_unix_ms: None }
+    }))
 }
 
 pub(super) fn from_request(request: &RequestRecord) -> requests::Model {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use common::appliance::Name;
+use common::mode::ModeRule;
 use common::status::{Phase, Status};
 use common::{Site, Token, WorkerId};
 
@@ -59,6 +60,8 @@ pub struct AssignmentView {
     pub site: Option<Site>,
     /// It is granted to no worker until somebody changes it.
     pub quarantined: bool,
+    /// A debug mode covers it.
+    pub hands_off: bool,
 }
 
 impl Default for AssignmentView {
@@ -70,6 +73,7 @@ impl Default for AssignmentView {
             reason: Cow::Borrowed("new"),
             site: None,
             quarantined: false,
+            hands_off: false,
         }
     }
 }
@@ -83,6 +87,8 @@ pub struct Explanation {
     pub summary: String,
     /// Every member, in ring order of preference.
     pub candidates: Vec<Candidate>,
+    /// Debug modes that cover it, at most twenty.
+    pub modes: Vec<ModeRule>,
 }
 
 /// A member, as far as one appliance is concerned.

@@ -329,12 +329,15 @@ pub(crate) struct Assignment {
     state_dir: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     site: String,
+    /// Absent while no debug mode covers it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    hands_off: bool,
 }
 
 impl From<&v1::Assignment> for Assignment {
     fn from(assignment: &v1::Assignment) -> Self {
-        let v1::Assignment { state, worker, token, reason, host, state_dir, site } = assignment.clone();
-        Self { state, worker, token, reason, host, state_dir, site }
+        let v1::Assignment { state, worker, token, reason, host, state_dir, site, hands_off } = assignment.clone();
+        Self { state, worker, token, reason, host, state_dir, site, hands_off }
     }
 }
 
