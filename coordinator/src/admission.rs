@@ -267,6 +267,11 @@ impl Admission {
         self.settled.notify_waiters();
     }
 
+    /// Something that callers wait for, who met it under way, has ended: they ask again.
+    pub fn settle(&self) {
+        self.settled.notify_waiters();
+    }
+
     /// Nothing is left of an appliance, and the store has that; the catalog may still show it.
     pub fn removed(&mut self, id: ApplianceId) {
         let Some(entry) = self.entry(id) else { return };

@@ -4,6 +4,7 @@
 
 mod appliance;
 mod cluster;
+mod orders;
 mod rebalance;
 mod worker;
 
@@ -12,5 +13,6 @@ pub use cluster::{
     ClusterView, CoordinationState, CoordinatorView, FrozenView, LeaderView, MAX_MISSING, MAX_NOTES, MAX_UNOWNED,
     PausedView, PlacementView, RingView, UnownedAppliance, UnownedView, ViolationsView,
 };
+pub use orders::{MAX_ORDERED, OrdersView, PinView, WorkerOrdersView};
 pub use rebalance::{MoveView, RebalanceView};
 pub use worker::WorkerView;

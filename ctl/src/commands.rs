@@ -21,6 +21,7 @@ pub(crate) mod context;
 pub(crate) mod delete;
 pub(crate) mod doctor;
 pub(crate) mod filter;
+pub(crate) mod orders;
 pub(crate) mod placement;
 pub(crate) mod rebalance;
 pub(crate) mod ring;

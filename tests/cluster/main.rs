@@ -14,6 +14,7 @@ mod input;
 mod inquiries;
 mod limits;
 mod metrics;
+mod orders;
 mod quarantine;
 mod repair;
 mod restart;

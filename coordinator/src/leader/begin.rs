@@ -1,6 +1,6 @@
 //! The begin of a term: raised in the coordination service, then in the store, which is read in the same transaction.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -22,6 +22,7 @@ use super::connections::Connections;
 use super::convert::seed;
 use super::inquiries::Inquiries;
 use super::notes::{Notes, Violations};
+use super::orders::OrderBook;
 use super::publisher::Publisher;
 use super::rebalances::RebalanceHistory;
 use super::waiting::WaitingCallers;
@@ -86,6 +87,7 @@ impl<'a> Leader<'a> {
             rebalances,
             unfinished,
             pause,
+            orders,
             unreadable,
             former: _,
         } = stored;
@@ -110,7 +112,9 @@ impl<'a> Leader<'a> {
         let inherited = unfinished.as_ref().map(|unfinished| unfinished.id);
         // Rules of modes have no table yet.
         let modes = Vec::new();
-        let restored = Restored { appliances, members, raise_after, paused, unfinished, modes };
+        let known: HashSet<ApplianceId> = appliances.iter().map(|(seed, _)| seed.id).collect();
+        let (book, orders) = OrderBook::restore(orders, |id| known.contains(&id));
+        let restored = Restored { appliances, members, raise_after, paused, unfinished, modes, orders };
         let began = clock::now();
         let machine = Machine::new(config, term, began, restored);
         admission.learn_drivers(machine.offers());
@@ -127,7 +131,7 @@ impl<'a> Leader<'a> {
             writes,
             waiting: WaitingCallers::default(),
             inquiries: Inquiries::default(),
-            publisher: Publisher::new(setup, store, cluster, began, pause.map(PausedView::from)),
+            publisher: Publisher::new(setup, store, cluster, began, (pause.map(PausedView::from), book)),
             notes,
             rebalances,
             causes: Causes::default(),

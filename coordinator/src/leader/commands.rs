@@ -46,6 +46,7 @@ impl Leader<'_> {
             }
             Command::Pause { request, reply } => self.pause(&request, reply),
             Command::Resume { request, reply } => self.resume(&request, reply),
+            Command::Order { ops, force, request, reply } => self.order(ops, force, &request, reply),
             Command::Tune { process, change, request, reply } => {
                 let _ = reply.send(self.tune(&process, change, &request));
             }
@@ -286,7 +287,7 @@ fn described(SamplingOrder { ratio, slow, lasts }: &SamplingOrder) -> String {
 }
 
 /// The line of the audit trail about an operator's request.
-fn audit_event(action: &str, subject: &str, request: &Operator) -> AuditEvent {
+pub(super) fn audit_event(action: &str, subject: &str, request: &Operator) -> AuditEvent {
     AuditEvent {
         time: SystemTime::now(),
         actor: request.actor.clone(),

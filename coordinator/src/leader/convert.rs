@@ -11,7 +11,7 @@ use coordinator_core::planner::{Needs, PlacementCandidate, RingLimited};
 use coordinator_core::table::Seed;
 
 use crate::record::Record;
-use crate::views::{AssignmentView, Candidate, FrozenView, RingView, WorkerView};
+use crate::views::{AssignmentView, Candidate, FrozenView, RingView, WorkerOrdersView, WorkerView};
 
 /// Names of members that a note tells, at most.
 const RING_NAMES: usize = 5;
@@ -52,8 +52,20 @@ pub(super) fn desired(record: &Record) -> Desired {
     }
 }
 
-pub(super) fn worker_view(view: WorkerSnapshot, now: SystemTime) -> WorkerView {
-    let WorkerSnapshot { id, incarnation, health, profile, appliances: _, silent, draining, member, limited } = view;
+pub(super) fn worker_view(view: WorkerSnapshot, orders: Option<Arc<WorkerOrdersView>>, now: SystemTime) -> WorkerView {
+    let WorkerSnapshot {
+        id,
+        incarnation,
+        health,
+        profile,
+        appliances: _,
+        silent,
+        draining,
+        weight: ordered_weight,
+        immovable,
+        member,
+        limited,
+    } = view;
     let Profile { weight, zone, host, drivers, version, pid, .. } = profile.unwrap_or_default();
     WorkerView {
         id,
@@ -61,12 +73,15 @@ pub(super) fn worker_view(view: WorkerSnapshot, now: SystemTime) -> WorkerView {
         health,
         host,
         zone,
-        weight,
+        weight: ordered_weight.unwrap_or(weight),
+        published_weight: weight,
         drivers,
         version,
         pid,
         last_seen: now.checked_sub(silent),
         draining,
+        orders,
+        immovable,
         member,
         limited,
     }
@@ -98,6 +113,7 @@ pub(super) fn assignment(machine: &Machine, id: ApplianceId) -> Option<Assignmen
         // One that the grant under way would bind it to counts only once its worker has taken it.
         site: row.needs.site.clone().filter(|_| row.binding.is_none()),
         quarantined: machine.is_quarantined(id),
+        pin: None,
     })
 }
 

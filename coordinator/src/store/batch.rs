@@ -13,11 +13,12 @@ use sea_orm::{ActiveModelTrait, ConnectionTrait, IntoActiveModel, Iterable, Prim
 
 use super::StoreWrite;
 use super::entities::{
-    appliances, events, grants, leadership, members, moves, pauses, progress, rebalances, requests, statuses, workers,
+    appliances, events, grants, leadership, members, moves, pauses, pins, progress, rebalances, requests, statuses,
+    worker_orders, workers,
 };
 use super::ledger::{self, LogPacker, LogPosition};
 use super::load::{self, Keep};
-use super::rows;
+use super::rows::{self, OrderRow};
 use crate::record::{AdoptionRecord, MoveRecord};
 
 /// Rows per statement: times the widest table's twelve columns well below the 32,766 parameters of SQLite.
@@ -36,6 +37,7 @@ pub(super) enum PreparedWrite {
     Moves(Vec<MoveRecord>),
     Adoptions(Vec<AdoptionRecord>),
     Pause(Option<pauses::Model>),
+    Order(OrderRow),
     Event(Box<events::ActiveModel>),
     Request(requests::Model),
 }
@@ -54,6 +56,7 @@ impl From<StoreWrite> for PreparedWrite {
             StoreWrite::Moves(moves) => Self::Moves(moves),
             StoreWrite::Adoptions(adoptions) => Self::Adoptions(adoptions),
             StoreWrite::Pause(pause) => Self::Pause(pause.as_ref().map(rows::from_pause)),
+            StoreWrite::Order(record) => Self::Order(rows::from_order(&record)),
             StoreWrite::Event(event) => Self::Event(Box::new(rows::from_event(&event))),
             StoreWrite::Request(request) => Self::Request(rows::from_request(&request)),
         }
@@ -117,6 +120,8 @@ impl Bulky for events::ActiveModel {
 impl Bulky for workers::Model {}
 impl Bulky for rebalances::Model {}
 impl Bulky for pauses::Model {}
+impl Bulky for worker_orders::Model {}
+impl Bulky for pins::Model {}
 impl Bulky for requests::Model {}
 
 /// Content of one transaction.
@@ -129,6 +134,8 @@ pub(super) struct Batch {
     workers: RowChanges<String, workers::Model>,
     rebalances: RowChanges<(i64, i64), rebalances::Model>,
     pauses: RowChanges<i32, pauses::Model>,
+    worker_orders: RowChanges<(String, String), worker_orders::Model>,
+    pins: RowChanges<Uuid, pins::Model>,
     requests: RowChanges<Uuid, requests::Model>,
     moves: Vec<(i64, i64, Vec<u8>)>,
     events: Vec<events::ActiveModel>,
@@ -169,6 +176,10 @@ impl Batch {
                 PreparedWrite::Moves(some) => moves.extend(some),
                 PreparedWrite::Adoptions(some) => adoptions.extend(some),
                 PreparedWrite::Pause(row) => drop(batch.pauses.insert(pauses::ROW, row.clone())),
+                PreparedWrite::Order(OrderRow::Worker(key, row)) => {
+                    batch.worker_orders.insert(key.clone(), row.clone());
+                }
+                PreparedWrite::Order(OrderRow::Pin(key, row)) => drop(batch.pins.insert(*key, row.clone())),
                 PreparedWrite::Event(row) => batch.events.push((**row).clone()),
                 PreparedWrite::Request(row) => drop(batch.requests.insert(row.id, Some(row.clone()))),
             }
@@ -231,6 +242,7 @@ impl Batch {
         self.appliances.insert(key, None);
         self.statuses.insert(key, None);
         self.progress.insert(key, None);
+        self.pins.insert(key, None);
     }
 
     /// Writes everything as batch `batch` of `term`, in a transaction that the caller began; returns whether its
@@ -256,6 +268,12 @@ impl Batch {
             pauses::Entity::delete_by_id(row).exec(db).await?;
         }
         upsert::<pauses::ActiveModel, _>(db, &self.pauses).await?;
+        for (worker, order) in gone(&self.worker_orders) {
+            worker_orders::Entity::delete_by_id((worker, order)).exec(db).await?;
+        }
+        upsert::<worker_orders::ActiveModel, _>(db, &self.worker_orders).await?;
+        delete::<pins::Entity, _>(db, pins::Column::Appliance, &gone(&self.pins)).await?;
+        upsert::<pins::ActiveModel, _>(db, &self.pins).await?;
         upsert::<requests::ActiveModel, _>(db, &self.requests).await?;
         insert::<events::ActiveModel>(db, self.events.iter().cloned(), None).await?;
         for (term, number, data) in &self.moves {

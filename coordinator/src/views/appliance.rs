@@ -8,6 +8,7 @@ use common::appliance::Name;
 use common::status::{Phase, Status};
 use common::{Site, Token, WorkerId};
 
+use super::PinView;
 use crate::record::Record;
 
 /// An appliance with everything known about it. Replaced as a whole, never changed in place.
@@ -59,6 +60,8 @@ pub struct AssignmentView {
     pub site: Option<Site>,
     /// It is granted to no worker until somebody changes it.
     pub quarantined: bool,
+    /// Where an operator wants it.
+    pub pin: Option<Arc<PinView>>,
 }
 
 impl Default for AssignmentView {
@@ -70,6 +73,7 @@ impl Default for AssignmentView {
             reason: Cow::Borrowed("new"),
             site: None,
             quarantined: false,
+            pin: None,
         }
     }
 }

@@ -36,6 +36,10 @@ const STATEMENTS: &[(&str, Access)] = &[
     ("SELECT requests", BEGIN),
     ("SELECT pauses WHERE id =", Index),
     ("DELETE pauses WHERE id =", Index),
+    ("SELECT worker_orders", BEGIN),
+    ("SELECT pins", BEGIN),
+    ("DELETE worker_orders WHERE worker", Index),
+    ("DELETE pins WHERE appliance IN", Index),
     ("DELETE statuses WHERE NOT EXISTS", BEGIN),
     ("SELECT COUNT(*)", DUMP),
     ("SELECT requests WHERE time_ns < ? LIMIT", Index),
@@ -93,6 +97,8 @@ fn shape(sql: &str) -> String {
         "events",
         "requests",
         "pauses",
+        "worker_orders",
+        "pins",
     ] {
         text = text.replace(&format!("{table}."), "");
         let from = format!(" FROM {table}");
@@ -152,6 +158,8 @@ async fn exercise(home: &Home) {
     let pause = PauseRecord { reason: "work".into(), by: "admin".into(), since: at(3) };
     store.submit(vec![StoreWrite::Pause(Some(pause))]).await.expect("stored");
     store.submit(vec![StoreWrite::Pause(None)]).await.expect("stored");
+    store.submit(orders(true).into_iter().map(StoreWrite::Order).collect()).await.expect("stored");
+    store.submit(orders(false).into_iter().map(StoreWrite::Order).collect()).await.expect("stored");
     let writes = history.chain(appliances).chain(members).chain([
         grants,
         StoreWrite::Request(request(1)),
