@@ -256,11 +256,6 @@ impl Admission {
         Changed { entry, outcome, warning }
     }
 
-    /// Tells callers whose call met another one under way that one has ended.
-    pub(crate) fn settle(&self) {
-        self.settled.notify_waiters();
-    }
-
     /// Gives up a change that was not stored: what it had reserved is free again.
     pub fn withdraw(&mut self, change: AdmittedChange) {
         let AdmittedChange { record, request, .. } = change;
@@ -269,6 +264,11 @@ impl Admission {
         if let Some(id) = id {
             reservation.ports.iter().for_each(|port| self.ports.release(*port, id));
         }
+        self.settled.notify_waiters();
+    }
+
+    /// Something that callers wait for, who met it under way, has ended: they ask again.
+    pub fn settle(&self) {
         self.settled.notify_waiters();
     }
 

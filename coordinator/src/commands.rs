@@ -20,6 +20,7 @@ use common::appliance::FieldViolation;
 use common::mode::ModeScope;
 use common::telemetry::TelemetryOrder;
 use common::{ApplianceId, Incarnation, ModeId, ProcessIdentity, Site, WorkerId, text};
+use coordinator_core::orders::OrderOp;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tracing::Span;
@@ -285,6 +286,23 @@ impl Commands {
     pub async fn pause(&self, context: &CommandContext, reason: Reason) -> Result<(), CommandError> {
         let request = operator(context, reason);
         self.ask(context, |reply| Command::Pause { request, reply }).await
+    }
+
+    /// Gives orders about placement, or takes them back, all of them or none; answered when the catalog shows them. A drain that
+    /// leaves appliances which no other worker can take needs `force`.
+    ///
+    /// # Errors
+    /// [`CommandError`]; never [`CommandError::Contended`].
+    pub async fn order(
+        &self,
+        context: &CommandContext,
+        ops: Vec<OrderOp>,
+        force: bool,
+        reason: Reason,
+    ) -> Result<(), CommandError> {
+        let request = operator(context, reason);
+        let command = |reply| Command::Order { ops: ops.clone(), force, request: request.clone(), reply };
+        self.ask_until_settled(context, command).await
     }
 
     /// Changes what one process logs or samples, or all do when `process` is empty; answered with all orders in force.

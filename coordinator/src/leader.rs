@@ -26,6 +26,7 @@ mod inquiries;
 mod judging;
 mod modes;
 mod notes;
+mod orders;
 mod publisher;
 mod rebalances;
 mod roster;
@@ -391,6 +392,13 @@ impl Leader<'_> {
                     self.end = Some(TermEnd::StoreLost(error));
                 }
             }
+            WriteOutcome::Ordered(change) => self.ordered(*change),
+            WriteOutcome::NotOrdered(change, error) => {
+                self.not_ordered(*change, &error);
+                if error.ends_term() {
+                    self.end = Some(TermEnd::StoreLost(error));
+                }
+            }
             WriteOutcome::NotStored(rebalance) => self.rebalances.not_stored(*rebalance),
             WriteOutcome::Nothing => {}
             WriteOutcome::TermOver(error) => self.end = Some(TermEnd::StoreLost(error)),
@@ -465,6 +473,8 @@ impl Leader<'_> {
                     WriteOutcome::NotPaused(change, error) => {
                         let _ = change.reply.send(Err(CommandError::Unavailable(error.to_string())));
                     }
+                    WriteOutcome::Ordered(change) => drop(change.reply.send(Ok(()))),
+                    WriteOutcome::NotOrdered(change, error) => self.not_ordered(*change, &error),
                     WriteOutcome::Durable(_) | WriteOutcome::Undone(_) => {}
                     WriteOutcome::NotStored(_) | WriteOutcome::Nothing | WriteOutcome::TermOver(_) => {}
                 }

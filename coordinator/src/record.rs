@@ -7,6 +7,7 @@ use common::appliance::{Name, Spec};
 use common::driver::DriverName;
 use common::manager::Manager;
 use common::{ApplianceId, Edition, Generation, RebalanceId, Term, WorkerId};
+use coordinator_core::orders::OrderOp;
 use serde::{Deserialize, Serialize};
 
 /// An appliance as it is stored.
@@ -155,6 +156,26 @@ pub struct PauseRecord {
     pub by: String,
     /// Since when.
     pub since: SystemTime,
+}
+
+/// Who gave an order, when and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderNote {
+    /// Why, in the operator's words; may be empty.
+    pub reason: String,
+    /// Who gave it.
+    pub by: String,
+    /// Since when.
+    pub since: SystemTime,
+}
+
+/// An operator's order about placement. It lasts until it is taken back, whoever leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderRecord {
+    /// What is ordered.
+    pub order: OrderOp,
+    /// By whom.
+    pub note: OrderNote,
 }
 
 /// One line of the audit trail.

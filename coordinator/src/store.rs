@@ -63,8 +63,8 @@ pub use self::url::{check as check_url, shown_url};
 use self::writer::{Submission, Writer, WriterCommand};
 use crate::metrics;
 use crate::record::{
-    AdoptionRecord, AuditEvent, AuditFilter, AuditPart, MoveRecord, NumberedEvent, PauseRecord, RebalanceRecord,
-    Record, RequestRecord,
+    AdoptionRecord, AuditEvent, AuditFilter, AuditPart, MoveRecord, NumberedEvent, OrderRecord, PauseRecord,
+    RebalanceRecord, Record, RequestRecord,
 };
 
 /// Settings of the store.
@@ -206,6 +206,8 @@ pub enum StoreWrite {
     Pause(Option<PauseRecord>),
     /// A change of the rules of debug modes.
     Mode(ModeOp),
+    /// Stores an order about placement in the place of the former one of its sort, or removes that where it takes it back.
+    Order(OrderRecord),
     /// A line of the audit trail.
     Event(AuditEvent),
     /// An idempotent call that is carried out by this change.

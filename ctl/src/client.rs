@@ -344,6 +344,41 @@ impl AdminClient {
         self.call(request, false, |c, r| async move { WorkersClient::new(c).forget(r).await }).await.map(drop)
     }
 
+    /// Has a worker be given nothing new.
+    pub(crate) async fn cordon(&self, request: v1::CordonWorkerRequest) -> Result<v1::Worker, Failure> {
+        self.call(request, false, |c, r| async move { WorkersClient::new(c).cordon(r).await }).await
+    }
+
+    /// Takes that back.
+    pub(crate) async fn uncordon(&self, request: v1::UncordonWorkerRequest) -> Result<v1::Worker, Failure> {
+        self.call(request, false, |c, r| async move { WorkersClient::new(c).uncordon(r).await }).await
+    }
+
+    /// Has a worker give up what it has.
+    pub(crate) async fn drain(&self, request: v1::DrainWorkerRequest) -> Result<v1::Worker, Failure> {
+        self.call(request, false, |c, r| async move { WorkersClient::new(c).drain(r).await }).await
+    }
+
+    /// Takes that back.
+    pub(crate) async fn undrain(&self, request: v1::UndrainWorkerRequest) -> Result<v1::Worker, Failure> {
+        self.call(request, false, |c, r| async move { WorkersClient::new(c).undrain(r).await }).await
+    }
+
+    /// Gives a worker another weight than it publishes.
+    pub(crate) async fn set_weight(&self, request: v1::SetWorkerWeightRequest) -> Result<v1::Worker, Failure> {
+        self.call(request, false, |c, r| async move { WorkersClient::new(c).set_weight(r).await }).await
+    }
+
+    /// Has an appliance be with one worker.
+    pub(crate) async fn pin(&self, request: v1::PinRequest) -> Result<v1::Appliance, Failure> {
+        self.call(request, false, |c, r| async move { PlacementClient::new(c).pin(r).await }).await
+    }
+
+    /// Takes that back.
+    pub(crate) async fn unpin(&self, request: v1::UnpinRequest) -> Result<v1::Appliance, Failure> {
+        self.call(request, false, |c, r| async move { PlacementClient::new(c).unpin(r).await }).await
+    }
+
     /// Pauses placement.
     pub(crate) async fn pause(&self, reason: &str) -> Result<v1::PlacementState, Failure> {
         let request = v1::PausePlacementRequest { reason: reason.to_owned() };

@@ -22,6 +22,7 @@ pub(crate) mod debug;
 pub(crate) mod delete;
 pub(crate) mod doctor;
 pub(crate) mod filter;
+pub(crate) mod orders;
 pub(crate) mod placement;
 pub(crate) mod rebalance;
 pub(crate) mod ring;

@@ -65,11 +65,14 @@ fn fleet(workers: impl Iterator<Item = usize>) -> Vec<PlannerMember> {
     let member = |n| PlannerMember {
         id: WorkerId::new(&format!("rug-host-{n:04}.example")).expect("a valid name"),
         weight: 1,
+        published_weight: 1,
         zone: String::new(),
         host: format!("host-{n}"),
         drivers: [(DriverName::simulated(), DriverCapabilities::of_all_kinds(None))].into(),
         connected: true,
         draining: false,
+        drained: false,
+        cordoned: false,
     };
     workers.map(member).collect()
 }

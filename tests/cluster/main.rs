@@ -15,6 +15,7 @@ mod input;
 mod inquiries;
 mod limits;
 mod metrics;
+mod orders;
 mod quarantine;
 mod repair;
 mod restart;

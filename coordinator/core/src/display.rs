@@ -41,6 +41,8 @@ impl fmt::Display for Unplaced {
             }
             Self::NotConnected => f.write_str("the workers that could take it have no session with the leader"),
             Self::AllDraining => f.write_str("the workers that could take it drain"),
+            Self::Cordoned => f.write_str("the workers that could take it are cordoned, or drain"),
+            Self::Pinned(worker) => write!(f, "it is pinned to {worker} alone, which cannot take it now"),
             Self::Declined => f.write_str("the workers that could take it declined it recently"),
             Self::NoModes => {
                 f.write_str("hands are off it, and the versions of the workers that could take it cannot keep to that")
@@ -67,6 +69,8 @@ impl fmt::Display for CandidateRefusal {
             Self::OtherSite => "it runs on another host, or uses another state directory, than the instances",
             Self::NotConnected => "it has no session with the leader",
             Self::Draining => "it drains",
+            Self::Cordoned => "it is cordoned",
+            Self::PinnedElsewhere => "the appliance is pinned to another worker alone",
             Self::Declined => "it declined the appliance recently",
             Self::NotRingOwner => "the ring names another owner",
             Self::AtCeiling => "it holds as much as the band allows",
@@ -84,6 +88,7 @@ impl fmt::Display for CandidateStanding {
             Self::Next(reason) => write!(f, "it gets it: {}", reason.text()),
             Self::NotNeeded => f.write_str("it could take it, and nothing asks for a move"),
             Self::Barred => f.write_str("it could take it, and no worker gets it now"),
+            Self::PinFirst => f.write_str("the worker that it is pinned to gets it"),
             Self::FormerFirst => f.write_str("its former owner gets it"),
             Self::ShareFirst => f.write_str("a worker with less than its share gets it"),
             Self::RingFirst => f.write_str("a worker that the ring names before it gets it"),

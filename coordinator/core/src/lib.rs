@@ -14,6 +14,7 @@ pub mod limits;
 pub mod machine;
 pub mod membership;
 pub mod modes;
+pub mod orders;
 pub mod outbox;
 pub mod planner;
 pub mod quarantine;

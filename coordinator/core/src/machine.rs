@@ -19,6 +19,7 @@ mod fence_delays;
 mod greeting;
 mod hands_off;
 mod members;
+mod orders;
 mod outgoing;
 mod ownership;
 mod pacing;
@@ -48,6 +49,7 @@ use crate::grants::{Granted, Profile, StoredGrant, StoredMember};
 use crate::handoff::HandoffState;
 use crate::membership::Membership;
 use crate::modes::Modes;
+use crate::orders::Orders;
 use crate::planner::Planner;
 use crate::quarantine::{self, Quarantine};
 use crate::rebalance::Rebalances;
@@ -94,6 +96,8 @@ pub struct Machine {
     quarantine: Quarantine,
     /// What operators keep everybody's hands off.
     modes: Modes,
+    /// What operators order about placement.
+    orders: Orders,
     pacing: Pacing,
     /// What this step leads to.
     out: Outgoing,
@@ -133,6 +137,7 @@ impl Machine {
                 probation: config.suspect_probation,
             }),
             modes,
+            orders: restored.orders,
             pacing: Pacing::new(due, brake, Rebalances::new(term, restored.unfinished), restored.paused),
             out: Outgoing::default(),
             counters: Counters::default(),
@@ -202,6 +207,7 @@ impl Machine {
         };
         self.tallies.created();
         self.planner.insert(slot, id, &seed.placement_key, seed.needs, None, preferred.as_ref());
+        self.planner.set_pin(slot, self.orders.pin(id).cloned());
         if seed.deleting {
             self.planner.set_deleting(slot);
         }
@@ -243,6 +249,7 @@ impl Machine {
             Event::Forget(name) => self.forget_worker(now, &name),
             Event::Pause(why) => self.pause(now, why),
             Event::Resume => self.resume(now),
+            Event::Orders(ops) => self.take_orders(&ops),
             Event::Closed(conn) => self.closed(now, conn),
             Event::Durable(batch) => self.written(now, batch, true),
             Event::Undone(batch) => self.written(now, batch, false),

@@ -6,7 +6,8 @@
 //! they go; until then the next plan lists them again. An appliance is counted at one member at most, so once a hand-off has
 //! begun it is set to its new owner and marked as not movable, lest the next plan finds the old owner still too full.
 //!
-//! Who may take an appliance is decided first: live and connected, driver, kind, site, not drained, pin. Among those, in this
+//! Who may take an appliance is decided first: live and connected, driver, kind, site, neither drained nor cordoned, pin. Orders
+//! of operators never leave without an owner what the former one could have again. Among those who may, in this
 //! order: the former owner below its ceiling, members below their floor (the one the ring prefers first), then members below
 //! their ceiling. What is being deleted gets an owner by the same rules, and takes no part in the balance. Under
 //! [`Strategy::Ring`] the ring alone decides. See `bounded.rs` and `exact.rs` for the two strategies.
@@ -21,6 +22,8 @@ mod classes;
 mod exact;
 mod explain;
 mod index;
+mod movable;
+mod pins;
 mod plan;
 mod roster;
 mod walk;
@@ -37,9 +40,13 @@ use serde::{Deserialize, Serialize};
 use book::{Book, BookEntry};
 use classes::Class;
 use exact::Unsettled;
+pub use movable::LastAble;
+use pins::{SlotPin, SlotPins};
 pub use plan::{Assumptions, BandRelaxed, Plan, PlanId, PlanRefused, PlannedMove, TableVersion, Unplaceable};
 use roster::MemberRoster;
 pub use roster::RingLimited;
+
+use crate::orders::Pin;
 
 /// Index of an appliance in the table and the planner; reused after removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,9 +87,11 @@ impl Default for Config {
 pub struct PlannerMember {
     /// Its name.
     pub id: WorkerId,
-    /// Share of the appliances relative to others, as published. 0 counts as 1 for a fair share, and as no points on the
-    /// ring under [`Strategy::Ring`].
+    /// Share of the appliances relative to others: as published, or as an operator orders. 0 counts as 1 for a fair share,
+    /// and as no points on the ring under [`Strategy::Ring`].
     pub weight: u32,
+    /// The weight as published.
+    pub published_weight: u32,
     /// Failure zone; empty when not given.
     pub zone: String,
     /// Host it runs on.
@@ -92,8 +101,20 @@ pub struct PlannerMember {
     /// Live and with a settled stream: may be given appliances. One that is not keeps what it has, and is neither asked
     /// to take nor a reason for others to give.
     pub connected: bool,
-    /// Gets nothing new and gives up what it has.
+    /// It is about to stop: gets nothing new and gives up what it has.
     pub draining: bool,
+    /// The same by an operator's order. It stays, so that it gets back what it held last where no other member can have it.
+    pub drained: bool,
+    /// By an operator's order it gets nothing new and keeps what it has, of which no part is moved for balance. Without effect under
+    /// [`Strategy::Ring`].
+    pub cordoned: bool,
+}
+
+impl PlannerMember {
+    /// Whether it gives up what it has.
+    pub(crate) const fn gives_up(&self) -> bool {
+        self.draining || self.drained
+    }
 }
 
 /// What an appliance needs of the member that takes it.
@@ -147,6 +168,10 @@ pub enum Unplaced {
     NotConnected,
     /// Members that could take it drain.
     AllDraining,
+    /// Members that could take it are cordoned, or drain.
+    Cordoned,
+    /// It is pinned to this worker alone, which cannot take it.
+    Pinned(WorkerId),
     /// Members that could take it declined it recently.
     Declined,
     /// Strategy `ring`: the owner the ring names cannot take it.
@@ -174,8 +199,12 @@ pub enum CandidateRefusal {
     NotConnected,
     /// It drains.
     Draining,
+    /// It is cordoned.
+    Cordoned,
     /// It declined the appliance recently.
     Declined,
+    /// The appliance is pinned to this other worker alone, which need not be a member.
+    PinnedElsewhere,
     /// Strategy `ring`: the ring names another owner.
     NotRingOwner,
     /// It holds as much as the band allows.
@@ -197,6 +226,8 @@ pub enum CandidateStanding {
     NotNeeded,
     /// It could be given it, but no member is now.
     Barred,
+    /// It could be given it, but the member that it is pinned to gets it.
+    PinFirst,
     /// It could be given it, but its former owner gets it.
     FormerFirst,
     /// It could be given it, but a member with less than its share gets it.
@@ -243,6 +274,8 @@ pub struct Planner {
     /// Which groups share a band; computed by the first plan after members or needs changed.
     classes: OnceLock<Vec<Class>>,
     unsettled: Unsettled,
+    /// Where operators want appliances.
+    pins: BTreeMap<Slot, Pin>,
 }
 
 impl Planner {
@@ -256,6 +289,7 @@ impl Planner {
             book: Book::default(),
             classes: OnceLock::new(),
             unsettled: Unsettled::default(),
+            pins: BTreeMap::new(),
         }
     }
 
@@ -291,6 +325,7 @@ impl Planner {
             self.roster.release(entry.former);
             self.book.excluded.remove(&slot);
             self.unsettled.forget(slot);
+            self.pins.remove(&slot);
         }
     }
 
@@ -362,6 +397,18 @@ impl Planner {
         };
     }
 
+    /// Says where an operator wants the appliance; anywhere when `None`.
+    pub fn set_pin(&mut self, slot: Slot, pin: Option<Pin>) {
+        if self.book.entry(slot).is_none() || self.pins.get(&slot) == pin.as_ref() {
+            return;
+        }
+        self.version.raise();
+        match pin {
+            Some(pin) => _ = self.pins.insert(slot, pin),
+            None => _ = self.pins.remove(&slot),
+        }
+    }
+
     /// Replaces the members. Weights are taken as at least 1 and at most [`ring::MAX_WEIGHT`].
     pub fn set_members(&mut self, members: Vec<PlannerMember>) {
         let changed = self.roster.replace(members, self.config.strategy);
@@ -404,15 +451,16 @@ impl Planner {
     /// What should change, if members were as assumed. Changes nothing; asked twice it answers the same.
     ///
     /// Costs what it answers, the appliances without an owner, and members times classes; under [`Strategy::Ring`] also
-    /// the arcs of the ring in which something is still to be moved. Assumptions add a copy of the members, and pins one
-    /// look at every id.
+    /// the arcs of the ring in which something is still to be moved. Assumptions add a copy of the members, and pins among
+    /// them one look at every id.
     #[must_use]
     pub fn propose(&self, assumptions: &Assumptions) -> Plan {
         if assumptions.is_empty() {
             return self.plan(assumptions, &self.roster, &self.classes, self.unsettled.clone());
         }
         let mut roster = self.roster.clone();
-        let changed = roster.replace(assumptions.members(&self.roster.members), self.config.strategy);
+        let changed =
+            roster.replace(assumptions.members(&self.roster.members, self.config.strategy), self.config.strategy);
         let mut unsettled = self.unsettled.clone();
         unsettled.add(&changed);
         self.plan(assumptions, &roster, &OnceLock::new(), unsettled)
@@ -437,13 +485,22 @@ impl Planner {
         output.into_plan(self.version, assumptions, (roster, book), unsettled)
     }
 
-    /// Rank of the member that each pinned appliance is to be with, by slot.
-    fn pins(&self, assumptions: &Assumptions, roster: &MemberRoster) -> BTreeMap<u32, u32> {
-        if assumptions.pins.is_empty() {
-            return BTreeMap::new();
+    /// Where appliances are to be, by slot.
+    fn pins<'a>(&'a self, assumptions: &'a Assumptions, roster: &MemberRoster) -> SlotPins<'a> {
+        let rank = |worker: &WorkerId| roster.find(worker).and_then(|handle| roster.rank(handle));
+        let of = |pin: &'a Pin| SlotPin { worker: &pin.worker, rank: rank(&pin.worker), strict: pin.strict };
+        let mut pins: SlotPins<'a> = self.pins.iter().map(|(slot, pin)| (slot.0, of(pin))).collect();
+        let assumed = assumptions.pins();
+        if !assumed.is_empty() {
+            for (slot, id) in self.book.ids() {
+                match assumed.get(id) {
+                    Some(Some(pin)) => _ = pins.insert(slot, of(pin)),
+                    Some(None) => _ = pins.remove(&slot),
+                    None => {}
+                }
+            }
         }
-        let rank = |id| roster.rank(roster.find(assumptions.pins.get(id)?)?);
-        self.book.ids().filter_map(|(slot, id)| Some((slot, rank(id)?))).collect()
+        pins
     }
 
     /// Takes over what was found out while making a plan, before it is carried out. The plan has to be made from the table
@@ -476,7 +533,9 @@ impl Planner {
         let next = plan.moves().find(|m| m.slot == slot);
         let next = next.and_then(|m| Some((self.roster.rank(self.roster.find(m.to)?)?, m.reason)));
         let classes = self.classes.get_or_init(|| classes::classify(&self.roster, &self.book));
-        explain::Explainer { roster: &self.roster, book: &self.book, config: &self.config, slot, next }.explain(classes)
+        let pins = self.pins(&plan.assumptions, &self.roster);
+        explain::Explainer { roster: &self.roster, book: &self.book, config: &self.config, pins: &pins, slot, next }
+            .explain(classes)
     }
 
     fn group_of(&mut self, needs: &Needs, deleting: bool) -> u32 {

@@ -18,7 +18,8 @@ pub enum Permission {
     CheckAppliances,
     /// Reading what is no appliance: workers, the ring, rebalances, the audit trail, the state of the cluster.
     ReadCluster,
-    /// Measures against trouble: evicting workers, pausing placement, freeing appliances from lost hosts.
+    /// Measures against trouble: evicting workers, pausing placement, freeing appliances from lost hosts; orders about
+    /// placement.
     Operate,
     /// Reading what processes log and sample by order.
     ReadTelemetry,
@@ -88,6 +89,11 @@ pub const CALLS: &[Call] = &[
     call(WORKERS, "Watch", Permission::ReadCluster),
     call(WORKERS, "Evict", Permission::Operate),
     call(WORKERS, "Forget", Permission::Operate),
+    call(WORKERS, "Cordon", Permission::Operate),
+    call(WORKERS, "Uncordon", Permission::Operate),
+    call(WORKERS, "Drain", Permission::Operate),
+    call(WORKERS, "Undrain", Permission::Operate),
+    call(WORKERS, "SetWeight", Permission::Operate),
     call(PLACEMENT, "Locate", Permission::ReadAppliances),
     call(PLACEMENT, "GetRing", Permission::ReadCluster),
     call(PLACEMENT, "Pause", Permission::Operate),
@@ -98,6 +104,8 @@ pub const CALLS: &[Call] = &[
     call(DEBUG, "Get", Permission::ReadCluster),
     call(DEBUG, "List", Permission::ReadCluster),
     call(DEBUG, "WouldHave", Permission::ReadAppliances),
+    call(PLACEMENT, "Pin", Permission::Operate),
+    call(PLACEMENT, "Unpin", Permission::Operate),
     call(REBALANCES, "List", Permission::ReadCluster),
     call(REBALANCES, "Get", Permission::ReadCluster),
     call(REBALANCES, "Watch", Permission::ReadCluster),

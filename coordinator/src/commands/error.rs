@@ -6,6 +6,7 @@ use common::appliance::{FieldViolation, Name};
 use common::change::ApplianceTarget;
 use common::manager::Manager;
 use common::{ApplianceId, CoordinatorId, Generation, Incarnation, ModeId, Site, WorkerId};
+use coordinator_core::orders::{MAX_PINS, MAX_WORKER_ORDERS};
 use uuid::Uuid;
 
 /// Why a command was not carried out. Nothing was changed, unless the variant says otherwise.
@@ -137,6 +138,36 @@ pub enum CommandError {
     /// There are as many debug modes as there may be.
     #[error("there are {0} debug modes already, which is the limit")]
     ModesFull(usize),
+    /// Under strategy `ring` an order has no meaning.
+    #[error(
+        "the strategy is `ring`, under which the ring alone decides: {0} can be drained, not cordoned, weighted or pinned to"
+    )]
+    RingDecides(String),
+    /// No other worker can take what a worker has.
+    #[error(
+        "worker {worker} is the only one that can take {what}; with --force it is drained all the same, and they stay"
+    )]
+    LastAble {
+        /// The worker.
+        worker: WorkerId,
+        /// What it alone can take, and how many.
+        what: String,
+    },
+    /// A worker lacks what an appliance needs.
+    #[error("worker {worker} cannot take appliance {appliance}: {why}")]
+    CannotTake {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// The worker.
+        worker: WorkerId,
+        /// What it lacks.
+        why: String,
+    },
+    /// There are as many orders as there may be.
+    #[error(
+        "there are {MAX_WORKER_ORDERS} orders about workers, or {MAX_PINS} pins, which is all there may be: take some back"
+    )]
+    TooManyOrders,
     /// This coordinator does not lead.
     #[error("this coordinator does not lead{}", .0.as_ref().map(|l| format!("; {l} does")).unwrap_or_default())]
     NotLeading(Option<CoordinatorId>),

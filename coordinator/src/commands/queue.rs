@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use common::telemetry::TelemetryOrder;
 use common::{ApplianceId, Incarnation, ModeId, ProcessIdentity, Site, WorkerId};
+use coordinator_core::orders::OrderOp;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
@@ -130,6 +131,17 @@ pub enum Command {
         /// Answered when it is in force and the catalog shows it.
         reply: Reply<()>,
     },
+    /// Give orders about placement, or take them back.
+    Order {
+        /// All of them, or none.
+        ops: Vec<OrderOp>,
+        /// Also where a drain leaves appliances that no other worker can take.
+        force: bool,
+        /// For the audit trail, and shown with the orders.
+        request: Operator,
+        /// Answered when they are in force and the catalog shows them.
+        reply: Reply<()>,
+    },
     /// Change what processes log or sample.
     Tune {
         /// Name of a coordinator or worker; all of them when empty.
@@ -171,6 +183,7 @@ impl Command {
             | Self::Witness { reply, .. }
             | Self::Forget { reply, .. }
             | Self::Pause { reply, .. }
+            | Self::Order { reply, .. }
             | Self::Resume { reply, .. } => drop(reply.send(Err(error))),
         }
     }

@@ -1,16 +1,18 @@
-//! The service `Placement`: queries about the ring, pausing placement, and freeing appliances from lost hosts.
+//! The service `Placement`: queries about the ring, pausing placement, freeing appliances from lost hosts, and pinning them.
 
-use common::Site;
 use common::appliance::FieldViolation;
+use common::change::ApplianceTarget;
 use common::ring::position;
 use common::site::SITE_RULE;
+use common::{Site, WorkerId};
+use coordinator_core::orders::{OrderOp, Pin};
 use proto::admin::v1 as wire;
 use tonic::{Request, Response, Status};
 
 use super::call::{Caller, access, context, reason};
-use super::status;
 use super::wire as to_wire;
-use crate::commands::CommandError;
+use super::{Access, status};
+use crate::commands::{CommandContext, CommandError};
 
 /// Default number of members in a `Locate` response.
 const DEFAULT_COUNT: usize = 3;
@@ -130,9 +132,40 @@ impl wire::placement_server::Placement for PlacementService {
         let site = to_wire::site_id(freed.as_ref());
         Ok(Response::new(wire::UnbindResponse { host: host.to_owned(), state_dir: dir.to_owned(), site }))
     }
+
+    async fn pin(&self, request: Request<wire::PinRequest>) -> Result<Response<wire::Appliance>, Status> {
+        let (context, access) = (context(&request)?, access(&request)?);
+        let wire::PinRequest { appliance, worker, strict, reason } = request.into_inner();
+        let worker =
+            WorkerId::new(&worker).map_err(|e| status::invalid(&[FieldViolation::new("worker", e.to_string())]))?;
+        self.set_pin((&context, &access), appliance, Some(Pin { worker, strict }), reason).await
+    }
+
+    async fn unpin(&self, request: Request<wire::UnpinRequest>) -> Result<Response<wire::Appliance>, Status> {
+        let (context, access) = (context(&request)?, access(&request)?);
+        let wire::UnpinRequest { appliance, reason } = request.into_inner();
+        self.set_pin((&context, &access), appliance, None, reason).await
+    }
 }
 
 impl PlacementService {
+    async fn set_pin(
+        &self,
+        (context, access): (&CommandContext, &Access),
+        appliance: Option<wire::ApplianceRef>,
+        pin: Option<Pin>,
+        why: String,
+    ) -> Result<Response<wire::Appliance>, Status> {
+        let reason = reason(why)?;
+        let id = self.caller.find(access, appliance)?.record.id;
+        let order = OrderOp::Pin { appliance: id, pin };
+        let ordered = self.caller.commands.order(context, vec![order], false, reason).await;
+        ordered.map_err(|e| status::from_command(&e))?;
+        let found = self.caller.catalog.get(&ApplianceTarget::Id(id));
+        let entry = found.ok_or_else(|| status::not_found("appliance", &id.to_string()))?;
+        Ok(Response::new(to_wire::appliance(&entry, access)))
+    }
+
     /// The state of placement after a command.
     fn state_after(&self, done: Result<(), CommandError>) -> Result<Response<wire::PlacementState>, Status> {
         done.map_err(|e| status::from_command(&e))?;

@@ -6,8 +6,8 @@
 //! | no such appliance, worker, rebalance | `NOT_FOUND` | `ResourceInfo` |
 //! | id or name taken | `ALREADY_EXISTS` | `ResourceInfo` |
 //! | stale generation, another incarnation of a worker, watcher too slow | `ABORTED` | |
-//! | being deleted, no owner, no lease, meant for another cluster | `FAILED_PRECONDITION` | `PreconditionFailure` |
-//! | cluster full, request too large | `RESOURCE_EXHAUSTED` | `QuotaFailure` |
+//! | being deleted, no owner, no lease, last able worker, meant for another cluster | `FAILED_PRECONDITION` | `PreconditionFailure` |
+//! | cluster full, too many orders, request too large | `RESOURCE_EXHAUSTED` | `QuotaFailure` |
 //! | no leader, or it cannot be reached; stopping; store unavailable | `UNAVAILABLE` | `RetryInfo` |
 //! | no answer in time | `DEADLINE_EXCEEDED` | |
 //! | the caller's roles do not allow it | `PERMISSION_DENIED` | |
@@ -85,6 +85,13 @@ pub fn from_command(error: &CommandError) -> Status {
         CommandError::ModesFull(_) => {
             let details = ErrorDetails::with_quota_failure_violation("debug modes", text.as_str());
             status(Code::ResourceExhausted, "TOO_MANY", details)
+        }
+        CommandError::RingDecides(subject) => precondition("RING_DECIDES", subject, &text),
+        CommandError::LastAble { worker, .. } => precondition("LAST_ABLE", worker.as_str(), &text),
+        CommandError::CannotTake { appliance, .. } => precondition("CANNOT_TAKE", &appliance.to_string(), &text),
+        CommandError::TooManyOrders => {
+            let details = ErrorDetails::with_quota_failure_violation("orders", text.as_str());
+            status(Code::ResourceExhausted, "TOO_MANY_ORDERS", details)
         }
         CommandError::NotLeading(leader) => {
             let facts = leader.iter().map(|l| ("leader".to_owned(), l.to_string())).collect();

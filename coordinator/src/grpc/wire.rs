@@ -20,10 +20,11 @@ use tonic::Status;
 use super::{Access, status};
 use crate::catalog::{Counts, Filter, PhaseCounts, Troubles};
 use crate::commands::ChangeOutcome;
-use crate::record::{MoveRecord, MoveTimes, RebalanceRecord};
+use crate::record::{MoveRecord, MoveTimes, OrderNote, RebalanceRecord};
 use crate::views::{
     AssignmentView, Candidate, CatalogEntry, ClusterView, CoordinationState, CoordinatorView, FrozenView, MAX_MISSING,
-    MAX_NOTES, MoveView, PausedView, RebalanceView, UnownedAppliance, UnownedView, WorkerView,
+    MAX_NOTES, MoveView, OrdersView, PausedView, PinView, RebalanceView, UnownedAppliance, UnownedView,
+    WorkerOrdersView, WorkerView,
 };
 
 /// Longest note about the cluster, in bytes.
@@ -91,7 +92,45 @@ pub(super) fn assignment(view: &AssignmentView) -> wire::Assignment {
         state_dir: view.site.as_ref().map_or("", Site::state_dir).to_owned(),
         site: site_id(view.site.as_ref()),
         hands_off: view.hands_off,
+        pin: view.pin.as_deref().map(pin),
     }
+}
+
+fn pin(view: &PinView) -> wire::Pin {
+    wire::Pin {
+        worker: view.worker.to_string(),
+        strict: view.strict,
+        reason: view.note.reason.clone(),
+        since: Some(time_to_wire(view.note.since)),
+        by: view.note.by.clone(),
+    }
+}
+
+fn worker_orders(view: &WorkerOrdersView) -> Vec<wire::WorkerOrder> {
+    use wire::worker_order::What;
+    let order = |what: What, weight, note: &OrderNote| wire::WorkerOrder {
+        what: what.into(),
+        weight,
+        reason: note.reason.clone(),
+        since: Some(time_to_wire(note.since)),
+        by: note.by.clone(),
+    };
+    let WorkerOrdersView { cordon, drain, weight } = view;
+    let cordon = cordon.iter().map(|note| order(What::Cordon, 0, note));
+    let drain = drain.iter().map(|note| order(What::Drain, 0, note));
+    cordon.chain(drain).chain(weight.iter().map(|(weight, note)| order(What::Weight, *weight, note))).collect()
+}
+
+fn orders(view: &OrdersView) -> Option<wire::Orders> {
+    (view.worker_count > 0 || view.pins > 0).then(|| wire::Orders {
+        workers: view
+            .workers
+            .iter()
+            .map(|(id, orders)| wire::OrderedWorker { id: id.to_string(), orders: worker_orders(orders) })
+            .collect(),
+        worker_count: view.worker_count as u64,
+        pins: view.pins as u64,
+    })
 }
 
 pub(super) const fn outcome(outcome: ChangeOutcome) -> wire::Outcome {
@@ -128,6 +167,11 @@ pub(super) fn worker(view: &WorkerView, counts: &PhaseCounts) -> wire::Worker {
         limited: view.limited.clone(),
         state_dir: PreviousOffers::of(&view.drivers).state_dir,
         offers: offers_to_wire(&view.drivers),
+        cordoned: view.orders.as_ref().is_some_and(|orders| orders.cordon.is_some()),
+        drained: view.orders.as_ref().is_some_and(|orders| orders.drain.is_some()),
+        orders: view.orders.as_deref().map(worker_orders).unwrap_or_default(),
+        published_weight: view.published_weight,
+        immovable: view.immovable,
     }
 }
 
@@ -195,6 +239,7 @@ pub(super) fn cluster(view: &ClusterView, counts: &Counts, members: &[Arc<Worker
         store_problem: view.store_problem.as_ref().map(ToString::to_string).unwrap_or_default(),
         identity: Some(identity(&view.identity)),
         troubles: None,
+        orders: orders(&placement.orders),
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use common::WorkerId;
 use common::appliance::FieldViolation;
+use coordinator_core::orders::OrderOp;
 use futures::stream::{self, BoxStream, StreamExt};
 use proto::admin::v1 as wire;
 use tokio::sync::broadcast::Receiver;
@@ -17,6 +18,7 @@ use super::call::{Caller, context, reason};
 use super::wire as to_wire;
 use super::{page, status};
 use crate::catalog::{Catalog, PhaseCounts, WorkerChange};
+use crate::commands::CommandContext;
 use wire::worker_event::Type as Kind;
 
 /// Interval at which a watch checks whether workers own more or fewer appliances. The counts change far too often to
@@ -96,6 +98,60 @@ impl wire::workers_server::Workers for WorkersService {
         let (id, reason) = (worker_id("id", &message.id)?, reason(message.reason)?);
         self.caller.commands.forget(&context, id, reason).await.map_err(|e| status::from_command(&e))?;
         Ok(Response::new(wire::ForgetWorkerResponse {}))
+    }
+
+    async fn cordon(&self, request: Request<wire::CordonWorkerRequest>) -> Result<Response<wire::Worker>, Status> {
+        let context = context(&request)?;
+        let wire::CordonWorkerRequest { id, reason } = request.into_inner();
+        self.order(&context, &id, reason, false, |worker| OrderOp::Cordon { worker, set: true }).await
+    }
+
+    async fn uncordon(&self, request: Request<wire::UncordonWorkerRequest>) -> Result<Response<wire::Worker>, Status> {
+        let context = context(&request)?;
+        let wire::UncordonWorkerRequest { id, reason } = request.into_inner();
+        self.order(&context, &id, reason, false, |worker| OrderOp::Cordon { worker, set: false }).await
+    }
+
+    async fn drain(&self, request: Request<wire::DrainWorkerRequest>) -> Result<Response<wire::Worker>, Status> {
+        let context = context(&request)?;
+        let wire::DrainWorkerRequest { id, reason, force } = request.into_inner();
+        self.order(&context, &id, reason, force, |worker| OrderOp::Drain { worker, set: true }).await
+    }
+
+    async fn undrain(&self, request: Request<wire::UndrainWorkerRequest>) -> Result<Response<wire::Worker>, Status> {
+        let context = context(&request)?;
+        let wire::UndrainWorkerRequest { id, reason } = request.into_inner();
+        self.order(&context, &id, reason, false, |worker| OrderOp::Drain { worker, set: false }).await
+    }
+
+    async fn set_weight(
+        &self,
+        request: Request<wire::SetWorkerWeightRequest>,
+    ) -> Result<Response<wire::Worker>, Status> {
+        let context = context(&request)?;
+        let wire::SetWorkerWeightRequest { id, weight, reason } = request.into_inner();
+        self.order(&context, &id, reason, false, |worker| OrderOp::Weight { worker, weight }).await
+    }
+}
+
+impl WorkersService {
+    /// Gives an order about a worker, or takes it back; answers with the worker as it is then.
+    async fn order(
+        &self,
+        context: &CommandContext,
+        id: &str,
+        why: String,
+        force: bool,
+        order: impl FnOnce(WorkerId) -> OrderOp,
+    ) -> Result<Response<wire::Worker>, Status> {
+        let (id, reason) = (worker_id("id", id)?, reason(why)?);
+        let ordered = self.caller.commands.order(context, vec![order(id.clone())], force, reason).await;
+        ordered.map_err(|e| status::from_command(&e))?;
+        Ok(Response::new(match self.caller.catalog.worker(&id) {
+            Some((worker, counts)) => to_wire::worker(&worker, &counts),
+            // One that is away, and of which nothing else is known.
+            None => wire::Worker { id: id.to_string(), ..wire::Worker::default() },
+        }))
     }
 }
 

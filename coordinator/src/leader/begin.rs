@@ -1,6 +1,6 @@
 //! The begin of a term: raised in the coordination service, then in the store, which is read in the same transaction.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -23,6 +23,7 @@ use super::convert::seed;
 use super::inquiries::Inquiries;
 use super::modes::{ModeCallers, stored_mode};
 use super::notes::{Notes, Violations};
+use super::orders::OrderBook;
 use super::publisher::Publisher;
 use super::rebalances::RebalanceHistory;
 use super::waiting::WaitingCallers;
@@ -88,6 +89,7 @@ impl<'a> Leader<'a> {
             unfinished,
             pause,
             modes,
+            orders,
             unreadable,
             former: _,
         } = stored;
@@ -111,7 +113,9 @@ impl<'a> Leader<'a> {
         let paused = pause.as_ref().map(why_paused);
         let inherited = unfinished.as_ref().map(|unfinished| unfinished.id);
         let modes = modes.into_iter().map(|rule| stored_mode(rule, SystemTime::now())).collect();
-        let restored = Restored { appliances, members, raise_after, paused, unfinished, modes };
+        let known: HashSet<ApplianceId> = appliances.iter().map(|(seed, _)| seed.id).collect();
+        let (book, orders) = OrderBook::restore(orders, |id| known.contains(&id));
+        let restored = Restored { appliances, members, raise_after, paused, unfinished, modes, orders };
         let began = clock::now();
         let machine = Machine::new(config, term, began, restored);
         admission.learn_drivers(machine.offers());
@@ -129,7 +133,7 @@ impl<'a> Leader<'a> {
             waiting: WaitingCallers::default(),
             modes: ModeCallers::default(),
             inquiries: Inquiries::default(),
-            publisher: Publisher::new(setup, store, cluster, began, pause.map(PausedView::from)),
+            publisher: Publisher::new(setup, store, cluster, began, (pause.map(PausedView::from), book)),
             notes,
             rebalances,
             causes: Causes::default(),

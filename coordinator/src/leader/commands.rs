@@ -50,6 +50,7 @@ impl Leader<'_> {
             Command::Modes { after, most, reply } => drop(reply.send(Ok(self.mode_list(after, most)))),
             Command::Pause { request, reply } => self.pause(&request, reply),
             Command::Resume { request, reply } => self.resume(&request, reply),
+            Command::Order { ops, force, request, reply } => self.order(ops, force, &request, reply),
             Command::Tune { process, change, request, reply } => {
                 let _ = reply.send(self.tune(&process, change, &request));
             }

@@ -12,7 +12,7 @@ use coordinator_core::planner::{Needs, PlacementCandidate, RingLimited};
 use coordinator_core::table::Seed;
 
 use crate::record::Record;
-use crate::views::{AssignmentView, Candidate, FrozenView, RingView, WithheldStep, WorkerView};
+use crate::views::{AssignmentView, Candidate, FrozenView, RingView, WithheldStep, WorkerOrdersView, WorkerView};
 
 /// Names of members that a note tells, at most.
 const RING_NAMES: usize = 5;
@@ -53,8 +53,20 @@ pub(super) fn desired(record: &Record) -> Desired {
     }
 }
 
-pub(super) fn worker_view(view: WorkerSnapshot, now: SystemTime) -> WorkerView {
-    let WorkerSnapshot { id, incarnation, health, profile, appliances: _, silent, draining, member, limited } = view;
+pub(super) fn worker_view(view: WorkerSnapshot, orders: Option<Arc<WorkerOrdersView>>, now: SystemTime) -> WorkerView {
+    let WorkerSnapshot {
+        id,
+        incarnation,
+        health,
+        profile,
+        appliances: _,
+        silent,
+        draining,
+        weight: ordered_weight,
+        immovable,
+        member,
+        limited,
+    } = view;
     let Profile { weight, zone, host, drivers, version, pid, .. } = profile.unwrap_or_default();
     WorkerView {
         id,
@@ -62,12 +74,15 @@ pub(super) fn worker_view(view: WorkerSnapshot, now: SystemTime) -> WorkerView {
         health,
         host,
         zone,
-        weight,
+        weight: ordered_weight.unwrap_or(weight),
+        published_weight: weight,
         drivers,
         version,
         pid,
         last_seen: now.checked_sub(silent),
         draining,
+        orders,
+        immovable,
         member,
         limited,
     }
@@ -100,6 +115,7 @@ pub(super) fn assignment(machine: &Machine, id: ApplianceId) -> Option<Assignmen
         site: row.needs.site.clone().filter(|_| row.binding.is_none()),
         quarantined: machine.is_quarantined(id),
         hands_off: row.mode.hands_off,
+        pin: None,
     })
 }
 

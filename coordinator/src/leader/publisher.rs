@@ -21,14 +21,15 @@ use uuid::Uuid;
 
 use super::convert;
 use super::notes::Notes;
+use super::orders::OrderBook;
 use super::rebalances::RebalanceHistory;
 use super::{Identity, LeaderSetup};
 use crate::catalog::{Catalog, Fact};
 use crate::metrics::{self, Counted, RebalanceTally};
 use crate::store::{Store, StoreProblem};
 use crate::views::{
-    ClusterView, CoordinationState, CoordinatorView, LeaderView, MAX_UNOWNED, PausedView, PlacementView,
-    UnownedAppliance, UnownedView, ViolationsView,
+    AssignmentView, ClusterView, CoordinationState, CoordinatorView, LeaderView, MAX_UNOWNED, PausedView,
+    PlacementView, UnownedAppliance, UnownedView, ViolationsView,
 };
 
 /// How often what changes with time alone is shown anew.
@@ -62,6 +63,8 @@ pub(super) struct Publisher {
     cluster: ClusterIdentity,
     clock: TermClock,
     paused: Option<PausedView>,
+    /// What operators order, and who does.
+    pub(super) orders: OrderBook,
     /// What the catalog is to be told.
     facts: Vec<Fact>,
     changed_workers: BTreeSet<WorkerId>,
@@ -76,13 +79,13 @@ pub(super) struct Publisher {
 
 impl Publisher {
     /// A publisher for the term that began at `began`, of the cluster with this id, while an operator has stopped planning if
-    /// `paused` says so.
+    /// `paused` says so, and with these orders in force.
     pub(super) fn new(
         setup: &LeaderSetup,
         store: Store,
         cluster: Uuid,
         began: Timestamp,
-        paused: Option<PausedView>,
+        (paused, orders): (Option<PausedView>, OrderBook),
     ) -> Self {
         Self {
             catalog: Arc::clone(&setup.catalog),
@@ -93,6 +96,7 @@ impl Publisher {
             cluster: ClusterIdentity { id: cluster, name: setup.identity.cluster_name.clone() },
             clock: TermClock { began, wall: SystemTime::now() },
             paused,
+            orders,
             facts: Vec::new(),
             changed_workers: BTreeSet::new(),
             cluster_changed: true,
@@ -105,12 +109,14 @@ impl Publisher {
     /// Notes who holds an appliance now.
     pub(super) fn assigned(&mut self, machine: &Machine, id: ApplianceId) {
         let Some(view) = convert::assignment(machine, id) else { return };
+        let view = AssignmentView { pin: self.orders.pin(id), ..view };
         debug!(appliance = %id, state = view.state, worker = ?view.worker, token = ?view.token, "assignment");
         self.facts.push(Fact::Assignment(id, view));
     }
 
     /// Notes that nothing is left of an appliance.
     pub(super) fn removed(&mut self, id: ApplianceId) {
+        self.orders.removed(id);
         self.facts.push(Fact::Removed(id));
     }
 
@@ -215,7 +221,8 @@ impl Publisher {
             if stored || self.changed_workers.contains(&view.id) {
                 self.store.submit_seen(view.id.clone(), wall.checked_sub(view.silent).unwrap_or(wall));
             }
-            self.catalog.set_worker(convert::worker_view(view, wall));
+            let orders = self.orders.worker(&view.id);
+            self.catalog.set_worker(convert::worker_view(view, orders, wall));
         }
         self.changed_workers.clear();
     }
@@ -225,7 +232,8 @@ impl Publisher {
         for view in machine.workers(now) {
             if self.changed_workers.contains(&view.id) {
                 self.store.submit_seen(view.id.clone(), wall.checked_sub(view.silent).unwrap_or(wall));
-                self.catalog.set_worker(convert::worker_view(view, wall));
+                let orders = self.orders.worker(&view.id);
+                self.catalog.set_worker(convert::worker_view(view, orders, wall));
             }
         }
         self.changed_workers.clear();
@@ -246,6 +254,7 @@ impl Publisher {
                 stalled_moves: machine.stalled_moves(),
                 frozen: convert::frozen(machine, now),
                 paused: self.paused.clone(),
+                orders: self.orders.view(),
             },
             violations: ViolationsView {
                 count: violations.total(),

@@ -19,6 +19,8 @@ pub(super) struct WaitingCallers {
     /// The newest change of a pause that was asked for, and the newest that is in force.
     last_pause: u64,
     pause_in_force: u64,
+    /// Orders about placement are being stored.
+    storing_orders: bool,
 }
 
 /// Waits until an appliance is freed from its site.
@@ -83,6 +85,16 @@ impl WaitingCallers {
             self.pause_in_force = number;
         }
         newest
+    }
+
+    /// Whether orders about placement are being stored: others wait for that.
+    pub(super) const fn is_storing_orders(&self) -> bool {
+        self.storing_orders
+    }
+
+    /// Notes that orders about placement are being stored, or are not any more.
+    pub(super) const fn set_storing_orders(&mut self, storing: bool) {
+        self.storing_orders = storing;
     }
 
     /// The caller that waits until this appliance is freed from its site. There is one at most: others are refused.

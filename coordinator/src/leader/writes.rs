@@ -17,7 +17,7 @@ use tracing::{Span, info_span};
 use super::rebalances::StoredRebalance;
 use crate::admission::AdmittedChange;
 use crate::commands::{Changed, Reply};
-use crate::record::{AuditEvent, PauseRecord};
+use crate::record::{AuditEvent, OrderRecord, PauseRecord};
 use crate::store::{self, Store, StoreWrite};
 
 /// An operator stops all planning, or lets it go on.
@@ -31,12 +31,21 @@ pub(super) struct PauseChange {
     pub(super) reply: Reply<()>,
 }
 
+/// Operators give orders about placement, or take them back: all of them at once.
+#[derive(Debug)]
+pub(super) struct OrderChange {
+    pub(super) records: Vec<OrderRecord>,
+    pub(super) audit: Vec<AuditEvent>,
+    pub(super) reply: Reply<()>,
+}
+
 /// How a write ended.
 #[derive(Debug)]
 enum Ended {
     Batch(BatchId, Result<(), store::Error>),
     Change(Box<AdmittedChange>, Span, Reply<Changed>, Result<(), store::Error>),
     Pause(Box<PauseChange>, Result<(), store::Error>),
+    Order(Box<OrderChange>, Result<(), store::Error>),
     History(&'static str, Result<(), store::Error>),
     Rebalance(Box<StoredRebalance>, Result<(), store::Error>),
     Eviction(Life, Result<(), coordination::Error>),
@@ -57,6 +66,10 @@ pub(super) enum WriteOutcome {
     Paused(Box<PauseChange>),
     /// It does not have it; whoever asked for it is to be told why.
     NotPaused(Box<PauseChange>, store::Error),
+    /// The store has orders about placement.
+    Ordered(Box<OrderChange>),
+    /// It does not have them; whoever gave them is to be told why.
+    NotOrdered(Box<OrderChange>, store::Error),
     /// The store does not have how a rebalance goes on; it is to be offered again.
     NotStored(Box<StoredRebalance>),
     /// Something else is stored, or was not stored and is not missed.
@@ -78,6 +91,8 @@ impl Ended {
             Self::Change(change, _, reply, Err(error)) => WriteOutcome::Unchanged(change, reply, error),
             Self::Pause(change, Ok(())) => WriteOutcome::Paused(change),
             Self::Pause(change, Err(error)) => WriteOutcome::NotPaused(change, error),
+            Self::Order(change, Ok(())) => WriteOutcome::Ordered(change),
+            Self::Order(change, Err(error)) => WriteOutcome::NotOrdered(change, error),
             Self::History(_, Ok(())) | Self::Eviction(_, Ok(())) => WriteOutcome::Nothing,
             Self::Rebalance(rebalance, Ok(())) => {
                 // Only now: whoever cannot store that it has ended does not end it.
@@ -185,6 +200,17 @@ impl PendingWrites {
         self.pending.push(Box::pin(async move {
             let result = pending.await;
             Ended::Pause(change, result)
+        }));
+    }
+
+    /// Writes orders about placement.
+    pub(super) fn order(&self, change: OrderChange) {
+        let records = change.records.iter().cloned().map(StoreWrite::Order);
+        let pending = self.store.submit(records.chain(change.audit.iter().cloned().map(StoreWrite::Event)).collect());
+        let change = Box::new(change);
+        self.pending.push(Box::pin(async move {
+            let result = pending.await;
+            Ended::Order(change, result)
         }));
     }
 

@@ -14,12 +14,12 @@ use sea_orm::{ActiveModelTrait, ConnectionTrait, IntoActiveModel, Iterable, Prim
 
 use super::StoreWrite;
 use super::entities::{
-    appliances, debug_modes, events, grants, leadership, members, moves, pauses, progress, rebalances, requests,
-    statuses, workers,
+    appliances, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress, rebalances, requests,
+    statuses, worker_orders, workers,
 };
 use super::ledger::{self, LogPacker, LogPosition};
 use super::load::{self, Keep};
-use super::rows;
+use super::rows::{self, OrderRow};
 use crate::record::{AdoptionRecord, MoveRecord};
 
 /// Rows per statement: times the widest table's twelve columns well below the 32,766 parameters of SQLite.
@@ -43,6 +43,7 @@ pub(super) enum PreparedWrite {
     Pause(Option<pauses::Model>),
     /// With the row, unless the rule ends.
     Mode(String, Option<debug_modes::Model>),
+    Order(OrderRow),
     Event(Box<events::ActiveModel>),
     Request(requests::Model),
 }
@@ -68,6 +69,7 @@ impl From<StoreWrite> for PreparedWrite {
                 };
                 Self::Mode(op.id().to_string(), row)
             }
+            StoreWrite::Order(record) => Self::Order(rows::from_order(&record)),
             StoreWrite::Event(event) => Self::Event(Box::new(rows::from_event(&event))),
             StoreWrite::Request(request) => Self::Request(rows::from_request(&request)),
         }
@@ -138,6 +140,8 @@ impl Bulky for debug_modes::Model {
     }
 }
 
+impl Bulky for worker_orders::Model {}
+impl Bulky for pins::Model {}
 impl Bulky for requests::Model {}
 
 /// Content of one transaction.
@@ -151,6 +155,8 @@ pub(super) struct Batch {
     rebalances: RowChanges<(i64, i64), rebalances::Model>,
     pauses: RowChanges<i32, pauses::Model>,
     debug_modes: RowChanges<String, debug_modes::Model>,
+    worker_orders: RowChanges<(String, String), worker_orders::Model>,
+    pins: RowChanges<Uuid, pins::Model>,
     requests: RowChanges<Uuid, requests::Model>,
     moves: Vec<(i64, i64, Vec<u8>)>,
     events: Vec<events::ActiveModel>,
@@ -192,6 +198,10 @@ impl Batch {
                 PreparedWrite::Adoptions(some) => adoptions.extend(some),
                 PreparedWrite::Pause(row) => drop(batch.pauses.insert(pauses::ROW, row.clone())),
                 PreparedWrite::Mode(id, row) => drop(batch.debug_modes.insert(id.clone(), row.clone())),
+                PreparedWrite::Order(OrderRow::Worker(key, row)) => {
+                    batch.worker_orders.insert(key.clone(), row.clone());
+                }
+                PreparedWrite::Order(OrderRow::Pin(key, row)) => drop(batch.pins.insert(*key, row.clone())),
                 PreparedWrite::Event(row) => batch.events.push((**row).clone()),
                 PreparedWrite::Request(row) => drop(batch.requests.insert(row.id, Some(row.clone()))),
             }
@@ -254,6 +264,7 @@ impl Batch {
         self.appliances.insert(key, None);
         self.statuses.insert(key, None);
         self.progress.insert(key, None);
+        self.pins.insert(key, None);
     }
 
     /// Writes everything as batch `batch` of `term`, in a transaction that the caller began; returns whether its
@@ -283,6 +294,12 @@ impl Batch {
             debug_modes::Entity::delete_by_id(row).exec(db).await?;
         }
         upsert::<debug_modes::ActiveModel, _>(db, &self.debug_modes).await?;
+        for (worker, order) in gone(&self.worker_orders) {
+            worker_orders::Entity::delete_by_id((worker, order)).exec(db).await?;
+        }
+        upsert::<worker_orders::ActiveModel, _>(db, &self.worker_orders).await?;
+        delete::<pins::Entity, _>(db, pins::Column::Appliance, &gone(&self.pins)).await?;
+        upsert::<pins::ActiveModel, _>(db, &self.pins).await?;
         upsert::<requests::ActiveModel, _>(db, &self.requests).await?;
         insert::<events::ActiveModel>(db, self.events.iter().cloned(), None).await?;
         for (term, number, data) in &self.moves {

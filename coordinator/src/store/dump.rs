@@ -8,8 +8,8 @@ use sea_orm::entity::prelude::*;
 
 use super::dialect::failure;
 use super::entities::{
-    appliances, clusters, debug_modes, events, grants, leadership, members, moves, pauses, progress, rebalances,
-    requests, statuses, workers,
+    appliances, clusters, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress, rebalances,
+    requests, statuses, worker_orders, workers,
 };
 use super::error::Error;
 use super::ledger::{self, Chunk, GrantLogEntry, LogPosition, Pages};
@@ -45,6 +45,8 @@ pub(super) async fn dump(db: &impl ConnectionTrait, out: &mut impl Write) -> Res
     count::<requests::Entity>(db, out).await?;
     count::<pauses::Entity>(db, out).await?;
     count::<debug_modes::Entity>(db, out).await?;
+    count::<worker_orders::Entity>(db, out).await?;
+    count::<pins::Entity>(db, out).await?;
     count::<grants::Entity>(db, out).await?;
     let mut pages = Pages::after(LogPosition::default(), &[ledger::LOG, ledger::CHUNK, ledger::LAST_CHUNK]);
     while let Some(rows) = pages.next(db).await? {
@@ -66,7 +68,7 @@ async fn count<E: EntityTrait + EntityName>(db: &impl ConnectionTrait, out: &mut
         .to_owned();
     let row = db.query_one(&select).await.map_err(|e| reading(&e))?;
     let count: i64 = row.map(|row| row.try_get("", "n")).transpose().map_err(|e| reading(&e))?.unwrap_or(0);
-    writeln!(out, "{:<12}{count:>10}", E::default().table_name())?;
+    writeln!(out, "{:<14}{count:>8}", E::default().table_name())?;
     Ok(())
 }
 

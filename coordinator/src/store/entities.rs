@@ -245,6 +245,55 @@ pub(super) mod debug_modes {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
+/// Orders of operators about workers, by what is ordered.
+pub(super) mod worker_orders {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "worker_orders")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub worker: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub what: String,
+        pub weight: i64,
+        #[sea_orm(column_type = "Text")]
+        pub reason: String,
+        #[sea_orm(column_type = "Text")]
+        pub actor: String,
+        pub since_ns: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// Appliances that belong to one worker by an operator's order.
+pub(super) mod pins {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "pins")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub appliance: Uuid,
+        pub worker: String,
+        pub strict: bool,
+        #[sea_orm(column_type = "Text")]
+        pub reason: String,
+        #[sea_orm(column_type = "Text")]
+        pub actor: String,
+        pub since_ns: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
 /// Applied plans.
 pub(super) mod rebalances {
     use sea_orm::entity::prelude::*;

@@ -13,15 +13,15 @@ use sea_orm::{Condition, ConnectionTrait, DeleteMany, QueryOrder, QuerySelect};
 
 use super::dialect::failure;
 use super::entities::{
-    appliances, clusters, debug_modes, events, leadership, members, moves, pauses, progress, rebalances, requests,
-    statuses,
+    appliances, clusters, debug_modes, events, leadership, members, moves, pauses, pins, progress, rebalances,
+    requests, statuses, worker_orders,
 };
 use super::error::Error;
 use super::ledger::ReplayedLog;
 use super::rows;
 use crate::record::{
-    AuditFilter, AuditPart, MoveRecord, NumberedEvent, PauseRecord, RebalanceOutcome, RebalanceRecord, Record,
-    RequestRecord,
+    AuditFilter, AuditPart, MoveRecord, NumberedEvent, OrderRecord, PauseRecord, RebalanceOutcome, RebalanceRecord,
+    Record, RequestRecord,
 };
 
 /// Rebalances that are kept in memory by a leader.
@@ -78,6 +78,8 @@ pub struct StoredState {
     pub pause: Option<PauseRecord>,
     /// Rules of debug modes.
     pub modes: Vec<ModeRule>,
+    /// Operators' orders about placement, in no order.
+    pub orders: Vec<OrderRecord>,
 }
 
 /// Reads everything for the leader after `former`, and the length of the grant log.
@@ -120,6 +122,9 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
     }
     let pause = pauses::Entity::find_by_id(pauses::ROW).one(db).await.map_err(|e| failure("read the pause", &e))?;
     let modes = debug_modes::Entity::find().all(db).await.map_err(|e| failure("read debug modes", &e))?;
+    let orders = worker_orders::Entity::find().all(db).await.map_err(|e| failure("read orders", &e))?;
+    let pins = pins::Entity::find().all(db).await.map_err(|e| failure("read pins", &e))?;
+    let orders = orders.into_iter().map(rows::to_worker_order).chain(pins.into_iter().map(rows::to_pin));
     let (mut records, mut unreadable) = (Vec::with_capacity(stored.len()), Vec::new());
     for row in stored {
         let (id, tenant, name) = (ApplianceId::new(row.id), row.tenant.clone(), row.name.clone());
@@ -149,6 +154,7 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
         unfinished,
         pause: pause.map(rows::to_pause),
         modes: modes.iter().map(rows::to_mode).collect::<Result<_, _>>()?,
+        orders: orders.collect::<Result<_, _>>()?,
     };
     Ok((loaded, ledger))
 }

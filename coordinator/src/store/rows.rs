@@ -14,17 +14,19 @@ use common::secret::LifeSeal;
 use common::status::{InstanceStatus, Phase, Progress, Status};
 use common::{ApplianceId, Generation, Incarnation, ModeId, RebalanceId, Term, WorkerId, text};
 use coordinator_core::grants::{Profile, StoredMember};
+use coordinator_core::orders::{OrderOp, Pin};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::codec::{self, Odd, Packer, ROW_BYTES, Unpacker};
 use super::entities::{
-    appliances, debug_modes, events, members, moves, pauses, progress, rebalances, requests, statuses, workers,
+    appliances, debug_modes, events, members, moves, pauses, pins, progress, rebalances, requests, statuses,
+    worker_orders, workers,
 };
 use super::error::Error;
 use crate::record::{
-    AdoptionRecord, AuditEvent, MoveRecord, MoveTimes, NumberedEvent, PauseRecord, RebalanceOutcome, RebalanceRecord,
-    Record, RequestRecord,
+    AdoptionRecord, AuditEvent, MoveRecord, MoveTimes, NumberedEvent, OrderNote, OrderRecord, PauseRecord,
+    RebalanceOutcome, RebalanceRecord, Record, RequestRecord,
 };
 
 /// Format of a row of moves.
@@ -482,6 +484,73 @@ pub(super) fn to_mode(row: &debug_modes::Model) -> Result<ModeRule, Error> {
             "it is stored and cannot be read, so that it is taken to cover everything until it is cleared".to_owned();
         ModeRule { id, scope: ModeScope::Global, reason, by: String::new(), since_unix_ms: 0, expires_unix_ms: None }
     }))
+}
+
+/// A row about an order, by its key; none where it is taken back.
+#[derive(Clone, Debug)]
+pub(super) enum OrderRow {
+    Worker((String, String), Option<worker_orders::Model>),
+    Pin(uuid::Uuid, Option<pins::Model>),
+}
+
+const CORDON: &str = "cordon";
+const DRAIN: &str = "drain";
+const WEIGHT: &str = "weight";
+
+pub(super) fn from_order(record: &OrderRecord) -> OrderRow {
+    let OrderRecord { order, note: OrderNote { reason, by, since } } = record;
+    let (reason, actor, since_ns) = (plain(reason), plain(by), nanos(*since));
+    let (worker, what, weight) = match order {
+        OrderOp::Pin { appliance, pin } => {
+            let appliance = appliance.uuid();
+            let row = pin.as_ref().map(|Pin { worker, strict }| pins::Model {
+                appliance,
+                worker: worker.as_str().to_owned(),
+                strict: *strict,
+                reason,
+                actor,
+                since_ns,
+            });
+            return OrderRow::Pin(appliance, row);
+        }
+        OrderOp::Cordon { worker, .. } => (worker, CORDON, 0),
+        OrderOp::Drain { worker, .. } => (worker, DRAIN, 0),
+        OrderOp::Weight { worker, weight } => (worker, WEIGHT, weight.unwrap_or_default()),
+    };
+    let (worker, what) = (worker.as_str().to_owned(), what.to_owned());
+    let row = worker_orders::Model {
+        worker: worker.clone(),
+        what: what.clone(),
+        weight: weight.into(),
+        reason,
+        actor,
+        since_ns,
+    };
+    OrderRow::Worker((worker, what), order.is_set().then_some(row))
+}
+
+pub(super) fn to_worker_order(row: worker_orders::Model) -> Result<OrderRecord, Error> {
+    let worker_orders::Model { worker, what, weight, reason, actor, since_ns } = row;
+    let at = RowName { what: "order", key: &worker };
+    let worker = at.parse("worker", &worker)?;
+    let order = match what.as_str() {
+        CORDON => OrderOp::Cordon { worker, set: true },
+        DRAIN => OrderOp::Drain { worker, set: true },
+        WEIGHT => {
+            let weight = u32::try_from(weight).map_err(|_| at.corrupt(format_args!("{weight} is no weight")))?;
+            OrderOp::Weight { worker, weight: Some(weight) }
+        }
+        other => return Err(at.corrupt(format_args!("there is no order `{other}`"))),
+    };
+    Ok(OrderRecord { order, note: OrderNote { reason: plain(&reason), by: plain(&actor), since: time(since_ns) } })
+}
+
+pub(super) fn to_pin(row: pins::Model) -> Result<OrderRecord, Error> {
+    let pins::Model { appliance, worker, strict, reason, actor, since_ns } = row;
+    let at = RowName { what: "pin", key: &appliance };
+    let pin = Some(Pin { worker: at.parse("worker", &worker)?, strict });
+    let order = OrderOp::Pin { appliance: ApplianceId::new(appliance), pin };
+    Ok(OrderRecord { order, note: OrderNote { reason: plain(&reason), by: plain(&actor), since: time(since_ns) } })
 }
 
 pub(super) fn from_request(request: &RequestRecord) -> requests::Model {

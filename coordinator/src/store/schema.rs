@@ -5,6 +5,8 @@
 //! schema; an interrupted migration is continued there, so every statement must be repeatable. On MariaDB byte strings
 //! and long texts get the types that hold more than 64 KiB, and names compare byte by byte as on the others.
 
+mod orders;
+
 use std::time::Duration;
 
 use sea_orm::{DatabaseConnection, DbBackend, EntityTrait, Set};
@@ -31,6 +33,7 @@ impl MigratorTrait for Migrator {
             Box::new(ClusterId),
             Box::new(LastEnd),
             Box::new(DebugModes),
+            Box::new(orders::Orders),
         ]
     }
 }

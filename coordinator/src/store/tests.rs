@@ -24,6 +24,7 @@ use common::status::{InstanceStatus, JournalEntry, Phase, Progress, Status};
 use common::{Generation, ModeId, Token};
 use coordinator_core::grants::{Granted, Profile, StoredGrant};
 use coordinator_core::modes::ModeOp;
+use coordinator_core::orders::{OrderOp, Pin};
 use sea_orm::ConnectionTrait;
 use tempfile::TempDir;
 
@@ -31,7 +32,7 @@ use self::fixtures::*;
 use self::servers::DatabaseKind;
 use super::dialect::Faults;
 use super::*;
-use crate::record::{MoveTimes, RebalanceOutcome};
+use crate::record::{MoveTimes, OrderNote, RebalanceOutcome};
 
 /// Runs each of these tests on every database.
 macro_rules! on_every_database {
@@ -231,6 +232,7 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
         StoreWrite::Mode(ModeOp::Clear(ModeId::new(1))),
         StoreWrite::Mode(ModeOp::Set(mode(3))),
     ];
+    let change: Vec<_> = change.into_iter().chain(orders(true).into_iter().map(StoreWrite::Order)).collect();
     store.submit(change).await.expect("stored");
     let ended = RebalanceRecord { ended: Some(at(9)), outcome: RebalanceOutcome::Completed, done: 2, ..rebalance(2) };
     store.submit_statuses([(id(1), status(), at(4)), (id(3), status(), at(4))]);
@@ -270,12 +272,19 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
     assert_eq!(loaded.unfinished[&rebalance(1).id], made, "of the newest that has not ended");
     assert_eq!(loaded.pause, Some(pause));
     assert_eq!(loaded.modes, [mode(2), mode(3)]);
-    let clears = vec![StoreWrite::Pause(None), StoreWrite::Mode(ModeOp::Clear(ModeId::new(2)))];
-    store.submit(clears).await.expect("stored");
+    let mut kept = orders(true);
+    // That of what is removed goes with it.
+    kept.retain(|record| !matches!(record.order, OrderOp::Pin { appliance, .. } if appliance == id(3)));
+    kept.sort_by(|a, b| a.order.cmp(&b.order));
+    loaded.orders.sort_by(|a, b| a.order.cmp(&b.order));
+    assert_eq!(loaded.orders, kept);
+    let back = orders(false).into_iter().map(StoreWrite::Order);
+    let clear = StoreWrite::Mode(ModeOp::Clear(ModeId::new(2)));
+    store.submit(back.chain([StoreWrite::Pause(None), clear]).collect()).await.expect("stored");
     store.close().await;
     let (store, _, loaded) = home.lead().await;
-    assert_eq!(loaded.pause, None);
     assert_eq!(loaded.modes, [mode(3)]);
+    assert_eq!((loaded.pause, loaded.orders), (None, vec![]));
 
     assert_eq!(store.events(10).await, Ok(vec![event(1)]));
     assert_eq!(store.rebalances(Some(ended.id), 10).await, Ok(vec![rebalance(1)]));

@@ -9,6 +9,7 @@ use common::mode::ModeRule;
 use common::status::{Phase, Status};
 use common::{Site, Token, WorkerId};
 
+use super::PinView;
 use crate::record::Record;
 
 /// An appliance with everything known about it. Replaced as a whole, never changed in place.
@@ -62,6 +63,8 @@ pub struct AssignmentView {
     pub quarantined: bool,
     /// A debug mode covers it.
     pub hands_off: bool,
+    /// Where an operator wants it.
+    pub pin: Option<Arc<PinView>>,
 }
 
 impl Default for AssignmentView {
@@ -74,6 +77,7 @@ impl Default for AssignmentView {
             site: None,
             quarantined: false,
             hands_off: false,
+            pin: None,
         }
     }
 }

@@ -12,6 +12,7 @@ use coordinator_core::planner::Strategy;
 
 use crate::record::PauseRecord;
 use crate::store::StoreProblem;
+use crate::views::OrdersView;
 
 /// The cluster as a whole, less what the catalog counts itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +97,8 @@ pub struct PlacementView {
     pub frozen: Option<FrozenView>,
     /// An operator stopped all planning.
     pub paused: Option<PausedView>,
+    /// What operators order about workers and appliances.
+    pub orders: OrdersView,
 }
 
 /// What was refused because it contradicts the table, since this coordinator leads without another one in between.

@@ -1,10 +1,13 @@
 //! A worker as the leader knows it.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use common::driver::DriverOffers;
 use common::{Incarnation, WorkerId};
 use coordinator_core::health::Health;
+
+use super::WorkerOrdersView;
 
 /// A worker as the leader knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +24,8 @@ pub struct WorkerView {
     pub zone: String,
     /// Share of the appliances relative to others.
     pub weight: u32,
+    /// The share that it publishes itself.
+    pub published_weight: u32,
     /// Drivers it offers.
     pub drivers: DriverOffers,
     /// Version of the program.
@@ -29,8 +34,12 @@ pub struct WorkerView {
     pub pid: u32,
     /// When news of its last heartbeat came.
     pub last_seen: Option<SystemTime>,
-    /// It gives up what it has.
+    /// It gives up what it has: it is about to stop, or an operator drains it.
     pub draining: bool,
+    /// What operators order about it; `None` when nothing is.
+    pub orders: Option<Arc<WorkerOrdersView>>,
+    /// Of one that an operator drains: appliances that no other worker can take now.
+    pub immovable: u64,
     /// Its member node is there: it is in the ring.
     pub member: bool,
     /// What does not count of what it says of itself, one sentence each.

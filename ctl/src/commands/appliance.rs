@@ -10,6 +10,7 @@ use proto::admin::v1;
 
 use crate::client::{by_id, request_id};
 use crate::commands::filter::FilterArgs;
+use crate::commands::orders::describe_pin;
 use crate::commands::{CommandContext, Wait, debug, watch};
 use crate::complete;
 use crate::document::view::{self, Secrets};
@@ -306,6 +307,7 @@ fn description(
     line("Site", &one_line(&assignment.site));
     line("Why there", &one_line(&explained.summary));
     debug::lines_about(explained, now).iter().for_each(|text| line("Debug mode", text));
+    line("Pinned", &assignment.pin.as_ref().map(|pin| describe_pin(pin, now)).unwrap_or_default());
 
     let _ = writeln!(text, "\nSpec");
     let spec = crate::output::render(OutputFormat::Yaml, &view::Appliance::document(a, Secrets::Hidden))?;

@@ -8,6 +8,7 @@ use clap::Subcommand;
 use proto::admin::v1;
 use serde::Serialize;
 
+use crate::commands::orders;
 use crate::commands::placement::{why_frozen, why_paused};
 use crate::commands::{CommandContext, watch, worker::phases};
 use crate::error::Failure;
@@ -83,6 +84,9 @@ fn describe(context: &CommandContext, status: &v1::ClusterStatus, now: SystemTim
     if let Some(paused) = &status.paused {
         line("Paused", &context.ui.paint(Tone::Busy, &why_paused(paused, now)));
         line("", "nothing is placed or moved until `rugctl placement resume`");
+    }
+    for (n, order) in status.orders.iter().flat_map(|orders| orders::summary(orders, now)).enumerate() {
+        line(if n == 0 { "Orders" } else { "" }, &order);
     }
     let tone = if status.violations == 0 { Tone::Plain } else { Tone::Bad };
     let last = status.last_violation_time.as_ref().map(|at| format!(", the last {} ago", age(Some(at), now)));

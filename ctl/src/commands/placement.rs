@@ -1,4 +1,4 @@
-//! `rugctl placement`: pause and resume placement, and free appliances from a lost host.
+//! `rugctl placement`: pause and resume placement, pin appliances to workers, and free them from a lost host.
 
 use std::fmt::Write as _;
 use std::time::SystemTime;
@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::client::by_id;
 use crate::commands::{CommandContext, Extent, TargetCluster, confirm};
 use crate::complete;
+use crate::document::view::{Appliance, Secrets};
 use crate::error::Failure;
 use crate::names::Tenant;
 use crate::output::{age, view as shown};
@@ -28,6 +29,42 @@ pub(crate) enum PlacementCommand {
     Resume,
     /// Free an appliance from a host that is lost for good, so that it is started anew elsewhere
     Unbind(UnbindArgs),
+    /// Have an appliance be with one worker, whatever its load, until `unpin`
+    Pin(PinArgs),
+    /// Take a `pin` back
+    Unpin(UnpinArgs),
+}
+
+/// Arguments of `pin`.
+#[derive(Args, Debug)]
+pub(crate) struct PinArgs {
+    /// Name or id
+    #[arg(add = complete::appliances())]
+    name: String,
+    /// Name of the worker
+    #[arg(add = complete::workers())]
+    worker: String,
+    /// Give it to no other worker: while this one is away it has no owner
+    #[arg(long)]
+    strict: bool,
+    #[command(flatten)]
+    tenant: Tenant,
+    /// Reason, shown to other operators
+    #[arg(long, default_value = "", hide_default_value = true)]
+    reason: String,
+}
+
+/// Arguments of `unpin`.
+#[derive(Args, Debug)]
+pub(crate) struct UnpinArgs {
+    /// Name or id
+    #[arg(add = complete::appliances())]
+    name: String,
+    #[command(flatten)]
+    tenant: Tenant,
+    /// Reason, for the audit trail
+    #[arg(long, default_value = "", hide_default_value = true)]
+    reason: String,
 }
 
 /// Arguments of `unbind`.
@@ -60,11 +97,47 @@ pub(crate) async fn run(context: &CommandContext, command: &PlacementCommand) ->
         PlacementCommand::Pause { reason } => context.client.pause(reason).await?,
         PlacementCommand::Resume => context.client.resume().await?,
         PlacementCommand::Unbind(args) => return unbind(context, args).await,
+        PlacementCommand::Pin(args) => return pin(context, args).await,
+        PlacementCommand::Unpin(args) => return unpin(context, args).await,
     };
     if context.ui.format.is_structured() {
         return context.ui.print_value(&shown::Placement::from(state));
     }
     context.ui.print(&describe(&state, SystemTime::now()))
+}
+
+async fn pin(context: &CommandContext, args: &PinArgs) -> Result<(), Failure> {
+    let appliance = context.find(&args.name, args.tenant.tenant.as_ref()).await?;
+    let request = v1::PinRequest {
+        appliance: Some(by_id(&appliance.id)),
+        worker: args.worker.clone(),
+        strict: args.strict,
+        reason: args.reason.clone(),
+    };
+    let after = context.client.pin(request).await?;
+    let owner = after.assignment.as_ref().map(|assignment| assignment.worker.as_str()).unwrap_or_default();
+    let alone = if args.strict { " alone" } else { "" };
+    let where_now = match owner {
+        "" => "it has no owner now".to_owned(),
+        owner if owner == args.worker => "it is there".to_owned(),
+        owner => format!("it is with {} now", one_line(owner)),
+    };
+    let text = format!("{} is pinned to {}{alone}; {where_now}", context.ui.label(&after), args.worker);
+    shown_pin(context, &after, &text)
+}
+
+async fn unpin(context: &CommandContext, args: &UnpinArgs) -> Result<(), Failure> {
+    let appliance = context.find(&args.name, args.tenant.tenant.as_ref()).await?;
+    let request = v1::UnpinRequest { appliance: Some(by_id(&appliance.id)), reason: args.reason.clone() };
+    let after = context.client.unpin(request).await?;
+    shown_pin(context, &after, &format!("{} is not pinned", context.ui.label(&after)))
+}
+
+fn shown_pin(context: &CommandContext, appliance: &v1::Appliance, text: &str) -> Result<(), Failure> {
+    if context.ui.format.is_structured() {
+        return context.ui.print_value(&Appliance::full(appliance, Secrets::Hidden));
+    }
+    context.ui.print(text)
 }
 
 async fn unbind(context: &CommandContext, args: &UnbindArgs) -> Result<(), Failure> {

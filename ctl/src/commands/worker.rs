@@ -1,4 +1,4 @@
-//! `rugctl worker`: list, show, watch and evict workers.
+//! `rugctl worker`: list, show, watch and evict workers, and what operators order about them.
 
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
@@ -8,7 +8,8 @@ use proto::admin::v1;
 use tokio::time::{Instant, sleep};
 use tonic::Code;
 
-use crate::commands::{CommandContext, Extent, confirm, watch};
+use crate::commands::orders::{DrainArgs, OrderArgs, WeightArgs};
+use crate::commands::{CommandContext, Extent, confirm, orders, watch};
 use crate::complete;
 use crate::document::view;
 use crate::error::Failure;
@@ -46,6 +47,16 @@ pub(crate) enum WorkerCommand {
         #[arg(short, long)]
         yes: bool,
     },
+    /// Keep a worker from being given anything new; it keeps what it has, until `uncordon`
+    Cordon(OrderArgs),
+    /// Take a `cordon` back
+    Uncordon(OrderArgs),
+    /// Move everything away from a worker, until `undrain`; it stays a member, and stays drained over restarts
+    Drain(DrainArgs),
+    /// Take a `drain` back
+    Undrain(OrderArgs),
+    /// Give a worker another weight than it publishes
+    Weight(WeightArgs),
     /// Stop listing and waiting for a worker that is lost or has left and does not come back
     Forget {
         /// Name of the worker
@@ -68,6 +79,11 @@ pub(crate) async fn run(context: &CommandContext, command: &WorkerCommand) -> Re
         WorkerCommand::Watch => watch::workers(context).await,
         WorkerCommand::Forget { name, reason, yes } => forget(context, name, reason, *yes).await,
         WorkerCommand::Evict { name, reason, yes } => evict(context, name, reason, *yes).await,
+        WorkerCommand::Cordon(args) => orders::cordon(context, args, true).await,
+        WorkerCommand::Uncordon(args) => orders::cordon(context, args, false).await,
+        WorkerCommand::Drain(args) => orders::drain(context, args).await,
+        WorkerCommand::Undrain(args) => orders::undrain(context, args).await,
+        WorkerCommand::Weight(args) => orders::weight(context, args).await,
     }
 }
 
@@ -141,7 +157,8 @@ fn table(workers: &[v1::Worker], wide: bool, now: SystemTime) -> TextTable {
     let mut table = TextTable::new(&header).with_prose(&["PHASES", "REASON"]);
     for w in workers {
         let health = view::health(w.health());
-        let state = if w.draining { format!("{health}, draining") } else { health.to_owned() };
+        let states = [("drained", w.drained), ("draining", w.draining && !w.drained), ("cordoned", w.cordoned)];
+        let state = states.iter().filter(|(_, is)| *is).fold(health.to_owned(), |text, (state, _)| text + ", " + state);
         let plain = |text: &str| (text.to_owned(), Tone::Plain);
         let mut row = vec![
             plain(&w.id),
@@ -155,7 +172,7 @@ fn table(workers: &[v1::Worker], wide: bool, now: SystemTime) -> TextTable {
             row.extend([
                 plain(&w.host),
                 plain(&w.zone),
-                plain(&w.weight.to_string()),
+                plain(&weight_of(w)),
                 plain(if w.member { "yes" } else { "no" }),
                 plain(&if w.pid == 0 { String::new() } else { w.pid.to_string() }),
                 plain(&w.version),
@@ -192,9 +209,15 @@ async fn get(context: &CommandContext, name: &str) -> Result<(), Failure> {
     for limited in &w.limited {
         line("Limited", &one_line(limited));
     }
-    line("Weight", &w.weight.to_string());
+    line("Weight", &weight_of(&w));
     line("Member", if w.member { "yes" } else { "no: it is not in the ring and is given no appliances" });
     line("Draining", if w.draining { "yes" } else { "" });
+    if w.drained && w.immovable > 0 {
+        line("Stays", &format!("{} that no other worker can take", count(w.immovable, "appliance")));
+    }
+    for order in &w.orders {
+        line("Order", &orders::describe(order, SystemTime::now()));
+    }
     line("Host", &w.host);
     line("State dir", &w.state_dir);
     line("Zone", &w.zone);
@@ -208,6 +231,14 @@ async fn get(context: &CommandContext, name: &str) -> Result<(), Failure> {
             .unwrap_or_default(),
     );
     context.ui.print(&text)
+}
+
+/// The weight in force, and the one that is published where that is another.
+fn weight_of(w: &v1::Worker) -> String {
+    match w.published_weight {
+        published if published == 0 || published == w.weight => w.weight.to_string(),
+        published => format!("{} (publishes {published})", w.weight),
+    }
 }
 
 /// What a worker says about a driver, in one line.

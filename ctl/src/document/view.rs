@@ -332,12 +332,31 @@ pub(crate) struct Assignment {
     /// Absent while no debug mode covers it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     hands_off: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pin: Option<Pin>,
+}
+
+/// Where an operator wants it.
+#[derive(Debug, Serialize)]
+struct Pin {
+    worker: String,
+    strict: bool,
+    reason: String,
+    since: Option<String>,
+    by: String,
 }
 
 impl From<&v1::Assignment> for Assignment {
     fn from(assignment: &v1::Assignment) -> Self {
-        let v1::Assignment { state, worker, token, reason, host, state_dir, site, hands_off } = assignment.clone();
-        Self { state, worker, token, reason, host, state_dir, site, hands_off }
+        let v1::Assignment { state, worker, token, reason, host, state_dir, site, hands_off, pin } = assignment.clone();
+        let pin = pin.map(|v1::Pin { worker, strict, reason, since, by }| Pin {
+            worker,
+            strict,
+            reason,
+            since: since.map(|t| t.to_string()),
+            by,
+        });
+        Self { state, worker, token, reason, host, state_dir, site, hands_off, pin }
     }
 }
 

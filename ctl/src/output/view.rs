@@ -64,6 +64,54 @@ pub(crate) struct Worker {
     member: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     limited: Vec<String>,
+    cordoned: bool,
+    drained: bool,
+    published_weight: u32,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    orders: Vec<WorkerOrder>,
+    /// Of one that is drained: appliances that no other worker can take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    immovable: Option<u64>,
+}
+
+/// An operator's order about a worker.
+#[derive(Debug, Serialize)]
+struct WorkerOrder {
+    order: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight: Option<u32>,
+    reason: String,
+    since: Option<String>,
+    by: String,
+}
+
+impl From<v1::WorkerOrder> for WorkerOrder {
+    fn from(order: v1::WorkerOrder) -> Self {
+        use v1::worker_order::What;
+        let (what, weight) = match order.what() {
+            What::Cordon => ("cordon", None),
+            What::Drain => ("drain", None),
+            What::Weight => ("weight", Some(order.weight)),
+            What::Unspecified => ("", None),
+        };
+        Self { order: what, weight, reason: order.reason, since: time(order.since), by: order.by }
+    }
+}
+
+/// Operators' orders, in short.
+#[derive(Debug, Default, Serialize)]
+struct Orders {
+    workers: BTreeMap<String, Vec<WorkerOrder>>,
+    worker_count: u64,
+    pins: u64,
+}
+
+impl From<v1::Orders> for Orders {
+    fn from(orders: v1::Orders) -> Self {
+        let v1::Orders { workers, worker_count, pins } = orders;
+        let workers = workers.into_iter().map(|w| (w.id, w.orders.into_iter().map(WorkerOrder::from).collect()));
+        Self { workers: workers.collect(), worker_count, pins }
+    }
 }
 
 /// What a worker says about one of its drivers.
@@ -118,6 +166,11 @@ impl From<&v1::Worker> for Worker {
             draining: w.draining,
             member: w.member,
             limited: w.limited,
+            cordoned: w.cordoned,
+            drained: w.drained,
+            published_weight: w.published_weight,
+            orders: w.orders.into_iter().map(WorkerOrder::from).collect(),
+            immovable: w.drained.then_some(w.immovable),
         }
     }
 }
@@ -350,6 +403,7 @@ pub(crate) struct ClusterStatus {
     suspects: u64,
     quarantined: u64,
     store_problem: String,
+    orders: Orders,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -465,6 +519,7 @@ impl From<&v1::ClusterStatus> for ClusterStatus {
             unowned: s.unowned.map(Unowned::from).unwrap_or_default(),
             suspects: s.suspects,
             quarantined: s.quarantined,
+            orders: s.orders.map(Orders::from).unwrap_or_default(),
             store_problem: s.store_problem,
         }
     }

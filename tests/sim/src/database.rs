@@ -15,6 +15,7 @@ use common::{ApplianceId, Edition, Generation, ModeId, ModeSubject, Term, Token}
 use coordinator_core::grants::{GrantOp, Granted, StoredGrant, StoredMember};
 use coordinator_core::machine::{BatchId, Commit};
 use coordinator_core::modes::ModeOp;
+use coordinator_core::orders::{OrderOp, Orders};
 
 use super::SimTime;
 use super::world::{SimEvent, SimHost, SimWorld};
@@ -37,6 +38,7 @@ pub(super) struct ApplianceRow {
 pub(super) enum DatabaseWrite {
     Batch(BatchId, Commit),
     Put(ApplianceRow),
+    Order(OrderOp),
     /// When workers were last seen, which nothing depends on.
     Seen,
 }
@@ -98,6 +100,7 @@ pub(super) struct Rows {
     pub(super) grants: BTreeMap<ApplianceId, StoredGrant>,
     pub(super) members: BTreeMap<Life, StoredMember>,
     pub(super) modes: BTreeMap<ModeId, ModeRule>,
+    pub(super) orders: Orders,
 }
 
 /// The database, and what the checks remember of it.
@@ -136,6 +139,7 @@ impl SimDatabase {
             match &submission.write {
                 DatabaseWrite::Seen => {}
                 DatabaseWrite::Put(record) => self.put(record)?,
+                DatabaseWrite::Order(op) => self.rows.orders.apply(op),
                 DatabaseWrite::Batch(_, commit) => {
                     for life in &commit.remove_members {
                         self.rows.members.remove(life);
@@ -205,6 +209,7 @@ impl SimDatabase {
             GrantOp::Remove { appliance } => {
                 self.rows.records.remove(appliance);
                 self.rows.grants.remove(appliance);
+                self.rows.orders.apply(&OrderOp::Pin { appliance: *appliance, pin: None });
                 removed.push(*appliance);
             }
         }

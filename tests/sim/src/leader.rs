@@ -31,6 +31,8 @@ pub(super) struct SimLeader {
     pub(super) catalog: BTreeMap<ApplianceId, ApplianceRow>,
     /// Appliances with a change under way: one at a time.
     pub(super) changing: BTreeSet<ApplianceId>,
+    /// An order is being stored: one at a time.
+    pub(super) ordering: bool,
     pub(super) rebalances: BTreeMap<RebalanceId, BTreeSet<ApplianceId>>,
     streams: BTreeSet<usize>,
     /// Number of the newest tick, and when it is due.
@@ -78,7 +80,8 @@ impl SimWorld {
         let unfinished = self.unfinished_rebalance();
         let rebalances = unfinished.iter().map(|it| (it.id, it.moved.clone())).collect();
         let modes = rows.modes.values().map(|rule| self.read_rule(rule)).collect();
-        let restored = Restored { appliances, members, unfinished, modes, ..Restored::default() };
+        let orders = rows.orders.clone();
+        let restored = Restored { appliances, members, unfinished, modes, orders, ..Restored::default() };
         let machine = Machine::new(self.settings.machine.clone(), term, now, restored);
         if !self.begun.insert(term) && !self.database.restored {
             self.fail(format!("I5: {term} is begun twice"));
@@ -88,6 +91,7 @@ impl SimWorld {
             machine,
             catalog: rows.records,
             changing: BTreeSet::new(),
+            ordering: false,
             rebalances,
             streams: BTreeSet::new(),
             tick: (0, SimTime::MAX),
@@ -183,11 +187,23 @@ impl SimWorld {
             return;
         };
         let event = match news {
-            WriteResult::Batch(_, Fate::Lost) | WriteResult::Put(_, Fate::Lost) | WriteResult::Seen(Fate::Lost) => {
+            WriteResult::Batch(_, Fate::Lost)
+            | WriteResult::Put(_, Fate::Lost)
+            | WriteResult::Order(_, Fate::Lost)
+            | WriteResult::Seen(Fate::Lost) => {
                 self.note(|| format!("c{coordinator} has lost the store"));
                 return self.give_up(coordinator);
             }
             WriteResult::Seen(_) => return,
+            WriteResult::Order(_, Fate::Undone) => {
+                leader.ordering = false;
+                return;
+            }
+            WriteResult::Order(op, Fate::Durable) => {
+                leader.ordering = false;
+                self.ordered(coordinator, op);
+                return self.tick_soon(coordinator);
+            }
             WriteResult::Batch(batch, Fate::Durable) => Event::Durable(batch),
             WriteResult::Batch(batch, Fate::Undone) => Event::Undone(batch),
             WriteResult::Put(record, fate) => {

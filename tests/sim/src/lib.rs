@@ -25,6 +25,7 @@
 //! | `service`     | the coordination service                                         |
 //! | `stranger`    | who speaks for others                                            |
 //! | `modes`       | operators that set debug modes, and what they are answered (I6)   |
+//! | `orders`      | operators that cordon, drain and weight workers, and pin appliances |
 //! | `net`, `clock`, `rng` | what all stand on                                        |
 //! | `invariants`, `rest` | what must hold after each step, and when all is over      |
 
@@ -39,6 +40,7 @@ mod life;
 mod minimise;
 mod modes;
 mod net;
+mod orders;
 mod plan;
 mod rest;
 mod rng;

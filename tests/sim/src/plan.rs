@@ -80,6 +80,8 @@ whats! {
     SetMode = "set-mode" 0,
     /// An operator clears one.
     ClearMode = "clear-mode" 0,
+    /// An operator gives an order about placement, or takes one back.
+    Order = "order" 0,
     /// A copy of the store is made.
     Backup = "backup" 0,
     /// A worker does not come back.
@@ -216,6 +218,12 @@ pub(super) fn decide(seed: u64, faults_end: SimTime) -> Vec<Decision> {
     while every_ms > 0 && at < faults_end {
         let what = if rng.chance(60) { What::SetMode } else { What::ClearMode };
         decisions.push(Decision { at: at / 1_000 * 1_000, what, who: rng.draw() as u32, amount: 0 });
+        at += rng.millis(20, 2 * every_ms);
+    }
+    let every_ms = [0, 0, 1_000, 5_000][rng.index(4)];
+    let mut at = rng.millis(500, 5_000);
+    while every_ms > 0 && at < faults_end {
+        decisions.push(Decision { at: at / 1_000 * 1_000, what: What::Order, who: rng.draw() as u32, amount: 0 });
         at += rng.millis(20, 2 * every_ms);
     }
     decisions.sort_by_key(|decision| decision.at);

@@ -12,6 +12,7 @@ use coordinator_core::planner::{Needs, Strategy};
 use coordinator_core::table::TableRow;
 
 use super::SimTime;
+use super::orders::Ordered;
 use super::worker::WorkerHost;
 use super::world::{SimEvent, SimWorld};
 
@@ -36,6 +37,7 @@ impl SimWorld {
                 self.leader_step(coordinator, Event::Resume);
             }
             self.clear_modes_at_end(coordinator);
+            self.clear_orders_at_end(coordinator);
         }
         let calm_since = match (self.unsettled(), calm_since) {
             (None, Some(since)) if self.now - since >= CALM => {
@@ -75,6 +77,9 @@ impl SimWorld {
         };
         let machine = &leader.machine;
         let local = self.coordinators[coordinator].clock.local(self.now);
+        if self.has_orders_to_clear() {
+            return Some("orders are in force".to_owned());
+        }
         if self.is_writing(coordinator) || !leader.changing.is_empty() {
             return Some("writes are under way".to_owned());
         }
@@ -154,6 +159,14 @@ impl SimWorld {
         let mut eligible = able.clone();
         let record = &self.database.rows.records[&id];
         let waits = entry.state.holder().is_some_and(|g| self.is_covered(record, &g.worker));
+        match self.ordered_to(machine, entry, &able) {
+            Ordered::With(workers) => eligible = workers,
+            Ordered::Anywhere if matches!(entry.state, HandoffState::Owned(_)) => {}
+            Ordered::Anywhere => {
+                let idle = entry.state.wants_owner() && entry.placement.unplaced.is_some();
+                return (!idle).then(|| format!("{id}, which nobody is given, is {}", entry.state.name()));
+            }
+        }
         // What is to be removed is not moved for the balance any more, also while its removal waits.
         if machine.config().planner.strategy == Strategy::Ring && !(record.deleting && waits) {
             let owner = machine.planner().ring().owner(&id.to_string()).cloned();
@@ -210,7 +223,7 @@ impl SimWorld {
     /// Every eligible worker holds its share, give or take the band.
     fn band_unsettled(&self, machine: &Machine, table: &BTreeMap<ApplianceId, &TableRow>) -> Option<String> {
         let config = &machine.config().planner;
-        if config.strategy == Strategy::Ring {
+        if config.strategy == Strategy::Ring || self.has_orders() {
             return None;
         }
         let mut classes: BTreeMap<BTreeSet<WorkerId>, Vec<&TableRow>> = BTreeMap::new();

@@ -110,7 +110,13 @@ impl SimWorld {
             What::Stranger => self.stranger_comes(who),
             What::Evict => self.evict(who),
             What::SlowBackend => self.slow_backend_until = self.slow_backend_until.max(until),
-            What::Create | What::Update | What::Delete | What::Check | What::SetMode | What::ClearMode => {
+            What::Create
+            | What::Update
+            | What::Delete
+            | What::Check
+            | What::SetMode
+            | What::ClearMode
+            | What::Order => {
                 self.load(number, decision.what, who);
             }
             What::LoseWorker => self.lose_worker(who),
@@ -204,6 +210,7 @@ impl SimWorld {
         match what {
             What::SetMode => return self.set_mode(coordinator, who),
             What::ClearMode => return self.clear_mode(coordinator, who),
+            What::Order => return self.give_order(coordinator, who),
             _ => {}
         }
         let max = self.settings.max_appliances;

@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use common::Term;
 use common::mutant::{self, Mutant};
 use coordinator_core::machine::BatchId;
+use coordinator_core::orders::OrderOp;
 
 use super::coordinator::CoordinatorTimer;
 use super::database::{
@@ -35,6 +36,7 @@ pub(super) enum Fate {
 pub(super) enum WriteResult {
     Batch(BatchId, Fate),
     Put(ApplianceRow, Fate),
+    Order(OrderOp, Fate),
     Seen(Fate),
 }
 
@@ -141,6 +143,7 @@ impl SimWorld {
         let news = Box::new(match submission.write {
             DatabaseWrite::Batch(batch, _) => WriteResult::Batch(batch, fate),
             DatabaseWrite::Put(record) => WriteResult::Put(record, fate),
+            DatabaseWrite::Order(op) => WriteResult::Order(op, fate),
             DatabaseWrite::Seen => WriteResult::Seen(fate),
         });
         let delay = self.rng.micros(10, 1_000);

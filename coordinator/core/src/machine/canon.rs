@@ -32,6 +32,7 @@ impl Canonical for Machine {
             conflicts,
             quarantine,
             modes,
+            orders,
             pacing,
             out,
             // For people.
@@ -63,6 +64,7 @@ impl Canonical for Machine {
         to.put(writes);
         to.put(quarantine);
         modes.canon(to);
+        orders.canon(to);
         to.put(brake);
         to.put(&paused.is_some());
         self.canon_members(to);

@@ -13,6 +13,7 @@ use super::unbind::{UnbindNumber, UnbindRefused};
 use crate::grants::{GrantOp, StoredGrant, StoredMember};
 use crate::membership::{ObservedLease, ObservedMember};
 use crate::modes::{ModeOp, StoredMode};
+use crate::orders::{OrderOp, Orders};
 use crate::rebalance::{RebalanceEvent, UnfinishedRebalance};
 use crate::table::Seed;
 use crate::unowned::Regained;
@@ -26,6 +27,8 @@ pub type BatchId = u64;
 pub enum Event {
     /// A worker sent a message: the stream it came on, which conversation it names, and what it says.
     Received(StreamId, Envelope, ToCoordinator),
+    /// Operators give orders about placement, or take them back, and the store has that: all of them, or none.
+    Orders(Vec<OrderOp>),
     /// A stream ended.
     Closed(StreamId),
     /// External: every node was read, after the connection was made anew. Nothing counts before the first of these.
@@ -260,6 +263,8 @@ pub struct Restored {
     pub unfinished: Option<UnfinishedRebalance>,
     /// Rules that are in force, read in the transaction that raised the term.
     pub modes: Vec<StoredMode>,
+    /// Orders about placement, read in the same transaction.
+    pub orders: Orders,
 }
 
 /// Counters for metrics and `Cluster.Status`.

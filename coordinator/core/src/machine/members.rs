@@ -468,13 +468,16 @@ impl Machine {
 
     fn a_move_waits_on(&self, life: &Life) -> bool {
         let draining = self.membership.is_draining(life);
+        let drained = self.orders.is_drained(&life.worker);
         self.tallies.granted.get(life).is_some_and(|slots| {
-            slots.iter().filter_map(|slot| self.table.get(*slot)).any(|entry| {
+            slots.iter().filter_map(|slot| Some((*slot, self.table.get(*slot)?))).any(|(slot, entry)| {
                 let given = matches!(
                     entry.state,
                     HandoffState::Offered(_) | HandoffState::Granting(_) | HandoffState::Passing { .. }
                 );
-                let moves = draining || given || matches!(entry.state, HandoffState::Releasing(_));
+                // One that is drained by order may keep for long what nobody else can take.
+                let taken = draining || (drained && self.planner.can_move(slot));
+                let moves = taken || given || matches!(entry.state, HandoffState::Releasing(_));
                 moves || Self::a_mode_waits_on(life, entry)
             })
         })

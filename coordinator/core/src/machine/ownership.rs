@@ -14,6 +14,7 @@ use super::{Action, Machine, WRITE_RETRY};
 use crate::brake::Departure;
 use crate::grants::{GrantOp, Granted, Profile};
 use crate::handoff::{self, HandoffEffect, HandoffEvent, HandoffRefused, HandoffState};
+use crate::orders::OrderOp;
 use crate::outbox::OutboxEntry;
 use crate::planner::{Slot, Unplaced};
 use crate::rebalance::RebalanceEvent;
@@ -406,6 +407,8 @@ impl Machine {
         self.planner.remove(slot);
         if let Some(entry) = self.table.remove(slot) {
             self.quarantine.forget(entry.id);
+            // The store forgets the pin with the appliance.
+            self.orders.apply(&OrderOp::Pin { appliance: entry.id, pin: None });
             self.out.push(Action::Removed(entry.id));
         }
         self.pacing.due.drifted();

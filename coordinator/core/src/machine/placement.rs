@@ -349,12 +349,15 @@ impl Machine {
             })
             .map(|member| PlannerMember {
                 id: member.worker.clone(),
-                weight: member.profile.weight,
+                weight: self.weight(member.worker, member.profile.weight),
+                published_weight: member.profile.weight,
                 zone: member.profile.zone.clone(),
                 host: member.profile.host.clone(),
                 drivers: member.profile.drivers.clone(),
                 connected: member.leased && self.sessions.state(&member.life()) == SessionState::Settled,
                 draining: member.draining,
+                drained: self.orders.is_drained(member.worker),
+                cordoned: self.is_cordoned(member.worker),
             })
             .collect();
         if self.planner.members() != members {
@@ -492,6 +495,7 @@ impl Machine {
             let Some(profile) = self.membership.profile(&life) else { continue };
             let takes = self.sessions.state(&life) == SessionState::Settled
                 && !self.membership.is_draining(&life)
+                && self.may_return(entry, &to)
                 && !self.members.is_handing_back(&to)
                 && profile.can_run(&entry.needs.driver, entry.needs.kind, entry.needs.site.as_ref())
                 && !self.pacing.has_declined(slot, &to)

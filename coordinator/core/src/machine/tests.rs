@@ -11,6 +11,7 @@ mod leases;
 mod modes;
 mod moves;
 mod offers;
+mod ordered;
 mod passing;
 mod quarantined;
 mod regressions;
@@ -301,7 +302,8 @@ impl World {
         });
         let rules = self.machine.mode_rules().cloned();
         let modes = rules.map(|rule| StoredMode { rule, expires_in: None }).collect();
-        Restored { appliances: appliances.collect(), members: members.collect(), modes, ..Restored::default() }
+        let orders = self.machine.orders().clone();
+        Restored { appliances: appliances.collect(), members: members.collect(), modes, orders, ..Restored::default() }
     }
 
     /// A worker says this on a stream it opened.

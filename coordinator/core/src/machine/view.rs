@@ -12,6 +12,7 @@ use super::{Counters, HandsOff, Machine};
 use crate::audit::AuditCounts;
 use crate::grants::Profile;
 use crate::health::{self, Health};
+use crate::orders::{Orders, Pin};
 use crate::planner::{PlacementCandidate, Planner, Slot};
 use crate::table::Table;
 use crate::unowned::UnownedAppliances;
@@ -55,8 +56,12 @@ pub struct WorkerSnapshot {
     pub appliances: u64,
     /// Time since its last heartbeat, or since it was called gone.
     pub silent: Duration,
-    /// It gets nothing new and gives up what it has.
+    /// It gets nothing new and gives up what it has: it is about to stop, or an operator drains it.
     pub draining: bool,
+    /// The weight in force, where it is another one than it publishes.
+    pub weight: Option<u32>,
+    /// Of one that an operator drains: appliances that no other worker can take now.
+    pub immovable: u64,
     /// It is a member of the ring.
     pub member: bool,
     /// What does not count of what it says of itself, one sentence each.
@@ -113,6 +118,8 @@ impl Machine {
                 appliances: 0,
                 silent: now.since(d.at),
                 draining: false,
+                weight: self.ordered_weight(id),
+                immovable: 0,
                 member: false,
                 limited: Vec::new(),
             };
@@ -128,6 +135,7 @@ impl Machine {
                 continue;
             }
             let beat = self.membership.last_beat(now, life);
+            let drained = self.orders.is_drained(&life.worker);
             let view = WorkerSnapshot {
                 id: life.worker.clone(),
                 incarnation: life.incarnation,
@@ -135,7 +143,9 @@ impl Machine {
                 profile: self.membership.profile(life).cloned(),
                 appliances: self.tallies.granted.get(life).map_or(0, |set| set.len() as u64),
                 silent: beat.map(|(age, _)| age).unwrap_or_default(),
-                draining: self.membership.is_draining(life),
+                draining: self.membership.is_draining(life) || drained,
+                weight: self.ordered_weight(&life.worker),
+                immovable: if drained { self.planner.immovable(&life.worker) } else { 0 },
                 member: is_member,
                 limited: self.members.limited.get(&life.worker).cloned().unwrap_or_default(),
             };
@@ -153,6 +163,13 @@ impl Machine {
         let summary = waiting.unwrap_or_else(|| self.reason(slot).into_owned());
         let summary = match self.fence_wait(now, slot) {
             Some(wait) => format!("{summary}; {wait}"),
+            None => summary,
+        };
+        let summary = match self.orders.pin(id) {
+            Some(Pin { worker, strict: true }) => format!("{summary}; it is pinned to {worker} alone"),
+            Some(Pin { worker, strict: false }) => {
+                format!("{summary}; it is pinned to {worker} while that can take it")
+            }
             None => summary,
         };
         let summary = match self.hands_off_at(now, slot, entry) {
@@ -215,6 +232,12 @@ impl Machine {
     #[must_use]
     pub fn paused(&self) -> Option<&str> {
         self.pacing.paused.as_deref()
+    }
+
+    /// Orders of operators about placement.
+    #[must_use]
+    pub const fn orders(&self) -> &Orders {
+        &self.orders
     }
 
     /// Moves that did not end in time and no longer count against the limits.

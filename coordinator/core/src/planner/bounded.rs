@@ -3,8 +3,9 @@
 //!
 //! Per class, in this order: appliances that need another owner go to where they were before, then to members below
 //! their floor, then in order of ring preference to members below their ceiling. What the band forces beyond that moves
-//! from members over their ceiling to members under their floor, then from whichever side is left. So the moves come to
-//! `homeless + max(excess, deficit - homeless)`, the least possible where nothing declined or fixed is in the way.
+//! from members over their ceiling to members under their floor, then from whichever side is left. What is pinned goes before all
+//! that, or stays ([`pins`](super::pins)); what cordoned members have stays as well. So the moves come to
+//! `homeless + max(excess, deficit - homeless)`, the least possible where nothing declined, pinned or fixed is in the way.
 //!
 //! Cost: what is homeless, what moves, and members times classes; arcs of the ring are read only where a member is to
 //! be filled, and only as far as a multiple of what it is to get.
@@ -14,8 +15,9 @@ use std::ops::RangeInclusive;
 
 use super::book::{Book, Group, pickable};
 use super::classes::{Band, Class, why_unplaced};
+use super::pins::{SlotPins, by_class, held_back};
 use super::plan::{BandRelaxed, PlanDraft};
-use super::roster::{MemberRoster, NOBODY};
+use super::roster::{MemberRoster, NOBODY, narrow};
 use super::walk::Walk;
 use super::{Config, Reason, Slot, Unplaced};
 
@@ -42,17 +44,35 @@ pub(super) fn plan(
     roster: &MemberRoster,
     book: &Book,
     classes: &[Class],
-    pins: &BTreeMap<u32, u32>,
+    pins: &SlotPins<'_>,
     config: &Config,
 ) -> PlanDraft {
     let mut out = PlanDraft::default();
     let mut picked = Picked::default();
-    for class in classes {
+    let (pins, unpinned) = (by_class(book, classes, pins), SlotPins::new());
+    for (at, class) in classes.iter().enumerate() {
+        let pins = pins.get(at).unwrap_or(&unpinned);
         let groups: Vec<&Group> = class.groups.iter().map(|&g| book.group(g)).collect();
         let (mut unowned, mut displaced) = gather(roster, class, &groups);
+        let held = held_back(roster, book, class, pins);
+        if !held.is_empty() {
+            held.iter().for_each(|slot| picked.insert(*slot, book.slot_limit()));
+            displaced.retain(|h| !held.contains(&h.slot));
+            unowned.retain(|h| {
+                let is_held = held.contains(&h.slot);
+                if is_held {
+                    out.unplaced.push((Slot(h.slot), Unplaced::Pinned(pins[&h.slot].worker.clone())));
+                }
+                !is_held
+            });
+        }
         if class.takers.is_empty() {
             let mut reasons: BTreeMap<u32, Unplaced> = BTreeMap::new();
             for h in &unowned {
+                if let Some((to, reason)) = back_to(roster, book, h) {
+                    out.push(roster, h.slot, h.from, to, reason);
+                    continue;
+                }
                 let why = reasons.entry(h.group).or_insert_with(|| why_unplaced(roster, &book.group(h.group).needs));
                 out.unplaced.push((Slot(h.slot), why.clone()));
             }
@@ -79,6 +99,20 @@ pub(super) fn plan(
     out
 }
 
+/// Where an appliance without an owner goes although an operator's order speaks against it, because it can go nowhere else: back to
+/// the member that held it last, or, where it is kept on a site, to one of that site.
+fn back_to(roster: &MemberRoster, book: &Book, h: &Homeless) -> Option<(u32, Reason)> {
+    let needs = &book.group(h.group).needs;
+    let entry = book.entry(Slot(h.slot)).filter(|entry| entry.owner == NOBODY)?;
+    let is_held_off =
+        |rank: &u32| roster.is_held_off(*rank, needs) && !book.is_excluded(h.slot, &roster.member(*rank).id);
+    if let Some(former) = roster.rank(entry.former).filter(is_held_off) {
+        return Some((former, Reason::Returned));
+    }
+    let at_site = (0..narrow(roster.members.len())).find(|rank| needs.site.is_some() && is_held_off(rank));
+    at_site.map(|rank| (rank, Reason::Unowned))
+}
+
 /// The appliances of a class that need another owner: those without one, then those whose owner should not have them.
 fn gather(roster: &MemberRoster, class: &Class, groups: &[&Group]) -> (Vec<Homeless>, Vec<Homeless>) {
     let (mut unowned, mut displaced) = (Vec::new(), Vec::new());
@@ -87,7 +121,8 @@ fn gather(roster: &MemberRoster, class: &Class, groups: &[&Group]) -> (Vec<Homel
             let (list, reason) = match roster.rank(from) {
                 None => (&mut unowned, Reason::Unowned),
                 Some(rank) if class.local(rank).is_some() || !roster.member(rank).connected => continue,
-                Some(rank) if roster.member(rank).draining => (&mut displaced, Reason::Draining),
+                Some(rank) if roster.member(rank).gives_up() => (&mut displaced, Reason::Draining),
+                Some(rank) if roster.keeps(rank, &group.needs) => continue,
                 Some(_) => (&mut displaced, Reason::Ineligible),
             };
             let homeless = |&(position, slot): &(u64, u32)| Homeless { position, slot, group: at, from, reason };
@@ -130,16 +165,15 @@ struct BandPass<'a> {
 impl BandPass<'_> {
     /// Moves appliances to the members they are pinned to, if nothing but the band speaks against it, and keeps those that
     /// are there already from being moved.
-    fn pin(&mut self, pins: &BTreeMap<u32, u32>) {
-        for (&slot, &rank) in pins {
+    fn pin(&mut self, pins: &SlotPins<'_>) {
+        for (&slot, pin) in pins {
             let Some(entry) = self.book.entry(Slot(slot)) else { continue };
-            let Some(to) = self.class.local(rank).filter(|_| self.class.groups.contains(&entry.group)) else {
-                continue;
-            };
+            let Some(to) = pin.target(self.roster, self.book, self.class, slot) else { continue };
+            let rank = self.class.takers[to as usize];
             let owner = self.roster.rank(entry.owner);
             // An owner without a stream keeps what it has, and cannot be asked to give it up.
             let stays = owner.is_some_and(|owner| !self.roster.member(owner).connected);
-            if !entry.movable || stays || self.declined(self.class, slot, to) {
+            if !entry.movable || stays {
                 continue;
             }
             self.picked.insert(slot, self.book.slot_limit());
@@ -194,6 +228,8 @@ impl BandPass<'_> {
                 |&local: &u32| (self.band.load[local as usize] + 1).saturating_sub(self.band.ceiling[local as usize]);
             if let Some(local) = open.min_by_key(over) {
                 self.settle(class, &h, local, h.reason);
+            } else if let Some((to, reason)) = back_to(self.roster, self.book, &h) {
+                self.out.push(self.roster, h.slot, h.from, to, reason);
             } else if self.roster.rank(h.from).is_none() {
                 self.out.unplaced.push((Slot(h.slot), Unplaced::Declined));
             }

@@ -18,15 +18,18 @@ impl Canonical for Planner {
             to.put(&(&group.needs, group.deleting));
             to.put(&(self.roster.name(entry.owner), self.roster.name(entry.former), entry.movable));
             to.put(&self.book.excluded.get(&slot));
+            to.put(&self.pins.get(&slot).map(|pin| (&pin.worker, pin.strict)));
         }
     }
 }
 
 impl Canonical for PlannerMember {
     fn canon(&self, to: &mut Canon) {
-        let Self { id, weight, zone, host, drivers, connected, draining } = self;
+        let Self { id, weight, published_weight: _, zone, host, drivers, connected, draining, drained, cordoned } =
+            self;
         to.put(&(id, weight, zone));
         to.put(&(host, connected, draining));
+        to.put(&(drained, cordoned));
         to.put(drivers);
     }
 }

@@ -1,5 +1,5 @@
 //! Classes: the groups that the same members can take. Fair shares and bands are per class, since an appliance can only
-//! balance the members that can hold it.
+//! balance the members that can hold it. What members hold that are cordoned, or drain, is no part of a share.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,7 +55,7 @@ pub(super) fn classify(roster: &MemberRoster, book: &Book) -> Vec<Class> {
             None => Cow::Borrowed(&everyone),
         };
         let able = nearby.iter().copied().filter(|&rank| roster.is_able(rank, &group.needs));
-        let staying = able.filter(|&rank| !roster.member(rank).draining);
+        let staying = able.filter(|&rank| !roster.member(rank).gives_up() && !roster.member(rank).cordoned);
         let (takers, waiting) = staying.partition(|&rank| roster.member(rank).connected);
         classes.entry((group.deleting, takers, waiting)).or_default().push(at);
     }
@@ -106,8 +106,12 @@ pub(super) fn why_unplaced(roster: &MemberRoster, needs: &Needs) -> Unplaced {
         Unplaced::NoKind(needs.driver.clone(), needs.kind)
     } else if let Some(site) = needs.site.as_ref().filter(|_| !ranks().any(|rank| roster.is_able(rank, needs))) {
         Unplaced::SiteGone(site.clone())
-    } else if ranks().any(|rank| roster.is_able(rank, needs) && !roster.member(rank).draining) {
+    } else if ranks()
+        .any(|rank| roster.is_able(rank, needs) && !roster.member(rank).gives_up() && !roster.member(rank).cordoned)
+    {
         Unplaced::NotConnected
+    } else if ranks().any(|rank| roster.keeps(rank, needs)) {
+        Unplaced::Cordoned
     } else {
         Unplaced::AllDraining
     }

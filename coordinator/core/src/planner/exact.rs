@@ -183,7 +183,7 @@ impl RingPass<'_> {
             None => Reason::Unowned,
             // It keeps what it has until its stream is back.
             Some(rank) if !self.roster.member(rank).connected => return,
-            Some(rank) if self.roster.member(rank).draining => Reason::Draining,
+            Some(rank) if self.roster.member(rank).gives_up() => Reason::Draining,
             Some(rank) if !self.roster.is_able(rank, &group.needs) => Reason::Ineligible,
             // It is about to be gone.
             Some(_) if group.deleting => return,

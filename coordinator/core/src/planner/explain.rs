@@ -1,11 +1,14 @@
 //! Why an appliance is where it is: every member in the order of ring preference, and what it is to the appliance in the
 //! plan that would be made now.
 
+use std::collections::BTreeSet;
+
 use common::WorkerId;
 use common::ring;
 
 use super::book::{Book, BookEntry, Group};
 use super::classes::{Band, Class};
+use super::pins::{SlotPins, by_class, held_back};
 use super::roster::{MemberRoster, narrow};
 use super::{CandidateRefusal, CandidateStanding, Config, PlacementCandidate, Reason, Slot, Strategy};
 
@@ -14,6 +17,8 @@ pub(super) struct Explainer<'a> {
     pub(super) roster: &'a MemberRoster,
     pub(super) book: &'a Book,
     pub(super) config: &'a Config,
+    /// Where appliances are to be.
+    pub(super) pins: &'a SlotPins<'a>,
     pub(super) slot: Slot,
     /// Rank of the member that the plan moves it to, and why.
     pub(super) next: Option<(u32, Reason)>,
@@ -23,9 +28,16 @@ impl Explainer<'_> {
     /// Every member, in the order in which the ring prefers them for this appliance.
     pub(super) fn explain(&self, classes: &[Class]) -> Vec<PlacementCandidate> {
         let Some(entry) = self.book.entry(self.slot) else { return Vec::new() };
-        let class = classes.iter().find(|class| class.groups.contains(&entry.group)).expect("every group has a class");
+        let class_at = classes.iter().position(|class| class.groups.contains(&entry.group));
+        let class_at = class_at.expect("every group has a class");
+        let class = &classes[class_at];
+        let held_back = by_class(self.book, classes, self.pins)
+            .get(class_at)
+            .map(|pins| held_back(self.roster, self.book, class, pins))
+            .unwrap_or_default();
         let groups: Vec<&Group> = class.groups.iter().map(|&g| self.book.group(g)).collect();
-        let band = Band::new(self.roster, &groups, class, self.homeless(class, &groups, entry), self.config);
+        let band =
+            Band::new(self.roster, &groups, class, self.homeless(class, &groups, entry, &held_back), self.config);
         let order = preference(self.roster, entry.position);
         let candidate = |(place, &rank): (usize, &u32)| {
             let local = class.local(rank).map(|local| local as usize);
@@ -59,7 +71,7 @@ impl Explainer<'_> {
         if let Some((to, reason)) = self.next.filter(|(to, _)| *to == rank || is_owner) {
             return if to == rank { CandidateStanding::Next(reason) } else { CandidateStanding::GivesUp(reason) };
         }
-        if let Some(refusal) = self.refusal(entry, rank) {
+        if let Some(refusal) = self.refusal(entry, rank, class.deleting) {
             return CandidateStanding::Refused(refusal);
         }
         if is_owner {
@@ -70,6 +82,7 @@ impl Explainer<'_> {
             return CandidateStanding::Refused(CandidateRefusal::AtCeiling);
         }
         match self.next {
+            Some((_, Reason::Pinned)) => CandidateStanding::PinFirst,
             Some((to, _)) => self.passed_over(entry, class, band, (order, place), to),
             None if self.roster.rank(entry.owner).is_some() => CandidateStanding::NotNeeded,
             None => CandidateStanding::Barred,
@@ -102,16 +115,19 @@ impl Explainer<'_> {
 
     /// Appliances of the class that a plan would place. The one that is explained is among them also where no plan may pick
     /// it: once it is placed, it counts.
-    fn homeless(&self, class: &Class, groups: &[&Group], entry: &BookEntry) -> u64 {
-        let is_homeless = |handle: u32| match self.roster.rank(handle) {
+    fn homeless(&self, class: &Class, groups: &[&Group], entry: &BookEntry, held_back: &BTreeSet<u32>) -> u64 {
+        let is_homeless = |handle: u32, group: &Group| match self.roster.rank(handle) {
             None => true,
-            Some(rank) => class.local(rank).is_none() && self.roster.member(rank).connected,
+            Some(rank) => {
+                let stays = self.roster.keeps(rank, &group.needs) || !self.roster.member(rank).connected;
+                class.local(rank).is_none() && !stays
+            }
         };
         let of_group = |group: &&Group| -> u64 {
             group
                 .held
                 .iter()
-                .filter(|(handle, _)| is_homeless(**handle))
+                .filter(|(handle, _)| is_homeless(**handle, group))
                 .map(|(_, held)| held.movable.len() as u64)
                 .sum()
         };
@@ -119,26 +135,35 @@ impl Explainer<'_> {
             .roster
             .rank(entry.owner)
             .is_some_and(|rank| class.local(rank).is_some() || class.waiting.binary_search(&rank).is_ok());
-        let counted = held || (is_homeless(entry.owner) && entry.movable);
-        groups.iter().map(of_group).sum::<u64>() + u64::from(!counted)
+        let counted = held || (is_homeless(entry.owner, self.book.group(entry.group)) && entry.movable);
+        let stays_out = |slot: &&u32| {
+            let held = self.book.entry(Slot(**slot)).filter(|held| held.movable);
+            held.is_some_and(|held| is_homeless(held.owner, self.book.group(held.group)))
+        };
+        let held_back = held_back.iter().filter(stays_out).count() as u64;
+        groups.iter().map(of_group).sum::<u64>().saturating_sub(held_back) + u64::from(!counted)
     }
 
     /// What speaks against a member, the band aside.
-    fn refusal(&self, entry: &BookEntry, rank: u32) -> Option<CandidateRefusal> {
+    fn refusal(&self, entry: &BookEntry, rank: u32, deleting: bool) -> Option<CandidateRefusal> {
         let Self { roster, book, config, slot, .. } = self;
         let member = roster.member(rank);
         let needs = &book.group(entry.group).needs;
-        let Some(offered) = member.drivers.get(&needs.driver) else { return Some(CandidateRefusal::NoDriver) };
-        if !offered.kinds.contains(&needs.kind) {
-            Some(CandidateRefusal::NoKind)
-        } else if !roster.is_able(rank, needs) {
-            Some(CandidateRefusal::OtherSite)
+        let bounded = config.strategy == Strategy::Bounded;
+        let pin = self.pins.get(&slot.0).filter(|pin| bounded && pin.strict && !deleting);
+        let is_owner = self.is_owner(entry, rank);
+        if let Some(lack) = roster.lack(rank, needs) {
+            Some(lack)
         } else if !member.connected {
             Some(CandidateRefusal::NotConnected)
-        } else if member.draining {
+        } else if member.gives_up() {
             Some(CandidateRefusal::Draining)
+        } else if bounded && member.cordoned && !is_owner {
+            Some(CandidateRefusal::Cordoned)
         } else if book.is_excluded(slot.0, &member.id) {
             Some(CandidateRefusal::Declined)
+        } else if pin.is_some_and(|pin| pin.rank != Some(rank)) && !is_owner {
+            Some(CandidateRefusal::PinnedElsewhere)
         } else if config.strategy == Strategy::Ring && roster.ring_owner(entry.position) != Some(rank) {
             Some(CandidateRefusal::NotRingOwner)
         } else {

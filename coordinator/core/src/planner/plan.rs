@@ -16,7 +16,8 @@ use common::{ApplianceId, Term, WorkerId};
 use super::book::Book;
 use super::exact::Unsettled;
 use super::roster::MemberRoster;
-use super::{Needs, PlannerMember, Reason, Slot, Unplaced};
+use super::{Needs, PlannerMember, Reason, Slot, Strategy, Unplaced};
+use crate::orders::{OrderOp, Pin};
 
 /// The state of the table and the members that planning reads. Versions of one term are ordered by revision; every change
 /// that could lead to another plan raises it.
@@ -67,31 +68,43 @@ pub struct Assumptions {
     pub leave: BTreeSet<WorkerId>,
     /// Members that came. One with the name of a member replaces it.
     pub join: Vec<PlannerMember>,
-    /// Members that drain.
-    pub drain: BTreeSet<WorkerId>,
-    /// Members with another weight.
-    pub weights: BTreeMap<WorkerId, u32>,
-    /// Appliances that are to be with one member, whatever band and ring say. Without effect where that member cannot take
-    /// the appliance, and under [`Strategy::Ring`](super::Strategy::Ring), where the ring alone decides.
-    pub pins: BTreeMap<ApplianceId, WorkerId>,
+    /// Orders that operators give or take back, in this order. Cordons, weights and pins are without effect under
+    /// [`Strategy::Ring`](super::Strategy::Ring), where the ring alone decides.
+    pub orders: Vec<OrderOp>,
 }
 
 impl Assumptions {
     /// Whether nothing is assumed, as for the plans of the leader itself.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Self { leave, join, drain, weights, pins } = self;
-        leave.is_empty() && join.is_empty() && drain.is_empty() && weights.is_empty() && pins.is_empty()
+        let Self { leave, join, orders } = self;
+        leave.is_empty() && join.is_empty() && orders.is_empty()
+    }
+
+    /// Where appliances would be pinned, or would not be any more.
+    pub(super) fn pins(&self) -> BTreeMap<ApplianceId, Option<&Pin>> {
+        let pin = |op| match op {
+            &OrderOp::Pin { appliance, ref pin } => Some((appliance, pin.as_ref())),
+            _ => None,
+        };
+        self.orders.iter().filter_map(pin).collect()
     }
 
     /// The members there would be.
-    pub(super) fn members(&self, present: &[PlannerMember]) -> Vec<PlannerMember> {
+    pub(super) fn members(&self, present: &[PlannerMember], strategy: Strategy) -> Vec<PlannerMember> {
         let replaced = |id: &WorkerId| self.leave.contains(id) || self.join.iter().any(|joiner| joiner.id == *id);
         let staying = present.iter().filter(|member| !replaced(&member.id));
         let mut members: Vec<PlannerMember> = staying.chain(&self.join).cloned().collect();
-        for member in &mut members {
-            member.draining |= self.drain.contains(&member.id);
-            member.weight = self.weights.get(&member.id).copied().unwrap_or(member.weight);
+        for op in &self.orders {
+            let Some(member) = members.iter_mut().find(|member| op.worker() == Some(&member.id)) else { continue };
+            match op {
+                OrderOp::Drain { set, .. } => member.drained = *set,
+                OrderOp::Cordon { set, .. } if strategy == Strategy::Bounded => member.cordoned = *set,
+                OrderOp::Weight { weight, .. } if strategy == Strategy::Bounded => {
+                    member.weight = weight.unwrap_or(member.published_weight);
+                }
+                OrderOp::Cordon { .. } | OrderOp::Weight { .. } | OrderOp::Pin { .. } => {}
+            }
         }
         members
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use common::WorkerId;
 use common::ring::{self, Ring, RingArc};
 
-use super::{Needs, PlannerMember, Strategy};
+use super::{CandidateRefusal, Needs, PlannerMember, Strategy};
 
 /// The handle of no worker. Leaves the top bit of a packed holder free.
 pub(super) const NOBODY: u32 = u32::MAX >> 1;
@@ -92,7 +92,7 @@ impl MemberRoster {
             self.handles.push(handle);
         }
         // Under `ring` a draining member is one that leaves the group, also for the Python services that share it.
-        let on_ring = |m: &PlannerMember| strategy == Strategy::Bounded || !m.draining;
+        let on_ring = |m: &PlannerMember| strategy == Strategy::Bounded || !m.gives_up();
         // tooz gives a member of weight 0 no points. Where the ring only states a preference, one that takes a share has to
         // be met on it all the same.
         let weight = |m: &PlannerMember| match strategy {
@@ -240,10 +240,36 @@ impl MemberRoster {
         offered.is_some_and(|offered| offered.can_run(&member.host, needs.kind, needs.site.as_ref()))
     }
 
-    /// Whether the member can be given such an appliance now.
+    /// What the member lacks that the appliance needs, whatever its state.
+    pub(super) fn lack(&self, rank: u32, needs: &Needs) -> Option<CandidateRefusal> {
+        let Some(offered) = self.member(rank).drivers.get(&needs.driver) else {
+            return Some(CandidateRefusal::NoDriver);
+        };
+        if !offered.kinds.contains(&needs.kind) {
+            Some(CandidateRefusal::NoKind)
+        } else if !self.is_able(rank, needs) {
+            Some(CandidateRefusal::OtherSite)
+        } else {
+            None
+        }
+    }
+
+    /// Whether the member can be given such an appliance now, if it is not cordoned.
     pub(super) fn can_take(&self, rank: u32, needs: &Needs) -> bool {
         let member = self.member(rank);
-        member.connected && !member.draining && self.is_able(rank, needs)
+        member.connected && !member.gives_up() && self.is_able(rank, needs)
+    }
+
+    /// Whether an operator's order, and nothing else, keeps the member from being given such an appliance.
+    pub(super) fn is_held_off(&self, rank: u32, needs: &Needs) -> bool {
+        let member = self.member(rank);
+        member.connected && !member.draining && (member.drained || member.cordoned) && self.is_able(rank, needs)
+    }
+
+    /// Whether the member is cordoned and keeps such an appliance, outside of any balance.
+    pub(super) fn keeps(&self, rank: u32, needs: &Needs) -> bool {
+        let member = self.member(rank);
+        member.cordoned && !member.gives_up() && self.is_able(rank, needs)
     }
 }
 

@@ -9,6 +9,7 @@ use super::*;
 mod balance;
 mod explained;
 mod limits;
+mod ordered;
 mod proposals;
 mod reasons;
 mod ring_strategy;
@@ -22,11 +23,14 @@ fn member(name: &str) -> PlannerMember {
     PlannerMember {
         id: worker(name),
         weight: 1,
+        published_weight: 1,
         zone: String::new(),
         host: "h1".into(),
         drivers: [process(), simulated()].into(),
         connected: true,
         draining: false,
+        drained: false,
+        cordoned: false,
     }
 }
 

@@ -53,6 +53,22 @@ pub(super) fn record(n: u128, name: &str) -> Record {
     }
 }
 
+/// Every sort of order, or that they are taken back.
+pub(super) fn orders(set: bool) -> Vec<OrderRecord> {
+    let pin = |n, strict| OrderOp::Pin { appliance: id(n), pin: set.then(|| Pin { worker: worker(9), strict }) };
+    let orders = [
+        OrderOp::Cordon { worker: worker(1), set },
+        OrderOp::Drain { worker: worker(1), set },
+        OrderOp::Drain { worker: worker(2), set },
+        OrderOp::Weight { worker: worker(2), weight: set.then_some(1024) },
+        pin(1, true),
+        pin(2, false),
+        pin(3, true),
+    ];
+    let note = OrderNote { reason: "new disks".into(), by: "rug://role/operator".into(), since: at(6) };
+    orders.into_iter().map(|order| OrderRecord { order, note: note.clone() }).collect()
+}
+
 pub(super) fn granted(n: u32, sequence: u64) -> Granted {
     Granted {
         worker: worker(n),

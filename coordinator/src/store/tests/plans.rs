@@ -38,6 +38,10 @@ const STATEMENTS: &[(&str, Access)] = &[
     ("SELECT debug_modes", BEGIN),
     ("DELETE debug_modes WHERE id =", Index),
     ("DELETE pauses WHERE id =", Index),
+    ("SELECT worker_orders", BEGIN),
+    ("SELECT pins", BEGIN),
+    ("DELETE worker_orders WHERE worker", Index),
+    ("DELETE pins WHERE appliance IN", Index),
     ("DELETE statuses WHERE NOT EXISTS", BEGIN),
     ("SELECT COUNT(*)", DUMP),
     ("SELECT requests WHERE time_ns < ? LIMIT", Index),
@@ -96,6 +100,8 @@ fn shape(sql: &str) -> String {
         "requests",
         "pauses",
         "debug_modes",
+        "worker_orders",
+        "pins",
     ] {
         text = text.replace(&format!("{table}."), "");
         let from = format!(" FROM {table}");
@@ -158,6 +164,8 @@ async fn exercise(home: &Home) {
     let clear = StoreWrite::Mode(ModeOp::Clear(ModeId::new(2)));
     store.submit(vec![StoreWrite::Mode(ModeOp::Set(mode(2)))]).await.expect("stored");
     store.submit(vec![clear]).await.expect("stored");
+    store.submit(orders(true).into_iter().map(StoreWrite::Order).collect()).await.expect("stored");
+    store.submit(orders(false).into_iter().map(StoreWrite::Order).collect()).await.expect("stored");
     let writes = history.chain(appliances).chain(members).chain([
         grants,
         StoreWrite::Request(request(1)),

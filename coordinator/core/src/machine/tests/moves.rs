@@ -1,6 +1,7 @@
 //! Plans as they are carried out.
 
 use super::*;
+use crate::orders::OrderOp;
 
 #[test]
 fn a_new_leader_moves_nothing_because_it_is_new() {
@@ -59,7 +60,8 @@ fn joins_are_gathered_and_move_the_least_possible() {
 fn a_plan_of_another_table_or_of_assumed_members_is_not_carried_out() {
     let mut w = two();
     let stale = w.machine.propose(&Assumptions::default());
-    let assumed = Assumptions { drain: [worker("w1")].into(), ..Assumptions::default() };
+    let assumed =
+        Assumptions { orders: vec![OrderOp::Drain { worker: worker("w1"), set: true }], ..Assumptions::default() };
     let drained = w.machine.propose(&assumed);
     assert_eq!(drained.moves().len(), 5, "all of one worker");
     assert!(

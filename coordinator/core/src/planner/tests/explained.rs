@@ -15,6 +15,8 @@ fn any_planner() -> impl proptest::strategy::Strategy<Value = Planner> {
             drivers: if simulates { [process(), simulated()].into() } else { [process()].into() },
             connected: state != 0,
             draining: state == 1,
+            drained: state == 2,
+            cordoned: state == 3,
             ..member(&format!("w{n:03}"))
         });
         let mut planner = planner(strategy, members.collect());
@@ -29,6 +31,7 @@ fn any_planner() -> impl proptest::strategy::Strategy<Value = Planner> {
                 0 => _ = planner.set_movable(Slot(slot), false),
                 1 => planner.set_excluded(Slot(slot), [worker("w000"), worker("w001")].into()),
                 3 => planner.set_deleting(Slot(slot)),
+                4 | 5 => planner.set_pin(Slot(slot), Some(Pin { worker: worker("w001"), strict: state == 4 })),
                 _ => {}
             }
         }
@@ -58,6 +61,7 @@ fn wrong(
         S::Next(reason) => (target == Some(place) && moves(reason), "it does not get it"),
         S::NotNeeded => (!candidate.is_owner && owned && next.is_none(), "a move is made, or there is no owner"),
         S::Barred => (!owned && next.is_none(), "some member gets it"),
+        S::PinFirst => (moves(Reason::Pinned) && target != Some(place), "it is not pinned"),
         S::FormerFirst => (next.is_some_and(|(to, _)| Some(to) == former), "it goes to no former owner"),
         S::ShareFirst => {
             let short = |c: &PlacementCandidate| c.load <= c.floor;

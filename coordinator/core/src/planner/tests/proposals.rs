@@ -4,8 +4,9 @@ use proptest::collection::{btree_set, vec};
 use proptest::strategy::Strategy as _;
 
 use super::*;
+use crate::orders::OrderOp;
 
-/// One member: weight, site, and 1 in 5 each without a stream, draining, or with one driver only.
+/// One member: weight, site, and 2 in 15 each without a stream, draining, with one driver only, drained, or cordoned.
 type Drawn = (u32, bool, u8);
 
 fn drawn() -> impl proptest::strategy::Strategy<Value = Drawn> {
@@ -18,6 +19,9 @@ fn as_drawn(name: usize, (weight, site, state): Drawn) -> PlannerMember {
         host: if site { "h1" } else { "h2" }.into(),
         connected: state != 0 && state != 1,
         draining: state == 2 || state == 3,
+        drained: state == 6 || state == 7,
+        cordoned: state == 8 || state == 9,
+        published_weight: 2,
         ..member(&format!("w{name}"))
     };
     if state == 4 || state == 5 {
@@ -55,24 +59,43 @@ fn planners() -> impl proptest::strategy::Strategy<Value = Planner> {
                 planner.set_owner(m.slot, Some(m.to), None);
             }
             planner.set_members(after);
+            for slot in (0..carried as u32).step_by(7) {
+                let pin = Pin { worker: worker(&format!("w{}", slot % 9)), strict: slot % 2 == 0 };
+                planner.set_pin(Slot(slot), Some(pin));
+            }
             planner
         },
     )
 }
 
-/// Every kind of assumption but pins.
+/// Every kind of assumption.
 fn assumptions() -> impl proptest::strategy::Strategy<Value = Assumptions> {
     let names = || btree_set(0usize..9, 0..3);
     let set = |names: BTreeSet<usize>| names.into_iter().map(|n| worker(&format!("w{n}"))).collect();
-    (names(), vec((0usize..9, drawn()), 0..3), names(), vec((0usize..9, 0u32..5), 0..3)).prop_map(
-        move |(leave, join, drain, weights)| Assumptions {
+    (names(), vec((0usize..9, drawn()), 0..3), vec((0u8..4, 0usize..9, 0u32..5, any::<bool>()), 0..6)).prop_map(
+        move |(leave, join, orders)| Assumptions {
             leave: set(leave),
             join: join.into_iter().map(|(n, drawn)| as_drawn(n, drawn)).collect(),
-            drain: set(drain),
-            weights: weights.into_iter().map(|(n, weight)| (worker(&format!("w{n}")), weight)).collect(),
-            pins: BTreeMap::new(),
+            orders: orders.into_iter().map(order).collect(),
         },
     )
+}
+
+fn pin(slot: u32, to: &WorkerId, strict: bool) -> OrderOp {
+    OrderOp::Pin { appliance: id(slot), pin: Some(Pin { worker: to.clone(), strict }) }
+}
+
+fn order((sort, n, amount, set): (u8, usize, u32, bool)) -> OrderOp {
+    let worker = worker(&format!("w{n}"));
+    match sort {
+        0 => OrderOp::Cordon { worker, set },
+        1 => OrderOp::Drain { worker, set },
+        2 => OrderOp::Weight { worker, weight: set.then_some(amount) },
+        _ => {
+            let pin = Pin { worker, strict: amount % 2 == 0 };
+            OrderOp::Pin { appliance: id(amount * 7 + n as u32), pin: set.then_some(pin) }
+        }
+    }
 }
 
 /// The members after what was assumed has come true, found in another way than by [`Assumptions::members`].
@@ -81,12 +104,26 @@ fn come_true(planner: &mut Planner, assumed: &Assumptions) {
         planner.members().iter().map(|member| (member.id.clone(), member.clone())).collect();
     members.retain(|id, _| !assumed.leave.contains(id));
     members.extend(assumed.join.iter().map(|member| (member.id.clone(), member.clone())));
-    for (id, member) in &mut members {
-        if assumed.drain.contains(id) {
-            member.draining = true;
+    // As the machine does it: what all orders come to is kept by name, apart from the members.
+    let mut ordered: BTreeMap<WorkerId, (Option<bool>, Option<bool>, Option<Option<u32>>)> = BTreeMap::new();
+    for op in &assumed.orders {
+        match op.clone() {
+            OrderOp::Cordon { worker, set } => ordered.entry(worker).or_default().0 = Some(set),
+            OrderOp::Drain { worker, set } => ordered.entry(worker).or_default().1 = Some(set),
+            OrderOp::Weight { worker, weight } => ordered.entry(worker).or_default().2 = Some(weight),
+            OrderOp::Pin { appliance, pin } => {
+                let slot = planner.book.ids().find(|(_, id)| **id == appliance).map(|(slot, _)| Slot(slot));
+                slot.into_iter().for_each(|slot| planner.set_pin(slot, pin.clone()));
+            }
         }
-        if let Some(weight) = assumed.weights.get(id) {
-            member.weight = *weight;
+    }
+    let bounded = planner.config.strategy == Strategy::Bounded;
+    for (id, (cordoned, drained, weight)) in ordered {
+        let Some(member) = members.get_mut(&id) else { continue };
+        member.drained = drained.unwrap_or(member.drained);
+        if bounded {
+            member.cordoned = cordoned.unwrap_or(member.cordoned);
+            member.weight = weight.map_or(member.weight, |weight| weight.unwrap_or(member.published_weight));
         }
     }
     planner.set_members(members.into_values().collect());
@@ -152,20 +189,23 @@ proptest! {
     ) {
         let pins: BTreeMap<u32, WorkerId> =
             pins.into_iter().map(|(slot, n)| (slot, worker(&format!("w{n}")))).collect();
-        let assumed =
-            Assumptions { pins: pins.iter().map(|(slot, to)| (id(*slot), to.clone())).collect(), ..Assumptions::default() };
-        let plan = planner.propose(&assumed);
+        let pinned: BTreeMap<u32, WorkerId> =
+            planner.pins.iter().map(|(slot, pin)| (slot.0, pin.worker.clone())).chain(pins.clone()).collect();
+        let plan = planner.propose(&Assumptions { orders: pins.iter().map(|(slot, to)| pin(*slot, to, false)).collect(), ..Assumptions::default() });
         let mut moves = BTreeMap::new();
         for m in plan.moves() {
             prop_assert_eq!(m.appliance, id(m.slot.0));
             prop_assert!(moves.insert(m.slot, m).is_none(), "{} moves twice", m.appliance);
-            prop_assert!(m.reason != Reason::Pinned || pins.get(&m.slot.0) == Some(m.to));
+            prop_assert!(m.reason != Reason::Pinned || pinned.get(&m.slot.0) == Some(m.to));
         }
         for (slot, to) in pins {
             let candidates = planner.explain(Slot(slot));
             // A member that drains, or lacks what is needed, gives up what it has, and is given nothing.
-            let can_take = candidates.iter().filter(|c| c.member == to).any(|c| match c.standing {
-                CandidateStanding::Refused(refusal) => refusal == CandidateRefusal::AtCeiling,
+            let is_open = planner.members().iter().any(|m| m.id == to && !m.gives_up() && !m.cordoned);
+            let can_take = is_open && candidates.iter().filter(|c| c.member == to).any(|c| match c.standing {
+                CandidateStanding::Refused(refusal) => {
+                    matches!(refusal, CandidateRefusal::AtCeiling | CandidateRefusal::PinnedElsewhere)
+                }
                 CandidateStanding::GivesUp(reason) => !matches!(reason, Reason::Draining | Reason::Ineligible),
                 _ => true,
             });
@@ -196,7 +236,8 @@ fn a_plan_made_under_assumptions_is_never_adopted() {
 #[test]
 fn ids_differ_with_the_version_and_with_what_is_assumed() {
     let mut planner = settled(Strategy::Bounded, fleet(3), 30);
-    let drained = Assumptions { drain: [worker("w001")].into(), ..Assumptions::default() };
+    let drain = OrderOp::Drain { worker: worker("w001"), set: true };
+    let drained = Assumptions { orders: vec![drain], ..Assumptions::default() };
     let (plain, assumed) = (planner.propose(&Assumptions::default()), planner.propose(&drained));
     assert_ne!(plain.id, assumed.id);
     planner.set_movable(Slot(0), false);
@@ -212,8 +253,13 @@ fn a_pin_keeps_the_band_for_the_others() {
         .filter(|slot| planner.explain(Slot(*slot)).iter().any(|c| c.is_owner && c.member != worker("w000")))
         .take(20)
         .collect();
-    let pins = pinned.iter().map(|slot| (id(*slot), worker("w000"))).collect();
-    let plan = planner.propose(&Assumptions { pins, ..Assumptions::default() });
+    let orders: Vec<OrderOp> = pinned.iter().map(|slot| pin(*slot, &worker("w000"), false)).collect();
+    let assumed = planner.propose(&Assumptions { orders, ..Assumptions::default() });
+    for slot in &pinned {
+        planner.set_pin(Slot(*slot), Some(Pin { worker: worker("w000"), strict: false }));
+    }
+    let plan = planned(&mut planner);
+    assert_eq!(content(assumed), content(plan.clone()), "what is assumed is one mechanism with what is ordered");
     assert_eq!(reasons(&plan)[&Reason::Pinned], 20);
     assert!(plan.moves().filter(|m| m.reason != Reason::Pinned).all(|m| !pinned.contains(&m.slot.0)));
     carry_out(&mut planner, &plan);

@@ -33,7 +33,8 @@ fn what_nobody_can_take_is_unplaced_with_the_reason() {
     let python = || PlannerMember { drivers: DriverOffers::default(), ..member("py1") };
     let balances = || PlannerMember { drivers: [(DriverName::simulated(), only_balancers())].into(), ..member("w1") };
     let no_kind = Unplaced::NoKind(DriverName::simulated(), KindName::Custom);
-    let rows: [(&str, Vec<PlannerMember>, Needs, Unplaced); 9] = [
+    let cordoned = || PlannerMember { cordoned: true, ..member("w1") };
+    let rows: [(&str, Vec<PlannerMember>, Needs, Unplaced); 11] = [
         ("nobody is there", vec![], anywhere(), Unplaced::NoMembers),
         ("a Python member takes no share", vec![python()], anywhere(), Unplaced::NoDriver(DriverName::simulated())),
         ("the driver is missing", vec![simulates()], on_site("h1"), Unplaced::NoDriver(DriverName::process())),
@@ -50,6 +51,13 @@ fn what_nobody_can_take_is_unplaced_with_the_reason() {
         ("the site is gone", vec![member("w1")], on_site("h9"), Unplaced::SiteGone("h9".into())),
         ("no stream", vec![away(), python()], anywhere(), Unplaced::NotConnected),
         ("all drain", vec![drains()], anywhere(), Unplaced::AllDraining),
+        ("one is cordoned", vec![cordoned()], anywhere(), Unplaced::Cordoned),
+        (
+            "one is cordoned, one drains",
+            vec![cordoned(), PlannerMember { id: worker("w2"), ..drains() }],
+            anywhere(),
+            Unplaced::Cordoned,
+        ),
         (
             "one drains, one is away",
             vec![drains(), PlannerMember { id: worker("w2"), ..away() }],
