@@ -21,13 +21,15 @@ use common::mode::ModeScope;
 use common::telemetry::TelemetryOrder;
 use common::{ApplianceId, Incarnation, ModeId, ProcessIdentity, Site, WorkerId, text};
 use coordinator_core::orders::OrderOp;
+use coordinator_core::rollout::{RolloutAction, RolloutOrder, RolloutPolicy};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tracing::Span;
+use uuid::Uuid;
 
 use crate::metrics;
 use crate::tuning::TuningChange;
-use crate::views::{Explanation, ModeList, ModeView};
+use crate::views::{Explanation, ModeList, ModeView, RolloutView};
 
 pub use crate::access::Scope;
 pub use change::{Change, ChangeOrigin, ChangeOutcome, Changed, Mutation, RequestKey};
@@ -81,6 +83,23 @@ pub struct NewMode {
     pub scope: ModeScope,
     /// After which time it ends by itself.
     pub expires_in: Option<Duration>,
+}
+
+/// A rollout to be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewRollout {
+    /// Its name.
+    pub id: Uuid,
+    /// What is done.
+    pub action: RolloutAction,
+    /// How fast, and when it stops.
+    pub policy: RolloutPolicy,
+    /// How the appliances were selected, for people.
+    pub selection: String,
+    /// Also what sources manage.
+    pub force: bool,
+    /// To which appliances, in this order.
+    pub items: Vec<ApplianceId>,
 }
 
 /// Who asks for an operator's measure, and why.
@@ -277,6 +296,52 @@ impl Commands {
         most: usize,
     ) -> Result<ModeList, CommandError> {
         self.ask(context, |reply| Command::Modes { after, most, reply }).await
+    }
+
+    /// Starts a rollout; answered when it is durable. One of the same name, action and selection is the same one.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn start_rollout(
+        &self,
+        context: &CommandContext,
+        new: NewRollout,
+        reason: Reason,
+    ) -> Result<RolloutView, CommandError> {
+        let request = operator(context, reason);
+        self.ask(context, |reply| Command::StartRollout { new: Box::new(new), request, reply }).await
+    }
+
+    /// Holds a rollout, has it go on, or ends it; answered when that is durable.
+    ///
+    /// # Errors
+    /// [`CommandError`]; never [`CommandError::Contended`].
+    pub async fn order_rollout(
+        &self,
+        context: &CommandContext,
+        rollout: Uuid,
+        order: RolloutOrder,
+        reason: Reason,
+    ) -> Result<RolloutView, CommandError> {
+        let request = operator(context, reason);
+        let command = |reply| Command::OrderRollout { rollout, order, request: request.clone(), reply };
+        self.ask_until_settled(context, command).await
+    }
+
+    /// How far a rollout is.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn rollout(&self, context: &CommandContext, rollout: Uuid) -> Result<RolloutView, CommandError> {
+        self.ask(context, |reply| Command::Rollout { rollout, reply }).await
+    }
+
+    /// All rollouts that are kept, the newest first.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn rollouts(&self, context: &CommandContext) -> Result<Vec<RolloutView>, CommandError> {
+        self.ask(context, |reply| Command::Rollouts { reply }).await
     }
 
     /// Stops all planning, until [`resume`](Self::resume); answered when the catalog shows it.

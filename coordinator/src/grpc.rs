@@ -22,6 +22,7 @@ mod page;
 mod pin;
 mod placement;
 mod rebalances;
+mod rollouts;
 mod serve;
 pub(crate) mod status;
 mod telemetry;
@@ -71,7 +72,7 @@ pub use watches::BoundWatches;
 use call::Caller;
 
 /// Names of the services whose health is reported; `""` is the server as a whole.
-const SERVICES: [&str; 9] = [
+const SERVICES: [&str; 10] = [
     "",
     "rug.admin.v1.Appliances",
     "rug.admin.v1.Workers",
@@ -81,6 +82,7 @@ const SERVICES: [&str; 9] = [
     "rug.admin.v1.Telemetry",
     "rug.admin.v1.Audit",
     "rug.admin.v1.Debug",
+    "rug.admin.v1.Rollouts",
 ];
 
 /// Health service name that only the leader reports as serving.
@@ -215,6 +217,7 @@ impl AdminServices {
             .add_service(api::cluster_server::ClusterServer::new(cluster::ClusterService::new(caller.clone())))
             .add_service(api::telemetry_server::TelemetryServer::new(telemetry::TelemetryService::new(caller.clone())))
             .add_service(api::debug_server::DebugServer::new(debug::DebugService::new(caller.clone())))
+            .add_service(api::rollouts_server::RolloutsServer::new(rollouts::RolloutsService::new(caller.clone())))
             .add_service(api::audit_server::AuditServer::new(audit::AuditService::new(caller)))
             .add_service(tonic_health::pb::health_server::HealthServer::new(
                 tonic_health::server::HealthService::from_health_reporter(health.reporter),

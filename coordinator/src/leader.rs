@@ -13,6 +13,7 @@
 //! | `commands`, `waiting` | what callers ask for; callers that are answered later |
 //! | `inquiries`, `judging` | what workers are asked beside the protocol; changes that wait for that |
 //! | `modes` | debug modes, and who waits until they have taken hold |
+//! | `rollouts` | one command over many appliances, a few at a time |
 //! | `roster`, `witness` | events of the workers' nodes; ends of their processes |
 //! | `publisher`, `notes`, `rebalances` | what is shown: to readers, to a person, of each rebalance |
 //! | `convert` | between the machine's terms and everybody else's |
@@ -29,6 +30,7 @@ mod notes;
 mod orders;
 mod publisher;
 mod rebalances;
+mod rollouts;
 mod roster;
 mod sessions;
 mod waiting;
@@ -57,6 +59,7 @@ use self::modes::ModeCallers;
 use self::notes::Notes;
 use self::publisher::{Publisher, REFRESH};
 use self::rebalances::RebalanceHistory;
+use self::rollouts::Rollouts;
 use self::roster::RosterEvents;
 use self::waiting::WaitingCallers;
 use self::witness::HeldWitnesses;
@@ -174,6 +177,7 @@ pub struct Leader<'a> {
     writes: PendingWrites,
     waiting: WaitingCallers,
     modes: ModeCallers,
+    rollouts: Rollouts,
     inquiries: Inquiries,
     publisher: Publisher,
     notes: Notes,
@@ -199,6 +203,7 @@ impl Leader<'_> {
         let lost = self.leadership.lost();
         let mut looked = tokio::time::Instant::now();
         loop {
+            let look_at_rollouts = self.rollouts.next_look();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {
@@ -217,6 +222,8 @@ impl Leader<'_> {
                 () = sleep_until(wake_at) => {}
                 () = at(self.inquiries.next_deadline()) => {}
                 () = at(self.modes.next_look()) => {}
+                call = self.rollouts.call_ended(), if self.rollouts.has_calls() => self.rollout_called(call),
+                () = at(look_at_rollouts) => {}
             }
             self.take_waiting(inputs);
             self.put_inquiries();
@@ -226,6 +233,7 @@ impl Leader<'_> {
             }
             self.hear_held_witnesses();
             self.answer_modes();
+            self.drive_rollouts();
             wake_at = self.step(Event::Tick);
             self.publish();
             if self.end.is_none() && !self.writes.leads(self.machine.term()) {
@@ -399,6 +407,14 @@ impl Leader<'_> {
                     self.end = Some(TermEnd::StoreLost(error));
                 }
             }
+            WriteOutcome::RolloutChanged(change) => self.rollout_changed(*change),
+            WriteOutcome::RolloutNotChanged(change, error) => {
+                self.rollout_not_changed(*change, &error);
+                if error.ends_term() {
+                    self.end = Some(TermEnd::StoreLost(error));
+                }
+            }
+            WriteOutcome::RolloutNotStored(progress) => self.rollout_not_stored(&progress),
             WriteOutcome::NotStored(rebalance) => self.rebalances.not_stored(*rebalance),
             WriteOutcome::Nothing => {}
             WriteOutcome::TermOver(error) => self.end = Some(TermEnd::StoreLost(error)),
@@ -475,7 +491,9 @@ impl Leader<'_> {
                     }
                     WriteOutcome::Ordered(change) => drop(change.reply.send(Ok(()))),
                     WriteOutcome::NotOrdered(change, error) => self.not_ordered(*change, &error),
-                    WriteOutcome::Durable(_) | WriteOutcome::Undone(_) => {}
+                    WriteOutcome::RolloutChanged(change) => self.rollout_changed(*change),
+                    WriteOutcome::RolloutNotChanged(change, error) => self.rollout_not_changed(*change, &error),
+                    WriteOutcome::Durable(_) | WriteOutcome::Undone(_) | WriteOutcome::RolloutNotStored(_) => {}
                     WriteOutcome::NotStored(_) | WriteOutcome::Nothing | WriteOutcome::TermOver(_) => {}
                 }
             }

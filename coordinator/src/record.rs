@@ -8,6 +8,7 @@ use common::driver::DriverName;
 use common::manager::Manager;
 use common::{ApplianceId, Edition, Generation, RebalanceId, Term, WorkerId};
 use coordinator_core::orders::OrderOp;
+use coordinator_core::rollout::{Rollout, RolloutAction, RolloutPolicy, RolloutState};
 use serde::{Deserialize, Serialize};
 
 /// An appliance as it is stored.
@@ -176,6 +177,66 @@ pub struct OrderRecord {
     pub order: OrderOp,
     /// By whom.
     pub note: OrderNote,
+}
+
+/// A rollout, without how far each appliance is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutRecord {
+    /// Identity; whoever starts one makes it up.
+    pub id: uuid::Uuid,
+    /// What is done.
+    pub action: RolloutAction,
+    /// How fast, and when it stops.
+    pub policy: RolloutPolicy,
+    /// How far it is.
+    pub state: RolloutState,
+    /// Former images.
+    pub images: Vec<String>,
+    /// Failures that an operator has resumed after.
+    pub forgiven: usize,
+    /// Appliances of the selection.
+    pub items: u64,
+    /// How they were selected, for people.
+    pub selection: String,
+    /// Also what sources manage.
+    pub force: bool,
+    /// Why, in the operator's words; may be empty.
+    pub reason: String,
+    /// Who started it.
+    pub by: String,
+    /// Why it is in its state, for people; empty where that is plain.
+    pub note: String,
+    /// The last appliances that failed, at most [`RolloutRecord::MAX_FAILURES`].
+    pub failures: Vec<RolloutFailure>,
+    /// When it was started.
+    pub started: SystemTime,
+    /// When it ended.
+    pub ended: Option<SystemTime>,
+}
+
+impl RolloutRecord {
+    /// Most failures that are told.
+    pub const MAX_FAILURES: usize = 50;
+}
+
+/// An appliance that failed in a rollout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutFailure {
+    /// Which.
+    pub appliance: ApplianceId,
+    /// Tenant and name.
+    pub name: String,
+    /// Why.
+    pub why: String,
+}
+
+/// A rollout, with how far each appliance is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRollout {
+    /// What is told of it.
+    pub record: RolloutRecord,
+    /// How it goes on.
+    pub rollout: Rollout,
 }
 
 /// One line of the audit trail.

@@ -21,6 +21,7 @@ mod ledger;
 mod load;
 mod observations;
 mod readers;
+mod rollouts;
 mod rows;
 mod schema;
 mod timed;
@@ -46,9 +47,11 @@ use common::status::Status;
 use common::{ApplianceId, CoordinatorId, Incarnation, RebalanceId, Term, WorkerId};
 use coordinator_core::grants::{GrantOp, StoredMember};
 use coordinator_core::modes::ModeOp;
+use coordinator_core::rollout::RolloutItem;
 use sea_orm::DatabaseConnection;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
 
 pub use self::backup::BackupError;
 use self::batch::PreparedWrite;
@@ -59,12 +62,13 @@ pub(crate) use self::ledger::{read_mended_row, sample_rows};
 pub use self::load::{StoredState, Unreadable};
 use self::observations::Observations;
 use self::readers::Readers;
+pub(crate) use self::rollouts::PART as ROLLOUT_PART;
 pub use self::url::{check as check_url, shown_url};
 use self::writer::{Submission, Writer, WriterCommand};
 use crate::metrics;
 use crate::record::{
     AdoptionRecord, AuditEvent, AuditFilter, AuditPart, MoveRecord, NumberedEvent, OrderRecord, PauseRecord,
-    RebalanceRecord, Record, RequestRecord,
+    RebalanceRecord, Record, RequestRecord, RolloutRecord,
 };
 
 /// Settings of the store.
@@ -208,6 +212,10 @@ pub enum StoreWrite {
     Mode(ModeOp),
     /// Stores an order about placement in the place of the former one of its sort, or removes that where it takes it back.
     Order(OrderRecord),
+    /// Stores a rollout, new or changed, and parts of its items, by their numbers.
+    PutRollout(Box<RolloutRecord>, Vec<(usize, Vec<RolloutItem>)>),
+    /// Removes a rollout and its items.
+    RemoveRollout(Uuid),
     /// A line of the audit trail.
     Event(AuditEvent),
     /// An idempotent call that is carried out by this change.

@@ -7,6 +7,7 @@ mod cluster;
 mod mode;
 mod orders;
 mod rebalance;
+mod rollout;
 mod worker;
 
 pub use appliance::{ApplianceKey, AssignmentView, Candidate, CatalogEntry, Explanation};
@@ -17,4 +18,5 @@ pub use cluster::{
 pub use mode::{ModeList, ModeView, WithheldStep};
 pub use orders::{MAX_ORDERED, OrdersView, PinView, WorkerOrdersView};
 pub use rebalance::{MoveView, RebalanceView};
+pub use rollout::{RolloutItemView, RolloutView};
 pub use worker::WorkerView;

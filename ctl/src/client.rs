@@ -22,6 +22,7 @@ use proto::admin::v1::cluster_client::ClusterClient;
 use proto::admin::v1::debug_client::DebugClient;
 use proto::admin::v1::placement_client::PlacementClient;
 use proto::admin::v1::rebalances_client::RebalancesClient;
+use proto::admin::v1::rollouts_client::RolloutsClient;
 use proto::admin::v1::telemetry_client::TelemetryClient;
 use proto::admin::v1::workers_client::WorkersClient;
 use runtime::socket::TrustedServer;
@@ -80,6 +81,19 @@ pub(crate) struct AdminClient {
     meant: Option<ClusterRef>,
     /// Trace context that each call carries; empty when there is none.
     trace: TraceContext,
+}
+
+/// What an operator asks of a rollout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RolloutOrder {
+    /// Begin nothing more for now.
+    Pause,
+    /// Go on.
+    Resume,
+    /// Begin nothing more, ever.
+    Abort,
+    /// Give the former images back.
+    Rollback,
 }
 
 /// Reference to an appliance that the server returned.
@@ -443,6 +457,51 @@ impl AdminClient {
         let request = v1::WouldHaveRequest { appliance: Some(appliance) };
         let answer = self.call(request, false, |c, r| async move { DebugClient::new(c).would_have(r).await }).await?;
         Ok(answer.steps)
+    }
+
+    /// Number of appliances that match.
+    pub(crate) async fn count(&self, filter: v1::ApplianceFilter) -> Result<u64, Failure> {
+        let request = v1::ListAppliancesRequest { page_size: 1, page_token: String::new(), filter: Some(filter) };
+        let page = self.call(request, false, |c, r| async move { AppliancesClient::new(c).list(r).await }).await?;
+        Ok(page.total_size)
+    }
+
+    /// Starts a rollout.
+    pub(crate) async fn start_rollout(&self, request: v1::StartRolloutRequest) -> Result<v1::Rollout, Failure> {
+        self.call(request, false, |c, r| async move { RolloutsClient::new(c).start(r).await }).await
+    }
+
+    /// How far a rollout is.
+    pub(crate) async fn rollout(&self, id: &str) -> Result<v1::Rollout, Failure> {
+        let request = v1::GetRolloutRequest { id: id.to_owned() };
+        self.call(request, false, |c, r| async move { RolloutsClient::new(c).get(r).await }).await
+    }
+
+    /// All rollouts, newest first.
+    pub(crate) async fn rollouts(&self) -> Result<Vec<v1::Rollout>, Failure> {
+        let request = v1::ListRolloutsRequest {};
+        let answer = self.call(request, false, |c, r| async move { RolloutsClient::new(c).list(r).await }).await?;
+        Ok(answer.rollouts)
+    }
+
+    /// Holds a rollout, has it go on, or ends it.
+    pub(crate) async fn order_rollout(
+        &self,
+        id: &str,
+        order: RolloutOrder,
+        reason: &str,
+    ) -> Result<v1::Rollout, Failure> {
+        let request = v1::OrderRolloutRequest { id: id.to_owned(), reason: reason.to_owned() };
+        self.call(request, false, move |c, r| async move {
+            let mut client = RolloutsClient::new(c);
+            match order {
+                RolloutOrder::Pause => client.pause(r).await,
+                RolloutOrder::Resume => client.resume(r).await,
+                RolloutOrder::Abort => client.abort(r).await,
+                RolloutOrder::Rollback => client.rollback(r).await,
+            }
+        })
+        .await
     }
 
     /// Which worker a key or an appliance belongs to.

@@ -26,6 +26,7 @@ pub(crate) mod orders;
 pub(crate) mod placement;
 pub(crate) mod rebalance;
 pub(crate) mod ring;
+pub(crate) mod rollout;
 pub(crate) mod telemetry;
 #[cfg(test)]
 mod tests;

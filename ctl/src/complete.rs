@@ -82,6 +82,11 @@ pub(crate) fn debug_modes() -> ArgValueCompleter {
     asked(async |client, _| Ok(client.debug_modes().await?.into_iter().map(|mode| mode.id).collect()))
 }
 
+/// Ids of rollouts.
+pub(crate) fn rollouts() -> ArgValueCompleter {
+    asked(async |client, _| Ok(client.rollouts().await?.into_iter().map(|rollout| rollout.id).collect()))
+}
+
 /// Names of workers.
 pub(crate) fn workers() -> ArgValueCompleter {
     asked(async |client, _| Ok(client.workers().await?.into_iter().map(|worker| worker.id).collect()))

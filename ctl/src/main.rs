@@ -13,7 +13,7 @@ use runtime::tls;
 
 use crate::commands::{
     CommandContext, appliance, apply, audit, cluster, context, debug, delete, doctor, placement, rebalance, ring,
-    telemetry, watch, worker,
+    rollout, telemetry, watch, worker,
 };
 use crate::contexts::{Contexts, NamedContext};
 use crate::error::{Exit, Failure};
@@ -84,6 +84,9 @@ enum RugctlCommand {
     /// Keep hands off appliances, and show what would have been done to them
     #[command(subcommand)]
     Debug(debug::DebugCommand),
+    /// Rebuild, check or delete many appliances, or change their image, a few at a time
+    #[command(subcommand)]
+    Rollout(rollout::RolloutCommand),
     /// Show the history of rebalances: moves and their causes
     #[command(visible_alias = "history")]
     Rebalance(rebalance::RebalanceArgs),
@@ -249,6 +252,7 @@ async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(
         RugctlCommand::Ring(command) => ring::run(context, command).await,
         RugctlCommand::Placement(command) => placement::run(context, command).await,
         RugctlCommand::Debug(command) => debug::run(context, command).await,
+        RugctlCommand::Rollout(command) => rollout::run(context, command).await,
         RugctlCommand::Rebalance(args) => rebalance::run(context, args).await,
         RugctlCommand::Audit(args) => audit::run(context, args).await,
         RugctlCommand::LogLevel(args) => telemetry::log_level(context, args).await,

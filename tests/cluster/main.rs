@@ -19,6 +19,7 @@ mod orders;
 mod quarantine;
 mod repair;
 mod restart;
+mod rollouts;
 mod site;
 mod strangers;
 mod telemetry;

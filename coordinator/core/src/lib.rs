@@ -19,6 +19,7 @@ pub mod outbox;
 pub mod planner;
 pub mod quarantine;
 pub mod rebalance;
+pub mod rollout;
 pub mod table;
 pub mod unowned;
 pub mod violation;

@@ -71,6 +71,7 @@ const REBALANCES: &str = "rug.admin.v1.Rebalances";
 const CLUSTER: &str = "rug.admin.v1.Cluster";
 const TELEMETRY: &str = "rug.admin.v1.Telemetry";
 const DEBUG: &str = "rug.admin.v1.Debug";
+const ROLLOUTS: &str = "rug.admin.v1.Rollouts";
 const AUDIT: &str = "rug.admin.v1.Audit";
 
 /// Every call that can be made.
@@ -106,6 +107,13 @@ pub const CALLS: &[Call] = &[
     call(DEBUG, "WouldHave", Permission::ReadAppliances),
     call(PLACEMENT, "Pin", Permission::Operate),
     call(PLACEMENT, "Unpin", Permission::Operate),
+    call(ROLLOUTS, "Start", Permission::Operate),
+    call(ROLLOUTS, "Get", Permission::ReadCluster),
+    call(ROLLOUTS, "List", Permission::ReadCluster),
+    call(ROLLOUTS, "Pause", Permission::Operate),
+    call(ROLLOUTS, "Resume", Permission::Operate),
+    call(ROLLOUTS, "Abort", Permission::Operate),
+    call(ROLLOUTS, "Rollback", Permission::Operate),
     call(REBALANCES, "List", Permission::ReadCluster),
     call(REBALANCES, "Get", Permission::ReadCluster),
     call(REBALANCES, "Watch", Permission::ReadCluster),

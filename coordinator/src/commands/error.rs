@@ -7,6 +7,7 @@ use common::change::ApplianceTarget;
 use common::manager::Manager;
 use common::{ApplianceId, CoordinatorId, Generation, Incarnation, ModeId, Site, WorkerId};
 use coordinator_core::orders::{MAX_PINS, MAX_WORKER_ORDERS};
+use coordinator_core::rollout::OrderRefused;
 use uuid::Uuid;
 
 /// Why a command was not carried out. Nothing was changed, unless the variant says otherwise.
@@ -129,6 +130,21 @@ pub enum CommandError {
          evicted; stop one that runs, and evict one that cannot be reached"
     )]
     HasLease(WorkerId),
+    /// There is no such rollout.
+    #[error("there is no rollout {0}, or it is kept no longer")]
+    NoRollout(Uuid),
+    /// There is a rollout of this name that does something else.
+    #[error("rollout {0} does something else")]
+    RolloutIdTaken(Uuid),
+    /// There are as many rollouts as there may be.
+    #[error("there are {0} rollouts that have not ended, which is the limit")]
+    TooManyRollouts(usize),
+    /// More appliances are selected than one rollout may have.
+    #[error("more than {0} appliances are selected, which is the limit of one rollout")]
+    RolloutTooLarge(usize),
+    /// What is asked of a rollout does not fit how far it is.
+    #[error("rollout {0}: {1}")]
+    RolloutRefused(Uuid, OrderRefused),
     /// There is no such debug mode.
     #[error("there is no debug mode {0}: it was cleared, or has expired")]
     NoMode(ModeId),

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use common::telemetry::TelemetryOrder;
 use common::{ApplianceId, Incarnation, ModeId, ProcessIdentity, Site, WorkerId};
 use coordinator_core::orders::OrderOp;
+use coordinator_core::rollout::RolloutOrder;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::Span;
+use uuid::Uuid;
 
-use super::{Changed, CommandError, Mutation, NewMode, Operator};
+use super::{Changed, CommandError, Mutation, NewMode, NewRollout, Operator};
 use crate::tuning::TuningChange;
-use crate::views::{Explanation, ModeList, ModeView};
+use crate::views::{Explanation, ModeList, ModeView, RolloutView};
 
 /// Where the answer to a command goes. A caller that has given up drops the other end.
 pub type Reply<T> = oneshot::Sender<Result<T, CommandError>>;
@@ -124,6 +126,38 @@ pub enum Command {
         /// Answered at once.
         reply: Reply<ModeList>,
     },
+    /// Start a rollout.
+    StartRollout {
+        /// What is done to which appliances.
+        new: Box<NewRollout>,
+        /// Why, and who asks.
+        request: Operator,
+        /// Answered when it is stored.
+        reply: Reply<RolloutView>,
+    },
+    /// Hold a rollout, have it go on, or end it.
+    OrderRollout {
+        /// Its name.
+        rollout: Uuid,
+        /// What is asked for.
+        order: RolloutOrder,
+        /// Why, and who asks.
+        request: Operator,
+        /// Answered when that is stored.
+        reply: Reply<RolloutView>,
+    },
+    /// How far a rollout is.
+    Rollout {
+        /// Its name.
+        rollout: Uuid,
+        /// Answered at once.
+        reply: Reply<RolloutView>,
+    },
+    /// All rollouts that are kept, the newest first.
+    Rollouts {
+        /// Answered at once.
+        reply: Reply<Vec<RolloutView>>,
+    },
     /// Stop all planning, until [`Resume`](Self::Resume).
     Pause {
         /// The reason is shown in [`PausedView`](crate::views::PausedView).
@@ -175,6 +209,10 @@ impl Command {
             Self::Explain { reply, .. } => drop(reply.send(Err(error))),
             Self::SetMode { reply, .. } | Self::Mode { reply, .. } => drop(reply.send(Err(error))),
             Self::Modes { reply, .. } => drop(reply.send(Err(error))),
+            Self::StartRollout { reply, .. } | Self::OrderRollout { reply, .. } | Self::Rollout { reply, .. } => {
+                drop(reply.send(Err(error)));
+            }
+            Self::Rollouts { reply } => drop(reply.send(Err(error))),
             Self::Unbind { reply, .. } => drop(reply.send(Err(error))),
             Self::Tune { reply, .. } | Self::Tuning { reply } => drop(reply.send(Err(error))),
             Self::Check { reply, .. }

@@ -78,6 +78,15 @@ pub fn from_command(error: &CommandError) -> Status {
         CommandError::OtherLife { worker, current } => other_life(worker, *current),
         CommandError::NoLease(id) => precondition("NO_LEASE", id.as_str(), &text),
         CommandError::HasLease(id) => precondition("HAS_LEASE", id.as_str(), &text),
+        CommandError::NoRollout(id) => status(Code::NotFound, "NOT_FOUND", resource("rollout", &id.to_string(), &text)),
+        CommandError::RolloutIdTaken(id) => {
+            status(Code::AlreadyExists, "ID_TAKEN", resource("rollout", &id.to_string(), &text))
+        }
+        CommandError::TooManyRollouts(_) | CommandError::RolloutTooLarge(_) => {
+            let details = ErrorDetails::with_quota_failure_violation("rollouts", text.as_str());
+            status(Code::ResourceExhausted, "TOO_MANY", details)
+        }
+        CommandError::RolloutRefused(id, _) => precondition("ROLLOUT_STATE", &id.to_string(), &text),
         CommandError::NoMode(id) => status(Code::NotFound, "NOT_FOUND", resource("debug mode", &id.to_string(), &text)),
         CommandError::ModeIdTaken(id) => {
             status(Code::AlreadyExists, "ID_TAKEN", resource("debug mode", &id.to_string(), &text))

@@ -26,6 +26,7 @@ use super::notes::{Notes, Violations};
 use super::orders::OrderBook;
 use super::publisher::Publisher;
 use super::rebalances::RebalanceHistory;
+use super::rollouts::Rollouts;
 use super::waiting::WaitingCallers;
 use super::witness::HeldWitnesses;
 use super::writes::PendingWrites;
@@ -90,6 +91,7 @@ impl<'a> Leader<'a> {
             pause,
             modes,
             orders,
+            rollouts,
             unreadable,
             former: _,
         } = stored;
@@ -132,6 +134,7 @@ impl<'a> Leader<'a> {
             writes,
             waiting: WaitingCallers::default(),
             modes: ModeCallers::default(),
+            rollouts: Rollouts::restore(rollouts),
             inquiries: Inquiries::default(),
             publisher: Publisher::new(setup, store, cluster, began, (pause.map(PausedView::from), book)),
             notes,

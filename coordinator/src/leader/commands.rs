@@ -48,6 +48,12 @@ impl Leader<'_> {
             Command::ClearMode { mode, request, reply } => self.clear_mode(mode, request, reply),
             Command::Mode { mode, reply } => drop(reply.send(self.mode_view(mode))),
             Command::Modes { after, most, reply } => drop(reply.send(Ok(self.mode_list(after, most)))),
+            Command::StartRollout { new, request, reply } => self.start_rollout(*new, &request, reply),
+            Command::OrderRollout { rollout, order, request, reply } => {
+                self.order_rollout(rollout, order, &request, reply);
+            }
+            Command::Rollout { rollout, reply } => drop(reply.send(self.rollout(rollout))),
+            Command::Rollouts { reply } => drop(reply.send(Ok(self.rollout_list()))),
             Command::Pause { request, reply } => self.pause(&request, reply),
             Command::Resume { request, reply } => self.resume(&request, reply),
             Command::Order { ops, force, request, reply } => self.order(ops, force, &request, reply),
@@ -129,7 +135,7 @@ impl Leader<'_> {
         let _ = reply.send(Ok(changed));
     }
 
-    fn check(&mut self, appliance: ApplianceId, reply: Reply<()>) {
+    pub(super) fn check(&mut self, appliance: ApplianceId, reply: Reply<()>) {
         let table = self.machine.table();
         let Some((slot, entry)) = table.slot(appliance).and_then(|slot| Some((slot, table.get(slot)?))) else {
             let target = ApplianceTarget::Id(appliance);

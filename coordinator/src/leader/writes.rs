@@ -7,18 +7,21 @@ use std::sync::Arc;
 
 use common::{Life, Term};
 use coordinator_core::machine::{BatchId, Commit};
+use coordinator_core::rollout::RolloutItem;
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::FuturesUnordered;
 use runtime::{log_limited, telemetry};
 use tracing::instrument::Instrument;
 use tracing::{Span, info_span};
+use uuid::Uuid;
 
 use super::rebalances::StoredRebalance;
 use crate::admission::AdmittedChange;
 use crate::commands::{Changed, Reply};
-use crate::record::{AuditEvent, OrderRecord, PauseRecord};
+use crate::record::{AuditEvent, OrderRecord, PauseRecord, RolloutRecord, StoredRollout};
 use crate::store::{self, Store, StoreWrite};
+use crate::views::RolloutView;
 
 /// An operator stops all planning, or lets it go on.
 #[derive(Debug)]
@@ -39,9 +42,31 @@ pub(super) struct OrderChange {
     pub(super) reply: Reply<()>,
 }
 
+/// A new rollout, or an operator's order about one.
+#[derive(Debug)]
+pub(super) struct RolloutChange {
+    pub(super) stored: Box<StoredRollout>,
+    /// Its items, of a new one.
+    pub(super) parts: Vec<(usize, Vec<RolloutItem>)>,
+    /// Rollouts that are kept no longer.
+    pub(super) removes: Vec<Uuid>,
+    pub(super) audit: AuditEvent,
+    pub(super) reply: Reply<RolloutView>,
+}
+
+/// How far a rollout is.
+#[derive(Debug)]
+pub(super) struct RolloutProgress {
+    pub(super) id: Uuid,
+    /// Parts of its items that are stored with it.
+    pub(super) parts: Vec<usize>,
+}
+
 /// How a write ended.
 #[derive(Debug)]
 enum Ended {
+    Rollout(Box<RolloutChange>, Result<(), store::Error>),
+    RolloutProgress(RolloutProgress, Result<(), store::Error>),
     Batch(BatchId, Result<(), store::Error>),
     Change(Box<AdmittedChange>, Span, Reply<Changed>, Result<(), store::Error>),
     Pause(Box<PauseChange>, Result<(), store::Error>),
@@ -70,6 +95,12 @@ pub(super) enum WriteOutcome {
     Ordered(Box<OrderChange>),
     /// It does not have them; whoever gave them is to be told why.
     NotOrdered(Box<OrderChange>, store::Error),
+    /// The store has a rollout, or an operator's order about one.
+    RolloutChanged(Box<RolloutChange>),
+    /// It does not have it; whoever asked for it is to be told why.
+    RolloutNotChanged(Box<RolloutChange>, store::Error),
+    /// The store does not have how a rollout goes on; it is to be offered again.
+    RolloutNotStored(RolloutProgress),
     /// The store does not have how a rebalance goes on; it is to be offered again.
     NotStored(Box<StoredRebalance>),
     /// Something else is stored, or was not stored and is not missed.
@@ -93,6 +124,14 @@ impl Ended {
             Self::Pause(change, Err(error)) => WriteOutcome::NotPaused(change, error),
             Self::Order(change, Ok(())) => WriteOutcome::Ordered(change),
             Self::Order(change, Err(error)) => WriteOutcome::NotOrdered(change, error),
+            Self::Rollout(change, Ok(())) => WriteOutcome::RolloutChanged(change),
+            Self::Rollout(change, Err(error)) => WriteOutcome::RolloutNotChanged(change, error),
+            Self::RolloutProgress(_, Ok(())) => WriteOutcome::Nothing,
+            Self::RolloutProgress(_, Err(error)) if error.ends_term() => WriteOutcome::TermOver(error),
+            Self::RolloutProgress(progress, Err(error)) => {
+                log_limited!(warn, rollout = %progress.id, "progress of a rollout was not stored and will be stored later: {error}");
+                WriteOutcome::RolloutNotStored(progress)
+            }
             Self::History(_, Ok(())) | Self::Eviction(_, Ok(())) => WriteOutcome::Nothing,
             Self::Rebalance(rebalance, Ok(())) => {
                 // Only now: whoever cannot store that it has ended does not end it.
@@ -212,6 +251,26 @@ impl PendingWrites {
             let result = pending.await;
             Ended::Order(change, result)
         }));
+    }
+
+    /// Writes a rollout, or an operator's order about one.
+    pub(super) fn rollout(&self, change: RolloutChange) {
+        let mut writes: Vec<StoreWrite> = change.removes.iter().map(|id| StoreWrite::RemoveRollout(*id)).collect();
+        writes.push(StoreWrite::PutRollout(Box::new(change.stored.record.clone()), change.parts.clone()));
+        writes.push(StoreWrite::Event(change.audit.clone()));
+        let pending = self.store.submit(writes);
+        let change = Box::new(change);
+        self.pending.push(Box::pin(async move {
+            let result = pending.await;
+            Ended::Rollout(change, result)
+        }));
+    }
+
+    /// Writes how far a rollout is.
+    pub(super) fn rollout_progress(&self, record: RolloutRecord, parts: Vec<(usize, Vec<RolloutItem>)>) {
+        let progress = RolloutProgress { id: record.id, parts: parts.iter().map(|(part, _)| *part).collect() };
+        let pending = self.store.submit(vec![StoreWrite::PutRollout(Box::new(record), parts)]);
+        self.pending.push(Box::pin(async move { Ended::RolloutProgress(progress, pending.await) }));
     }
 
     /// Writes history that nobody waits for; `what` names it in the log.

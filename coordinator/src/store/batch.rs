@@ -15,10 +15,11 @@ use sea_orm::{ActiveModelTrait, ConnectionTrait, IntoActiveModel, Iterable, Prim
 use super::StoreWrite;
 use super::entities::{
     appliances, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress, rebalances, requests,
-    statuses, worker_orders, workers,
+    rollout_items, rollouts, statuses, worker_orders, workers,
 };
 use super::ledger::{self, LogPacker, LogPosition};
 use super::load::{self, Keep};
+use super::rollouts as rollout_rows;
 use super::rows::{self, OrderRow};
 use crate::record::{AdoptionRecord, MoveRecord};
 
@@ -44,6 +45,8 @@ pub(super) enum PreparedWrite {
     /// With the row, unless the rule ends.
     Mode(String, Option<debug_modes::Model>),
     Order(OrderRow),
+    Rollout(rollouts::Model, Vec<rollout_items::Model>),
+    NoRollout(String),
     Event(Box<events::ActiveModel>),
     Request(requests::Model),
 }
@@ -70,6 +73,11 @@ impl From<StoreWrite> for PreparedWrite {
                 Self::Mode(op.id().to_string(), row)
             }
             StoreWrite::Order(record) => Self::Order(rows::from_order(&record)),
+            StoreWrite::PutRollout(record, parts) => {
+                let part = |(part, items): &(usize, Vec<_>)| rollout_rows::from_items(record.id, *part, items);
+                Self::Rollout(rollout_rows::from_record(&record), parts.iter().map(part).collect())
+            }
+            StoreWrite::RemoveRollout(id) => Self::NoRollout(id.simple().to_string()),
             StoreWrite::Event(event) => Self::Event(Box::new(rows::from_event(&event))),
             StoreWrite::Request(request) => Self::Request(rows::from_request(&request)),
         }
@@ -83,6 +91,7 @@ impl PreparedWrite {
             Self::Grants(ops) => ops.len(),
             Self::Moves(moves) => moves.len() / 8 + 1,
             Self::Adoptions(adoptions) => adoptions.len() / 8 + 1,
+            Self::Rollout(_, parts) => 1 + 16 * parts.len(),
             _ => 1,
         }
     }
@@ -142,6 +151,19 @@ impl Bulky for debug_modes::Model {
 
 impl Bulky for worker_orders::Model {}
 impl Bulky for pins::Model {}
+
+impl Bulky for rollouts::Model {
+    fn bytes(&self) -> usize {
+        self.record.len()
+    }
+}
+
+impl Bulky for rollout_items::Model {
+    fn bytes(&self) -> usize {
+        self.data.len()
+    }
+}
+
 impl Bulky for requests::Model {}
 
 /// Content of one transaction.
@@ -157,6 +179,8 @@ pub(super) struct Batch {
     debug_modes: RowChanges<String, debug_modes::Model>,
     worker_orders: RowChanges<(String, String), worker_orders::Model>,
     pins: RowChanges<Uuid, pins::Model>,
+    rollouts: RowChanges<String, rollouts::Model>,
+    rollout_items: RowChanges<(String, i32), rollout_items::Model>,
     requests: RowChanges<Uuid, requests::Model>,
     moves: Vec<(i64, i64, Vec<u8>)>,
     events: Vec<events::ActiveModel>,
@@ -202,6 +226,15 @@ impl Batch {
                     batch.worker_orders.insert(key.clone(), row.clone());
                 }
                 PreparedWrite::Order(OrderRow::Pin(key, row)) => drop(batch.pins.insert(*key, row.clone())),
+                PreparedWrite::Rollout(row, parts) => {
+                    batch.rollouts.insert(row.id.clone(), Some(row.clone()));
+                    let parts = parts.iter().map(|part| ((part.rollout.clone(), part.part), Some(part.clone())));
+                    batch.rollout_items.extend(parts);
+                }
+                PreparedWrite::NoRollout(id) => {
+                    batch.rollouts.insert(id.clone(), None);
+                    batch.rollout_items.retain(|(rollout, _), _| rollout != id);
+                }
                 PreparedWrite::Event(row) => batch.events.push((**row).clone()),
                 PreparedWrite::Request(row) => drop(batch.requests.insert(row.id, Some(row.clone()))),
             }
@@ -300,6 +333,13 @@ impl Batch {
         upsert::<worker_orders::ActiveModel, _>(db, &self.worker_orders).await?;
         delete::<pins::Entity, _>(db, pins::Column::Appliance, &gone(&self.pins)).await?;
         upsert::<pins::ActiveModel, _>(db, &self.pins).await?;
+        for id in gone(&self.rollouts) {
+            let items = rollout_items::Entity::delete_many().filter(rollout_items::Column::Rollout.eq(id.as_str()));
+            items.exec(db).await?;
+            rollouts::Entity::delete_by_id(id).exec(db).await?;
+        }
+        upsert::<rollouts::ActiveModel, _>(db, &self.rollouts).await?;
+        upsert::<rollout_items::ActiveModel, _>(db, &self.rollout_items).await?;
         upsert::<requests::ActiveModel, _>(db, &self.requests).await?;
         insert::<events::ActiveModel>(db, self.events.iter().cloned(), None).await?;
         for (term, number, data) in &self.moves {

@@ -9,7 +9,7 @@ use sea_orm::entity::prelude::*;
 use super::dialect::failure;
 use super::entities::{
     appliances, clusters, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress, rebalances,
-    requests, statuses, worker_orders, workers,
+    requests, rollouts, statuses, worker_orders, workers,
 };
 use super::error::Error;
 use super::ledger::{self, Chunk, GrantLogEntry, LogPosition, Pages};
@@ -45,6 +45,7 @@ pub(super) async fn dump(db: &impl ConnectionTrait, out: &mut impl Write) -> Res
     count::<requests::Entity>(db, out).await?;
     count::<pauses::Entity>(db, out).await?;
     count::<debug_modes::Entity>(db, out).await?;
+    count::<rollouts::Entity>(db, out).await?;
     count::<worker_orders::Entity>(db, out).await?;
     count::<pins::Entity>(db, out).await?;
     count::<grants::Entity>(db, out).await?;

@@ -294,6 +294,48 @@ pub(super) mod pins {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
+/// Rollouts.
+pub(super) mod rollouts {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "rollouts")]
+    pub struct Model {
+        /// 32 hexadecimal digits.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: String,
+        /// What it is, as JSON.
+        #[sea_orm(column_type = "Text")]
+        pub record: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// How far the appliances of rollouts are: packed, in parts.
+pub(super) mod rollout_items {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "rollout_items")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub rollout: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub part: i32,
+        #[sea_orm(column_type = "Blob")]
+        pub data: Vec<u8>,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
 /// Applied plans.
 pub(super) mod rebalances {
     use sea_orm::entity::prelude::*;

@@ -21,7 +21,7 @@ use super::ledger::ReplayedLog;
 use super::rows;
 use crate::record::{
     AuditFilter, AuditPart, MoveRecord, NumberedEvent, OrderRecord, PauseRecord, RebalanceOutcome, RebalanceRecord,
-    Record, RequestRecord,
+    Record, RequestRecord, StoredRollout,
 };
 
 /// Rebalances that are kept in memory by a leader.
@@ -78,6 +78,8 @@ pub struct StoredState {
     pub pause: Option<PauseRecord>,
     /// Rules of debug modes.
     pub modes: Vec<ModeRule>,
+    /// Rollouts, in no order.
+    pub rollouts: Vec<StoredRollout>,
     /// Operators' orders about placement, in no order.
     pub orders: Vec<OrderRecord>,
 }
@@ -155,6 +157,7 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
         pause: pause.map(rows::to_pause),
         modes: modes.iter().map(rows::to_mode).collect::<Result<_, _>>()?,
         orders: orders.collect::<Result<_, _>>()?,
+        rollouts: super::rollouts::read(db).await?,
     };
     Ok((loaded, ledger))
 }

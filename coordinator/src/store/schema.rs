@@ -6,6 +6,7 @@
 //! and long texts get the types that hold more than 64 KiB, and names compare byte by byte as on the others.
 
 mod orders;
+mod rollouts;
 
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ impl MigratorTrait for Migrator {
             Box::new(LastEnd),
             Box::new(DebugModes),
             Box::new(orders::Orders),
+            Box::new(rollouts::Rollouts),
         ]
     }
 }

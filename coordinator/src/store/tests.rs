@@ -25,6 +25,7 @@ use common::{Generation, ModeId, Token};
 use coordinator_core::grants::{Granted, Profile, StoredGrant};
 use coordinator_core::modes::ModeOp;
 use coordinator_core::orders::{OrderOp, Pin};
+use coordinator_core::rollout::{ItemState, Rollout, RolloutAction, RolloutPolicy, RolloutState};
 use sea_orm::ConnectionTrait;
 use tempfile::TempDir;
 
@@ -157,6 +158,7 @@ async fn begin(store: &Store) -> Result<(Term, StoredState), Error> {
 
 on_every_database!(
     everything_survives_a_restart,
+    a_rollout_is_stored_in_parts_and_progress_replaces_single_ones,
     a_debug_mode_that_cannot_be_read_covers_everything,
     a_term_begins_only_above_the_stored_one,
     nothing_is_written_outside_of_a_term,
@@ -169,6 +171,69 @@ on_every_database!(
     old_history_is_deleted_when_the_leader_asks,
     a_dump_shows_counts_and_grants_and_needs_no_term,
 );
+
+/// A rollout of so many appliances, and the write of some parts of it.
+fn rollout(items: u128) -> StoredRollout {
+    let policy = RolloutPolicy {
+        max_unavailable: 5,
+        max_failures: 0,
+        canary: 1,
+        waves: vec![10, 100],
+        item_timeout: Duration::from_secs(60),
+        rollback: true,
+    };
+    let action = RolloutAction::SetImage("v2".into());
+    let mut rollout = Rollout::new(action.clone(), policy.clone(), (1..=items).map(ApplianceId::from_u128));
+    rollout.images = vec!["v1 \u{1f4a5}".into()];
+    rollout.items[0].former_image = Some(0);
+    rollout.items[0].state = ItemState::Begun(Generation::new(7));
+    let failure = RolloutFailure { appliance: id(9), name: "t/web".into(), why: "it's \"broken\"".into() };
+    let record = RolloutRecord {
+        id: Uuid::from_u128(items),
+        action,
+        policy,
+        state: RolloutState::Running,
+        images: rollout.images.clone(),
+        forgiven: 0,
+        items: rollout.items.len() as u64,
+        selection: "tenant t".into(),
+        force: true,
+        reason: "new image".into(),
+        by: "rug://role/operator".into(),
+        note: String::new(),
+        failures: vec![failure],
+        started: at(8),
+        ended: None,
+    };
+    StoredRollout { record, rollout }
+}
+
+fn put_rollout(stored: &StoredRollout, parts: std::ops::Range<usize>) -> StoreWrite {
+    let chunks: Vec<_> = stored.rollout.items.chunks(ROLLOUT_PART).map(<[_]>::to_vec).collect();
+    let parts = parts.map(|part| (part, chunks[part].clone())).collect();
+    StoreWrite::PutRollout(Box::new(stored.record.clone()), parts)
+}
+
+async fn a_rollout_is_stored_in_parts_and_progress_replaces_single_ones(database: DatabaseKind) {
+    let home = Home::new(database).await;
+    let (store, ..) = home.lead().await;
+    let (mut large, small) = (rollout(2_500), rollout(3));
+    store.submit(vec![put_rollout(&large, 0..3), put_rollout(&small, 0..1)]).await.expect("stored");
+    large.rollout.items[2_400].state = ItemState::Failed;
+    (large.record.state, large.rollout.state) = (RolloutState::Stopped, RolloutState::Stopped);
+    store.submit(vec![put_rollout(&large, 2..3)]).await.expect("stored");
+    store.close().await;
+    let (store, _, mut loaded) = home.lead().await;
+    loaded.rollouts.sort_by_key(|stored| stored.record.items);
+    assert_eq!(loaded.rollouts, [small.clone(), large.clone()]);
+    store.submit(vec![StoreWrite::RemoveRollout(large.record.id)]).await.expect("removed");
+    store.close().await;
+    // One whose parts are damaged is left out, and keeps nobody from leading.
+    home.sql("UPDATE rollout_items SET part = 7").await;
+    let (store, _, loaded) = home.lead().await;
+    assert_eq!(loaded.rollouts, []);
+    store.close().await;
+}
 
 /// A rule with everything that is hard to store.
 fn mode(n: u128) -> ModeRule {

@@ -57,6 +57,9 @@ pub enum FencedBy {
 /// Name of the driver.
 pub const NAME: &str = "simulated";
 
+/// How images begin that never boot, to try what happens then.
+const BROKEN: &str = "broken";
+
 /// Settings of the driver.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -365,6 +368,9 @@ impl Driver for Simulated {
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error> {
         self.send(permit)?;
         self.take(self.config.boot_latency, "boot").await?;
+        if wanted.desired.spec.image.as_deref().is_some_and(|image| image.starts_with(BROKEN)) {
+            return Err(Error::Failed("the image does not boot".into()));
+        }
         let mut world = self.world();
         world.refresh()?;
         self.arrive(&mut world, permit)?;

@@ -39,6 +39,10 @@ const STATEMENTS: &[(&str, Access)] = &[
     ("DELETE debug_modes WHERE id =", Index),
     ("DELETE pauses WHERE id =", Index),
     ("SELECT worker_orders", BEGIN),
+    ("SELECT rollouts", BEGIN),
+    ("SELECT rollout_items", BEGIN),
+    ("DELETE rollouts WHERE id =", Index),
+    ("DELETE rollout_items WHERE rollout =", Index),
     ("SELECT pins", BEGIN),
     ("DELETE worker_orders WHERE worker", Index),
     ("DELETE pins WHERE appliance IN", Index),
@@ -102,6 +106,8 @@ fn shape(sql: &str) -> String {
         "debug_modes",
         "worker_orders",
         "pins",
+        "rollouts",
+        "rollout_items",
     ] {
         text = text.replace(&format!("{table}."), "");
         let from = format!(" FROM {table}");
@@ -161,6 +167,9 @@ async fn exercise(home: &Home) {
     let pause = PauseRecord { reason: "work".into(), by: "admin".into(), since: at(3) };
     store.submit(vec![StoreWrite::Pause(Some(pause))]).await.expect("stored");
     store.submit(vec![StoreWrite::Pause(None)]).await.expect("stored");
+    let rolled = rollout(2_500);
+    store.submit(vec![put_rollout(&rolled, 0..3)]).await.expect("stored");
+    store.submit(vec![StoreWrite::RemoveRollout(rolled.record.id)]).await.expect("stored");
     let clear = StoreWrite::Mode(ModeOp::Clear(ModeId::new(2)));
     store.submit(vec![StoreWrite::Mode(ModeOp::Set(mode(2)))]).await.expect("stored");
     store.submit(vec![clear]).await.expect("stored");
