@@ -284,6 +284,18 @@ impl AdminClient {
         Ok(page.appliances)
     }
 
+    /// One page of those that match, at most of `size`, from `token` on.
+    pub(crate) async fn page(
+        &self,
+        filter: v1::ApplianceFilter,
+        size: usize,
+        token: String,
+    ) -> Result<v1::ListAppliancesResponse, Failure> {
+        let page_size = i32::try_from(size).unwrap_or(PAGE).min(PAGE);
+        let request = v1::ListAppliancesRequest { page_size, page_token: token, filter: Some(filter) };
+        self.call(request, false, |c, r| async move { Self::appliances(c).list(r).await }).await
+    }
+
     /// Creates or changes an appliance.
     pub(crate) async fn update(
         &self,
@@ -554,9 +566,9 @@ impl AdminClient {
         self.call(request, false, |c, r| async move { RebalancesClient::new(c).get(r).await }).await
     }
 
-    /// Rebalances as they begin, go on and end.
-    pub(crate) async fn watch_rebalances(&self) -> Result<Streaming<v1::Rebalance>, Failure> {
-        let request = v1::WatchRebalancesRequest {};
+    /// Rebalances as they begin, go on and end; with `summary` without their moves.
+    pub(crate) async fn watch_rebalances(&self, summary: bool) -> Result<Streaming<v1::Rebalance>, Failure> {
+        let request = v1::WatchRebalancesRequest { summary };
         self.call(request, true, |c, r| async move { RebalancesClient::new(c).watch(r).await }).await
     }
 

@@ -95,6 +95,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     ("sampling", &["rugctl sampling", "rugctl sampling --ratio 0.1 --slow 2s", "rugctl sampling --reset"]),
+    ("top", &["rugctl top", "rugctl top --cluster prod", "rugctl top --ascii --no-color"]),
     ("doctor", &["rugctl doctor", "rugctl doctor --server https://rug-1:7470,https://rug-2:7470"]),
     ("cluster status", &["rugctl cluster status", "rugctl cluster status --cluster prod -o json"]),
     ("cluster watch", &["rugctl cluster watch"]),

@@ -33,6 +33,7 @@ mod output;
 mod processes;
 mod status;
 mod text;
+mod top;
 mod up;
 mod wait;
 
@@ -96,6 +97,8 @@ enum RugctlCommand {
     LogLevel(telemetry::LogLevelArgs),
     /// Show and change which traces coordinators and workers keep
     Sampling(telemetry::SamplingArgs),
+    /// Show the cluster live on the screen: workers, phases, rebalances, troubles, events
+    Top(top::TopArgs),
     /// Diagnose the cluster: what is wrong and what to do about it
     ///
     /// Asks every coordinator of --server. The exit code is 1 when there is a problem.
@@ -257,6 +260,7 @@ async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(
         RugctlCommand::Audit(args) => audit::run(context, args).await,
         RugctlCommand::LogLevel(args) => telemetry::log_level(context, args).await,
         RugctlCommand::Sampling(args) => telemetry::sampling(context, args).await,
+        RugctlCommand::Top(args) => top::run(context, args).await,
         RugctlCommand::Doctor => doctor::run(context).await,
         RugctlCommand::Cluster(command) => cluster::run(context, command).await,
         RugctlCommand::Version { client } => cluster::version(context, *client).await,

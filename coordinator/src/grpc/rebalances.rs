@@ -111,21 +111,30 @@ impl wire::rebalances_server::Rebalances for RebalancesService {
 
     async fn watch(
         &self,
-        _request: Request<wire::WatchRebalancesRequest>,
+        request: Request<wire::WatchRebalancesRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        let message: fn(&RebalanceView) -> wire::Rebalance = match request.into_inner().summary {
+            true => |view: &RebalanceView| to_wire::rebalance_record(&view.record),
+            false => to_wire::rebalance,
+        };
         let (running, changes) = self.caller.catalog.watch_rebalances();
-        let running = stream::iter(running).map(|view| Ok(to_wire::rebalance(&view)));
+        let running = stream::iter(running).map(move |view| Ok(message(&view)));
         let links = self.caller.clone();
-        Ok(Response::new(running.chain(live(changes)).map(move |next| next.map(|it| linked(&links, it))).boxed()))
+        Ok(Response::new(
+            running.chain(live(changes, message)).map(move |next| next.map(|it| linked(&links, it))).boxed(),
+        ))
     }
 }
 
 /// Rebalances as they begin, progress and end; ends like a watch of appliances.
-fn live(changes: Receiver<Arc<RebalanceView>>) -> impl futures::Stream<Item = Result<wire::Rebalance, Status>> + Send {
-    stream::unfold(Some(changes), |changes| async move {
+fn live(
+    changes: Receiver<Arc<RebalanceView>>,
+    message: fn(&RebalanceView) -> wire::Rebalance,
+) -> impl futures::Stream<Item = Result<wire::Rebalance, Status>> + Send {
+    stream::unfold(Some(changes), move |changes| async move {
         let mut changes = changes?;
         match changes.recv().await {
-            Ok(view) => Some((Ok(to_wire::rebalance(&view)), Some(changes))),
+            Ok(view) => Some((Ok(message(&view)), Some(changes))),
             Err(RecvError::Lagged(missed)) => Some((Err(status::lagged(missed)), None)),
             Err(RecvError::Closed) => Some((Err(status::watch_over()), None)),
         }

@@ -169,7 +169,7 @@ fn show(context: &CommandContext, appliances: &[v1::Appliance], secrets: Secrets
     }
 }
 
-fn ready(appliance: &v1::Appliance) -> String {
+pub(crate) fn ready(appliance: &v1::Appliance) -> String {
     let wanted = appliance.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
     let alive = appliance.status.iter().flat_map(|s| &s.instances).filter(|i| i.alive == Some(true)).count();
     format!("{alive}/{wanted}")
@@ -262,7 +262,7 @@ pub(crate) async fn scale(context: &CommandContext, args: &ScaleArgs) -> Result<
 }
 
 /// Everything about one appliance, in sections.
-fn description(
+pub(crate) fn description(
     context: &CommandContext,
     a: &v1::Appliance,
     explained: &v1::ExplainApplianceResponse,
@@ -424,6 +424,11 @@ pub(crate) async fn explain(context: &CommandContext, args: &One) -> Result<(), 
     if context.ui.format.is_structured() {
         return context.ui.print_value(&Explanation::from(&explained));
     }
+    context.ui.print(&explanation(context, &explained))
+}
+
+/// Why an appliance is where it is, with every candidate.
+pub(crate) fn explanation(context: &CommandContext, explained: &v1::ExplainApplianceResponse) -> String {
     let mut text = String::new();
     let _ = writeln!(text, "{}", one_line(&explained.summary));
     let error = explained.appliance.as_ref().and_then(|a| a.status.as_ref()).map(|status| one_line(&status.last_error));
@@ -451,7 +456,7 @@ pub(crate) async fn explain(context: &CommandContext, args: &One) -> Result<(), 
     if !explained.moves.is_empty() {
         let _ = writeln!(text, "\n{}", context.ui.table_text(&moves(&explained.moves, false), 0));
     }
-    context.ui.print(&text)
+    text
 }
 
 /// Runs `rebuild`.

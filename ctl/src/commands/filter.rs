@@ -112,7 +112,7 @@ fn phases() -> Vec<String> {
     Phase::ALL.iter().map(|phase| phase.name().to_lowercase()).collect()
 }
 
-fn parse_phase(text: &str) -> Result<v1::Phase, String> {
+pub(crate) fn parse_phase(text: &str) -> Result<v1::Phase, String> {
     let wanted = format!("PHASE_{}", text.to_uppercase());
     match v1::Phase::from_str_name(&wanted) {
         Some(phase) if phase != v1::Phase::Unspecified => Ok(phase),

@@ -11,7 +11,7 @@ use proto::admin::v1;
 use crate::commands::{CommandContext, appliance, watch};
 use crate::complete;
 use crate::error::Failure;
-use crate::output::{OutputFormat, TextTable, Tone, age, moment, view as shown};
+use crate::output::{OutputFormat, TextTable, Tone, Ui, age, moment, view as shown};
 use crate::text::one_line;
 
 /// Arguments; without a command the history is listed.
@@ -120,6 +120,11 @@ async fn get(context: &CommandContext, id: &str) -> Result<(), Failure> {
     if context.ui.format.is_structured() {
         return context.ui.print_value(&shown::Rebalance::from(&rebalance));
     }
+    context.ui.print(&description(&context.ui, &rebalance, SystemTime::now()))
+}
+
+/// A rebalance with its moves.
+pub(crate) fn description(ui: &Ui, rebalance: &v1::Rebalance, now: SystemTime) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
         if !value.is_empty() {
@@ -128,20 +133,20 @@ async fn get(context: &CommandContext, id: &str) -> Result<(), Failure> {
     };
     line("Id", &rebalance.id);
     line("Cause", &one_line(&rebalance.cause));
-    line("Outcome", &context.ui.paint(Tone::of(&rebalance.outcome), &rebalance.outcome));
+    line("Outcome", &ui.paint(Tone::of(&rebalance.outcome), &rebalance.outcome));
     line("Moves", &format!("{} of {} done", rebalance.moves_done, rebalance.moves));
     line("Started", &moment(rebalance.start_time));
-    line("Duration", &duration(&rebalance, SystemTime::now()));
+    line("Duration", &duration(rebalance, now));
     line("Trace", &rebalance.trace_id);
     line("Link", &one_line(&rebalance.trace_url));
     if !rebalance.r#move.is_empty() {
-        let _ = write!(text, "\n{}", context.ui.table_text(&appliance::moves(&rebalance.r#move, true), 0));
+        let _ = write!(text, "\n{}", ui.table_text(&appliance::moves(&rebalance.r#move, true), 0));
         let hidden = rebalance.moves.saturating_sub(rebalance.r#move.len() as u64);
         if hidden > 0 {
             let _ = write!(text, "\nand {hidden} more");
         }
     }
-    context.ui.print(&text)
+    text
 }
 
 #[cfg(test)]

@@ -216,7 +216,7 @@ pub(crate) async fn rebalances(context: &CommandContext) -> Result<(), Failure> 
     let mut printed = PrintedLines::default();
     each(
         context,
-        async || context.client.watch_rebalances().await,
+        async || context.client.watch_rebalances(false).await,
         |message| show_rebalance(context, &message, &mut printed).map(ControlFlow::Continue),
     )
     .await

@@ -13,7 +13,7 @@ use crate::commands::{CommandContext, Extent, confirm, orders, watch};
 use crate::complete;
 use crate::document::view;
 use crate::error::Failure;
-use crate::output::{OutputFormat, TextTable, Tone, age, count, moment, view as shown};
+use crate::output::{OutputFormat, TextTable, Tone, Ui, age, count, moment, view as shown};
 use crate::text::one_line;
 
 /// How long `forget` waits for the end of a lease (`--timeout`), and how often it looks.
@@ -190,6 +190,11 @@ async fn get(context: &CommandContext, name: &str) -> Result<(), Failure> {
     if context.ui.format.is_structured() {
         return context.ui.print_value(&shown::Worker::from(&w));
     }
+    context.ui.print(&description(&context.ui, &w, SystemTime::now()))
+}
+
+/// Everything about one worker.
+pub(crate) fn description(ui: &Ui, w: &v1::Worker, now: SystemTime) -> String {
     let health = view::health(w.health());
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
@@ -198,7 +203,7 @@ async fn get(context: &CommandContext, name: &str) -> Result<(), Failure> {
         }
     };
     line("Name", &w.id);
-    line("Health", &context.ui.paint(Tone::of(health), health));
+    line("Health", &ui.paint(Tone::of(health), health));
     line("Reason", &one_line(&w.reason));
     line("Appliances", &w.appliances.to_string());
     line("Phases", &phases(&w.phases));
@@ -224,13 +229,8 @@ async fn get(context: &CommandContext, name: &str) -> Result<(), Failure> {
     line("Pid", &if w.pid == 0 { String::new() } else { w.pid.to_string() });
     line("Version", &w.version);
     line("Incarnation", &w.incarnation);
-    line(
-        "Seen",
-        &w.last_seen
-            .map(|t| format!("{} ({} ago)", moment(Some(t)), age(Some(&t), SystemTime::now())))
-            .unwrap_or_default(),
-    );
-    context.ui.print(&text)
+    line("Seen", &w.last_seen.map(|t| format!("{} ({} ago)", moment(Some(t)), age(Some(&t), now))).unwrap_or_default());
+    text
 }
 
 /// The weight in force, and the one that is published where that is another.

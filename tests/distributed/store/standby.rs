@@ -117,7 +117,7 @@ async fn standbys_answer_every_call_and_one_leads_soon_after_the_leader_is_asked
     let standby = (fleet.leader().await? + 1) % fleet.apis.len();
     let mut watches = Vec::new();
     for api in &fleet.apis {
-        let watch = RebalancesClient::new(api.channel()).watch(v1::WatchRebalancesRequest {}).await;
+        let watch = RebalancesClient::new(api.channel()).watch(v1::WatchRebalancesRequest::default()).await;
         watches.push(watch.context("watch rebalances")?.into_inner());
     }
     let life = fleet.apis[standby].workers().await?.remove(0);
