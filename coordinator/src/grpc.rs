@@ -20,6 +20,7 @@ mod orders;
 mod page;
 mod pin;
 mod placement;
+mod plans;
 mod rebalances;
 mod serve;
 pub(crate) mod status;

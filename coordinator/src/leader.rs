@@ -25,6 +25,7 @@ mod inquiries;
 mod judging;
 mod notes;
 mod orders;
+mod plans;
 mod publisher;
 mod rebalances;
 mod roster;

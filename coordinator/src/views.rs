@@ -5,6 +5,7 @@
 mod appliance;
 mod cluster;
 mod orders;
+mod plan;
 mod rebalance;
 mod worker;
 
@@ -14,5 +15,6 @@ pub use cluster::{
     PausedView, PlacementView, RingView, UnownedAppliance, UnownedView, ViolationsView,
 };
 pub use orders::{MAX_ORDERED, OrdersView, PinView, WorkerOrdersView};
+pub use plan::{MAX_PLAN_UNPLACED, PlanView, PlannedMoveView, UnplacedView};
 pub use rebalance::{MoveView, RebalanceView};
 pub use worker::WorkerView;

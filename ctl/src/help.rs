@@ -55,6 +55,14 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         &["rugctl placement pin web-1 worker-2", "rugctl placement pin web-1 worker-2 --strict --reason licence"],
     ),
     ("placement unpin", &["rugctl placement unpin web-1"]),
+    (
+        "plan apply",
+        &[
+            "rugctl plan --drain worker-1 --weight worker-4=2",
+            "rugctl plan --join worker-9,zone=b -o json",
+            "rugctl plan apply p0123456789abcdef --reason maintenance",
+        ],
+    ),
     ("rebalance list", &["rugctl rebalance list --limit 10", "rugctl history"]),
     ("rebalance get", &["rugctl rebalance get r3-17"]),
     ("rebalance trace", &["rugctl rebalance trace r3-17", "rugctl rebalance trace r3-17 -o otlp"]),
@@ -190,7 +198,8 @@ mod tests {
         for (path, lines) in EXAMPLES {
             for line in *lines {
                 parses(line);
-                let alias = *line == "rugctl history";
+                // Those that are called without the name of the command below.
+                let alias = *line == "rugctl history" || line.starts_with("rugctl plan --");
                 assert!(alias || line.contains(&format!("rugctl {path}")), "{line:?} is no example of {path}");
             }
         }

@@ -12,8 +12,8 @@ use runtime::telemetry::{CommandTrace, Program};
 use runtime::tls;
 
 use crate::commands::{
-    CommandContext, appliance, apply, audit, cluster, context, delete, doctor, placement, rebalance, ring, telemetry,
-    watch, worker,
+    CommandContext, appliance, apply, audit, cluster, context, delete, doctor, placement, plan, rebalance, ring,
+    telemetry, watch, worker,
 };
 use crate::contexts::{Contexts, NamedContext};
 use crate::error::{Exit, Failure};
@@ -78,9 +78,11 @@ enum RugctlCommand {
     /// Show the ring and which worker a key belongs to
     #[command(subcommand)]
     Ring(ring::RingCommand),
-    /// Pause and resume placement, and free appliances from a lost host
+    /// Pause and resume placement, pin appliances, and free them from a lost host
     #[command(subcommand)]
     Placement(placement::PlacementCommand),
+    /// Show what would move if workers or orders were others, and have exactly that done
+    Plan(plan::PlanArgs),
     /// Show the history of rebalances: moves and their causes
     #[command(visible_alias = "history")]
     Rebalance(rebalance::RebalanceArgs),
@@ -245,6 +247,7 @@ async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(
         RugctlCommand::Worker(command) => worker::run(context, command).await,
         RugctlCommand::Ring(command) => ring::run(context, command).await,
         RugctlCommand::Placement(command) => placement::run(context, command).await,
+        RugctlCommand::Plan(args) => plan::run(context, args).await,
         RugctlCommand::Rebalance(args) => rebalance::run(context, args).await,
         RugctlCommand::Audit(args) => audit::run(context, args).await,
         RugctlCommand::LogLevel(args) => telemetry::log_level(context, args).await,

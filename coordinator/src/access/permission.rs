@@ -98,6 +98,8 @@ pub const CALLS: &[Call] = &[
     call(PLACEMENT, "Pause", Permission::Operate),
     call(PLACEMENT, "Resume", Permission::Operate),
     call(PLACEMENT, "Unbind", Permission::Operate),
+    call(PLACEMENT, "Plan", Permission::ReadCluster),
+    call(PLACEMENT, "Apply", Permission::Operate),
     call(PLACEMENT, "Pin", Permission::Operate),
     call(PLACEMENT, "Unpin", Permission::Operate),
     call(REBALANCES, "List", Permission::ReadCluster),

@@ -75,8 +75,10 @@ fn assumptions() -> impl proptest::strategy::Strategy<Value = Assumptions> {
     (names(), vec((0usize..9, drawn()), 0..3), vec((0u8..4, 0usize..9, 0u32..5, any::<bool>()), 0..6)).prop_map(
         move |(leave, join, orders)| Assumptions {
             leave: set(leave),
+            lost_zones: BTreeSet::new(),
             join: join.into_iter().map(|(n, drawn)| as_drawn(n, drawn)).collect(),
             orders: orders.into_iter().map(order).collect(),
+            policy: None,
         },
     )
 }
