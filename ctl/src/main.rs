@@ -82,7 +82,7 @@ enum RugctlCommand {
     #[command(subcommand)]
     Placement(placement::PlacementCommand),
     /// Show what would move if workers or orders were others, and have exactly that done
-    Plan(plan::PlanArgs),
+    Plan(Box<plan::PlanArgs>),
     /// Show the history of rebalances: moves and their causes
     #[command(visible_alias = "history")]
     Rebalance(rebalance::RebalanceArgs),

@@ -161,7 +161,7 @@ async fn pins_hold_over_leaders_and_the_last_able_worker_is_not_drained_unasked(
 
 #[tokio::test]
 async fn a_plan_is_shown_before_anything_moves_and_applied_only_to_the_table_it_was_made_from() -> Result<()> {
-    let mut cluster = Cluster::start(Options { drivers: vec!["simulated"], ..Options::default() }).await?;
+    let cluster = Cluster::start(Options { drivers: vec!["simulated"], ..Options::default() }).await?;
     cluster.fleet(simulated(1..=60)).await?;
     comes_to(&cluster, "worker-1", |n| n >= 19).await?;
     let history = cluster.api.rebalances().await?.len();
