@@ -8,6 +8,7 @@
 
 mod change;
 mod error;
+mod plan;
 mod queue;
 
 #[cfg(test)]
@@ -29,11 +30,12 @@ use uuid::Uuid;
 
 use crate::metrics;
 use crate::tuning::TuningChange;
-use crate::views::{Explanation, ModeList, ModeView, RolloutView};
+use crate::views::{Explanation, ModeList, ModeView, PlanView, RolloutView};
 
 pub use crate::access::Scope;
 pub use change::{Change, ChangeOrigin, ChangeOutcome, Changed, Mutation, RequestKey};
 pub use error::CommandError;
+pub use plan::{Joiner, PlanAssumptions, PlanPart, ShownPlan};
 pub use queue::{Command, CommandQueue, Reply};
 
 /// Commands that wait for the leader. It takes them in batches; a caller that finds the queue full waits, at most until
@@ -367,6 +369,40 @@ impl Commands {
     ) -> Result<(), CommandError> {
         let request = operator(context, reason);
         let command = |reply| Command::Order { ops: ops.clone(), force, request: request.clone(), reply };
+        self.ask_until_settled(context, command).await
+    }
+
+    /// What would change under assumptions. Nothing is changed.
+    ///
+    /// # Errors
+    /// [`CommandError`]; [`CommandError::StalePlan`] when `part` goes on with a plan that would be another one now.
+    pub async fn plan(
+        &self,
+        context: &CommandContext,
+        assumptions: PlanAssumptions,
+        part: PlanPart,
+    ) -> Result<PlanView, CommandError> {
+        let assumptions = Arc::new(assumptions);
+        self.ask(context, |reply| Command::Plan { assumptions, part, reply }).await
+    }
+
+    /// Has done what a plan shows, if it would be the same now; answered when its orders are in force.
+    ///
+    /// # Errors
+    /// [`CommandError`]; [`CommandError::StalePlan`] when it would be another one.
+    pub async fn apply_plan(
+        &self,
+        context: &CommandContext,
+        assumptions: PlanAssumptions,
+        shown: ShownPlan,
+        force: bool,
+        reason: Reason,
+    ) -> Result<(), CommandError> {
+        let (assumptions, request) = (Arc::new(assumptions), operator(context, reason));
+        let command = |reply| {
+            let (assumptions, shown, request) = (Arc::clone(&assumptions), shown.clone(), request.clone());
+            Command::ApplyPlan { assumptions, shown, force, request, reply }
+        };
         self.ask_until_settled(context, command).await
     }
 

@@ -21,6 +21,7 @@ mod orders;
 mod page;
 mod pin;
 mod placement;
+mod plans;
 mod rebalances;
 mod rollouts;
 mod serve;

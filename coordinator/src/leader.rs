@@ -28,6 +28,7 @@ mod judging;
 mod modes;
 mod notes;
 mod orders;
+mod plans;
 mod publisher;
 mod rebalances;
 mod rollouts;

@@ -6,6 +6,7 @@ mod appliance;
 mod cluster;
 mod mode;
 mod orders;
+mod plan;
 mod rebalance;
 mod rollout;
 mod worker;
@@ -17,6 +18,7 @@ pub use cluster::{
 };
 pub use mode::{ModeList, ModeView, WithheldStep};
 pub use orders::{MAX_ORDERED, OrdersView, PinView, WorkerOrdersView};
+pub use plan::{MAX_PLAN_UNPLACED, PlanView, PlannedMoveView, UnplacedView};
 pub use rebalance::{MoveView, RebalanceView};
 pub use rollout::{RolloutItemView, RolloutView};
 pub use worker::WorkerView;

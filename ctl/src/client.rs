@@ -395,6 +395,19 @@ impl AdminClient {
         self.call(request, false, |c, r| async move { WorkersClient::new(c).set_weight(r).await }).await
     }
 
+    /// What would move under assumptions.
+    pub(crate) async fn plan(&self, request: v1::PlanRequest) -> Result<v1::PlacementPlan, Failure> {
+        self.call(request, false, |c, r| async move {
+            PlacementClient::new(c).max_decoding_message_size(MAX_ANSWER).plan(r).await
+        })
+        .await
+    }
+
+    /// Has done what a plan shows.
+    pub(crate) async fn apply_plan(&self, request: v1::ApplyPlanRequest) -> Result<(), Failure> {
+        self.call(request, false, |c, r| async move { PlacementClient::new(c).apply(r).await }).await.map(drop)
+    }
+
     /// Has an appliance be with one worker.
     pub(crate) async fn pin(&self, request: v1::PinRequest) -> Result<v1::Appliance, Failure> {
         self.call(request, false, |c, r| async move { PlacementClient::new(c).pin(r).await }).await

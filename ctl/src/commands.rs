@@ -24,6 +24,7 @@ pub(crate) mod doctor;
 pub(crate) mod filter;
 pub(crate) mod orders;
 pub(crate) mod placement;
+pub(crate) mod plan;
 pub(crate) mod rebalance;
 pub(crate) mod ring;
 pub(crate) mod rollout;

@@ -81,6 +81,14 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("rollout resume", &["rugctl rollout resume 6f1c9a52"]),
     ("rollout abort", &["rugctl rollout abort 6f1c9a52"]),
     ("rollout rollback", &["rugctl rollout rollback 6f1c9a52 --reason slow"]),
+    (
+        "plan apply",
+        &[
+            "rugctl plan --drain worker-1 --weight worker-4=2",
+            "rugctl plan --join worker-9,zone=b -o json",
+            "rugctl plan apply p0123456789abcdef --reason maintenance",
+        ],
+    ),
     ("rebalance list", &["rugctl rebalance list --limit 10", "rugctl history"]),
     ("rebalance get", &["rugctl rebalance get r3-17"]),
     ("rebalance trace", &["rugctl rebalance trace r3-17", "rugctl rebalance trace r3-17 -o otlp"]),
@@ -217,7 +225,8 @@ mod tests {
         for (path, lines) in EXAMPLES {
             for line in *lines {
                 parses(line);
-                let alias = *line == "rugctl history";
+                // Those that are called without the name of the command below.
+                let alias = *line == "rugctl history" || line.starts_with("rugctl plan --");
                 assert!(alias || line.contains(&format!("rugctl {path}")), "{line:?} is no example of {path}");
             }
         }

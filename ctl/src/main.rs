@@ -12,7 +12,7 @@ use runtime::telemetry::{CommandTrace, Program};
 use runtime::tls;
 
 use crate::commands::{
-    CommandContext, appliance, apply, audit, cluster, context, debug, delete, doctor, placement, rebalance, ring,
+    CommandContext, appliance, apply, audit, cluster, context, debug, delete, doctor, placement, plan, rebalance, ring,
     rollout, telemetry, watch, worker,
 };
 use crate::contexts::{Contexts, NamedContext};
@@ -79,7 +79,7 @@ enum RugctlCommand {
     /// Show the ring and which worker a key belongs to
     #[command(subcommand)]
     Ring(ring::RingCommand),
-    /// Pause and resume placement, and free appliances from a lost host
+    /// Pause and resume placement, pin appliances, and free them from a lost host
     #[command(subcommand)]
     Placement(placement::PlacementCommand),
     /// Keep hands off appliances, and show what would have been done to them
@@ -88,6 +88,8 @@ enum RugctlCommand {
     /// Rebuild, check or delete many appliances, or change their image, a few at a time
     #[command(subcommand)]
     Rollout(rollout::RolloutCommand),
+    /// Show what would move if workers or orders were others, and have exactly that done
+    Plan(Box<plan::PlanArgs>),
     /// Show the history of rebalances: moves and their causes
     #[command(visible_alias = "history")]
     Rebalance(rebalance::RebalanceArgs),
@@ -256,6 +258,7 @@ async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(
         RugctlCommand::Placement(command) => placement::run(context, command).await,
         RugctlCommand::Debug(command) => debug::run(context, command).await,
         RugctlCommand::Rollout(command) => rollout::run(context, command).await,
+        RugctlCommand::Plan(args) => plan::run(context, args).await,
         RugctlCommand::Rebalance(args) => rebalance::run(context, args).await,
         RugctlCommand::Audit(args) => audit::run(context, args).await,
         RugctlCommand::LogLevel(args) => telemetry::log_level(context, args).await,

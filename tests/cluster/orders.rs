@@ -158,3 +158,67 @@ async fn pins_hold_over_leaders_and_the_last_able_worker_is_not_drained_unasked(
     comes_to(&cluster, "worker-2", |n| n >= 2).await?;
     tokio::time::timeout(Duration::from_secs(60), cluster.finish()).await?
 }
+
+#[tokio::test]
+async fn a_plan_is_shown_before_anything_moves_and_applied_only_to_the_table_it_was_made_from() -> Result<()> {
+    let cluster = Cluster::start(Options { drivers: vec!["simulated"], ..Options::default() }).await?;
+    cluster.fleet(simulated(1..=60)).await?;
+    comes_to(&cluster, "worker-1", |n| n >= 19).await?;
+    let history = cluster.api.rebalances().await?.len();
+    let shown =
+        cluster.rugctl(&["plan", "--drain", "worker-1", "--weight", "worker-2=2", "-o", "json"], "").await?.json()?;
+    let moves = shown["move"].as_array().context("no moves")?.clone();
+    ensure!(!moves.is_empty() && shown["moves"] == moves.len() && shown["loads"]["worker-1"]["after"] == 0, "{shown}");
+    ensure!(shown["tenants"]["default"] == moves.len() && shown["unplaced_count"] == 0, "{shown}");
+    ensure!(cluster.api.rebalances().await?.len() == history, "nothing moves by being shown");
+
+    // Another appliance: the table is another one.
+    let id = shown["id"].as_str().context("no id")?.to_owned();
+    cluster.fleet(simulated(61..=61)).await?;
+    let version = shown["version"].as_str().context("no version")?;
+    let stale = cluster.rugctl(&["plan", "apply", &id], "").await?;
+    stale.refused(5, &["the plan was made from", version, "nothing was changed"])?;
+    ensure!(cluster.api.rebalances().await?.len() == history, "nothing moved");
+
+    let shown =
+        cluster.rugctl(&["plan", "--drain", "worker-1", "--weight", "worker-2=2", "-o", "json"], "").await?.json()?;
+    let id = shown["id"].as_str().context("no id")?.to_owned();
+    let before = std::time::Instant::now();
+    let applied = cluster.rugctl(&["plan", "apply", &id, "--reason", "maintenance"], "").await?.success()?.stdout;
+    ensure!(applied.contains("is applied"), "{applied}");
+    comes_to(&cluster, "worker-1", |n| n == 0).await?;
+    let made = until(PATIENCE, "the rebalance has ended", async || {
+        let newest = cluster.api.rebalances().await?.into_iter().next().context("there is one")?;
+        ensure!(newest.outcome == "completed", "{newest:?}");
+        Ok(cluster.api.rebalance(&newest.id).await?)
+    })
+    .await?;
+    eprintln!("planned {} s, took at most {:?}", shown["seconds"], before.elapsed());
+    let made: std::collections::BTreeSet<_> = made.r#move.into_iter().map(|m| (m.appliance, m.from, m.to)).collect();
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let planned: std::collections::BTreeSet<_> = shown["move"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|m| (text(&m["appliance"]), text(&m["from"]), text(&m["to"])))
+        .collect();
+    ensure!(
+        made == planned,
+        "made, not planned: {:?}; planned, not made: {:?}",
+        made.difference(&planned),
+        planned.difference(&made)
+    );
+    let shown = cluster.rugctl(&["worker", "get", "worker-2", "-o", "json"], "").await?.json()?;
+    ensure!(shown["weight"] == 2 && shown["orders"][0]["reason"] == "maintenance", "{shown}");
+    // What is no order cannot be applied, and is shown all the same.
+    let joined = cluster.rugctl(&["plan", "--join", "worker-9", "--lose-zone", "no-such"], "").await?;
+    joined.refused(2, &["no worker is in zone no-such"])?;
+    let joined =
+        cluster.rugctl(&["plan", "--join", "worker-9,weight=2", "--undrain", "worker-1"], "").await?.success()?;
+    ensure!(
+        joined.stdout.contains("worker-9") && joined.stdout.contains("not possible: workers that join"),
+        "{joined:?}"
+    );
+    cluster.rugctl(&["plan", "apply", "p0123456789abcdef"], "").await?.refused(4, &["was not made here"])?;
+    cluster.finish().await
+}

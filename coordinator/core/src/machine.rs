@@ -61,6 +61,7 @@ pub use config::Config;
 pub use events::{Action, BatchId, Commit, Counters, Event, Output, Refusal, Restored, TermClaim};
 pub use fence_delays::FenceWait;
 pub use hands_off::{HandsOff, ModeNumber, ModeOutcome, ModeProgress, ModeWait};
+pub use placement::SLOW;
 pub use sessions::StreamId;
 pub use unbind::{UnbindNumber, UnbindRefused};
 pub use view::{FreezeView, OwnershipExplanation, WorkerSnapshot};
@@ -123,7 +124,7 @@ impl Machine {
         let lives: Vec<Life> = membership.lives().cloned().collect();
         let due = placement::Due::at_start(now, config.reconnect_grace, config.debounce, awaited);
         let mut this = Self {
-            planner: Planner::new(config.planner.clone(), term),
+            planner: Planner::new(config.planner, term),
             epoch: Epoch::new(term, now),
             table: Table::default(),
             tallies: Tallies::default(),

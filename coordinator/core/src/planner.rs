@@ -21,6 +21,7 @@ mod canon;
 mod classes;
 mod exact;
 mod explain;
+mod forecast;
 mod index;
 mod movable;
 mod pins;
@@ -40,9 +41,12 @@ use serde::{Deserialize, Serialize};
 use book::{Book, BookEntry};
 use classes::Class;
 use exact::Unsettled;
+pub use forecast::{Forecast, LoadChange};
 pub use movable::LastAble;
 use pins::{SlotPin, SlotPins};
-pub use plan::{Assumptions, BandRelaxed, Plan, PlanId, PlanRefused, PlannedMove, TableVersion, Unplaceable};
+pub use plan::{
+    AssumedPolicy, Assumptions, BandRelaxed, Plan, PlanId, PlanRefused, PlannedMove, TableVersion, Unplaceable,
+};
 use roster::MemberRoster;
 pub use roster::RingLimited;
 
@@ -65,7 +69,7 @@ pub enum Strategy {
 }
 
 /// Settings of the planner.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -456,29 +460,34 @@ impl Planner {
     #[must_use]
     pub fn propose(&self, assumptions: &Assumptions) -> Plan {
         if assumptions.is_empty() {
-            return self.plan(assumptions, &self.roster, &self.classes, self.unsettled.clone());
+            return self.plan(assumptions, &self.config, &self.roster, &self.classes, self.unsettled.clone());
         }
+        let config = assumptions.policy.map_or(self.config, |AssumedPolicy(config)| config);
         let mut roster = self.roster.clone();
-        let changed =
-            roster.replace(assumptions.members(&self.roster.members, self.config.strategy), self.config.strategy);
+        let changed = roster.replace(assumptions.members(&self.roster.members, config.strategy), config.strategy);
         let mut unsettled = self.unsettled.clone();
-        unsettled.add(&changed);
-        self.plan(assumptions, &roster, &OnceLock::new(), unsettled)
+        if config.strategy == self.config.strategy {
+            unsettled.add(&changed);
+        } else {
+            unsettled = Unsettled::everything();
+        }
+        self.plan(assumptions, &config, &roster, &OnceLock::new(), unsettled)
     }
 
     fn plan(
         &self,
         assumptions: &Assumptions,
+        config: &Config,
         roster: &MemberRoster,
         classes: &OnceLock<Vec<Class>>,
         mut unsettled: Unsettled,
     ) -> Plan {
         let book = &self.book;
-        let output = match self.config.strategy {
+        let output = match config.strategy {
             Strategy::Bounded => {
                 let pins = self.pins(assumptions, roster);
                 let classes = classes.get_or_init(|| classes::classify(roster, book));
-                bounded::plan(roster, book, classes, &pins, &self.config)
+                bounded::plan(roster, book, classes, &pins, config)
             }
             Strategy::Ring => exact::plan(roster, book, &mut unsettled),
         };

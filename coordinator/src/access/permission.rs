@@ -105,6 +105,8 @@ pub const CALLS: &[Call] = &[
     call(DEBUG, "Get", Permission::ReadCluster),
     call(DEBUG, "List", Permission::ReadCluster),
     call(DEBUG, "WouldHave", Permission::ReadAppliances),
+    call(PLACEMENT, "Plan", Permission::ReadCluster),
+    call(PLACEMENT, "Apply", Permission::Operate),
     call(PLACEMENT, "Pin", Permission::Operate),
     call(PLACEMENT, "Unpin", Permission::Operate),
     call(ROLLOUTS, "Start", Permission::Operate),

@@ -184,6 +184,17 @@ pub enum CommandError {
         "there are {MAX_WORKER_ORDERS} orders about workers, or {MAX_PINS} pins, which is all there may be: take some back"
     )]
     TooManyOrders,
+    /// A plan that was shown would be another one now.
+    #[error("the plan was made from {planned}, and now it would be {current}: nothing was changed; plan again")]
+    StalePlan {
+        /// The version of the table it was made from, or its id.
+        planned: String,
+        /// The same as it is now.
+        current: String,
+    },
+    /// A plan cannot be applied.
+    #[error("this plan cannot be applied: {0}")]
+    NotAppliable(String),
     /// This coordinator does not lead.
     #[error("this coordinator does not lead{}", .0.as_ref().map(|l| format!("; {l} does")).unwrap_or_default())]
     NotLeading(Option<CoordinatorId>),

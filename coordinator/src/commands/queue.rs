@@ -12,9 +12,9 @@ use tokio::time::Instant;
 use tracing::Span;
 use uuid::Uuid;
 
-use super::{Changed, CommandError, Mutation, NewMode, NewRollout, Operator};
+use super::{Changed, CommandError, Mutation, NewMode, NewRollout, Operator, PlanAssumptions, PlanPart, ShownPlan};
 use crate::tuning::TuningChange;
-use crate::views::{Explanation, ModeList, ModeView, RolloutView};
+use crate::views::{Explanation, ModeList, ModeView, PlanView, RolloutView};
 
 /// Where the answer to a command goes. A caller that has given up drops the other end.
 pub type Reply<T> = oneshot::Sender<Result<T, CommandError>>;
@@ -176,6 +176,28 @@ pub enum Command {
         /// Answered when they are in force and the catalog shows them.
         reply: Reply<()>,
     },
+    /// What would change under assumptions.
+    Plan {
+        /// What is taken for given.
+        assumptions: Arc<PlanAssumptions>,
+        /// Which moves of it.
+        part: PlanPart,
+        /// Answered at once.
+        reply: Reply<PlanView>,
+    },
+    /// Have done what a plan shows.
+    ApplyPlan {
+        /// What it took for given: orders.
+        assumptions: Arc<PlanAssumptions>,
+        /// The plan as it was shown.
+        shown: ShownPlan,
+        /// As for [`Order`](Self::Order).
+        force: bool,
+        /// For the audit trail, and shown with the orders.
+        request: Operator,
+        /// Answered when its orders are in force.
+        reply: Reply<()>,
+    },
     /// Change what processes log or sample.
     Tune {
         /// Name of a coordinator or worker; all of them when empty.
@@ -214,6 +236,7 @@ impl Command {
             }
             Self::Rollouts { reply } => drop(reply.send(Err(error))),
             Self::Unbind { reply, .. } => drop(reply.send(Err(error))),
+            Self::Plan { reply, .. } => drop(reply.send(Err(error))),
             Self::Tune { reply, .. } | Self::Tuning { reply } => drop(reply.send(Err(error))),
             Self::Check { reply, .. }
             | Self::ClearMode { reply, .. }
@@ -222,6 +245,7 @@ impl Command {
             | Self::Forget { reply, .. }
             | Self::Pause { reply, .. }
             | Self::Order { reply, .. }
+            | Self::ApplyPlan { reply, .. }
             | Self::Resume { reply, .. } => drop(reply.send(Err(error))),
         }
     }

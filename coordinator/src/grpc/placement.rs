@@ -1,4 +1,4 @@
-//! The service `Placement`: queries about the ring, pausing placement, freeing appliances from lost hosts, and pinning them.
+//! The service `Placement`: queries about the ring, pausing placement, freeing appliances from lost hosts, pinning them, and plans.
 
 use common::appliance::FieldViolation;
 use common::change::ApplianceTarget;
@@ -11,8 +11,8 @@ use tonic::{Request, Response, Status};
 
 use super::call::{Caller, access, context, reason};
 use super::wire as to_wire;
-use super::{Access, status};
-use crate::commands::{CommandContext, CommandError};
+use super::{Access, plans, status};
+use crate::commands::{CommandContext, CommandError, ShownPlan};
 
 /// Default number of members in a `Locate` response.
 const DEFAULT_COUNT: usize = 3;
@@ -131,6 +131,30 @@ impl wire::placement_server::Placement for PlacementService {
         let (host, dir) = freed.as_ref().map_or(("", ""), |site| (site.host(), site.state_dir()));
         let site = to_wire::site_id(freed.as_ref());
         Ok(Response::new(wire::UnbindResponse { host: host.to_owned(), state_dir: dir.to_owned(), site }))
+    }
+
+    async fn plan(&self, request: Request<wire::PlanRequest>) -> Result<Response<wire::PlacementPlan>, Status> {
+        let (context, access) = (context(&request)?, access(&request)?);
+        let wire::PlanRequest { assumptions, page_size, page_token } = request.into_inner();
+        let assumptions =
+            plans::assumptions(assumptions, |reference| Ok(self.caller.find(&access, reference)?.record.id))?;
+        let part = plans::part(page_size, &page_token)?;
+        let view = self.caller.commands.plan(&context, assumptions, part.clone()).await;
+        Ok(Response::new(plans::to_wire(&view.map_err(|e| status::from_command(&e))?, &part)))
+    }
+
+    async fn apply(
+        &self,
+        request: Request<wire::ApplyPlanRequest>,
+    ) -> Result<Response<wire::ApplyPlanResponse>, Status> {
+        let (context, access) = (context(&request)?, access(&request)?);
+        let wire::ApplyPlanRequest { assumptions, id, version, force, reason: why } = request.into_inner();
+        let assumptions =
+            plans::assumptions(assumptions, |reference| Ok(self.caller.find(&access, reference)?.record.id))?;
+        let (shown, reason) = (ShownPlan { id, version }, reason(why)?);
+        let applied = self.caller.commands.apply_plan(&context, assumptions, shown, force, reason).await;
+        applied.map_err(|e| status::from_command(&e))?;
+        Ok(Response::new(wire::ApplyPlanResponse {}))
     }
 
     async fn pin(&self, request: Request<wire::PinRequest>) -> Result<Response<wire::Appliance>, Status> {

@@ -5,7 +5,7 @@
 //! | bad input, a request that cannot be read, request id reused | `INVALID_ARGUMENT` | `BadRequest` |
 //! | no such appliance, worker, rebalance | `NOT_FOUND` | `ResourceInfo` |
 //! | id or name taken | `ALREADY_EXISTS` | `ResourceInfo` |
-//! | stale generation, another incarnation of a worker, watcher too slow | `ABORTED` | |
+//! | stale generation, stale plan, another incarnation of a worker, watcher too slow | `ABORTED` | |
 //! | being deleted, no owner, no lease, last able worker, meant for another cluster | `FAILED_PRECONDITION` | `PreconditionFailure` |
 //! | cluster full, too many orders, request too large | `RESOURCE_EXHAUSTED` | `QuotaFailure` |
 //! | no leader, or it cannot be reached; stopping; store unavailable | `UNAVAILABLE` | `RetryInfo` |
@@ -98,6 +98,12 @@ pub fn from_command(error: &CommandError) -> Status {
         CommandError::RingDecides(subject) => precondition("RING_DECIDES", subject, &text),
         CommandError::LastAble { worker, .. } => precondition("LAST_ABLE", worker.as_str(), &text),
         CommandError::CannotTake { appliance, .. } => precondition("CANNOT_TAKE", &appliance.to_string(), &text),
+        CommandError::StalePlan { planned, current } => {
+            let facts = [("planned", planned), ("current", current)];
+            let facts = facts.map(|(k, v)| (k.to_owned(), v.clone())).into();
+            build(Code::Aborted, &text, "STALE_PLAN", facts, ErrorDetails::new())
+        }
+        CommandError::NotAppliable(_) => precondition("NOT_APPLIABLE", "plan", &text),
         CommandError::TooManyOrders => {
             let details = ErrorDetails::with_quota_failure_violation("orders", text.as_str());
             status(Code::ResourceExhausted, "TOO_MANY_ORDERS", details)

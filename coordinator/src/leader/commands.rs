@@ -57,6 +57,12 @@ impl Leader<'_> {
             Command::Pause { request, reply } => self.pause(&request, reply),
             Command::Resume { request, reply } => self.resume(&request, reply),
             Command::Order { ops, force, request, reply } => self.order(ops, force, &request, reply),
+            Command::Plan { assumptions, part, reply } => {
+                let _ = reply.send(self.plan(&assumptions, &part));
+            }
+            Command::ApplyPlan { assumptions, shown, force, request, reply } => {
+                self.apply_plan(&assumptions, &shown, force, &request, reply);
+            }
             Command::Tune { process, change, request, reply } => {
                 let _ = reply.send(self.tune(&process, change, &request));
             }

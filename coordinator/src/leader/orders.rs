@@ -47,20 +47,23 @@ impl OrderBook {
     }
 
     pub(super) fn apply(&mut self, OrderRecord { order, note }: OrderRecord) {
-        let is_set = order.is_set();
-        let (worker, change): (WorkerId, Box<dyn FnOnce(&mut WorkerOrdersView)>) = match order {
-            OrderOp::Pin { appliance, pin: None } => return drop(self.pins.remove(&appliance)),
-            OrderOp::Pin { appliance, pin: Some(Pin { worker, strict }) } => {
-                return drop(self.pins.insert(appliance, Arc::new(PinView { worker, strict, note })));
+        let note = order.is_set().then_some(note);
+        if let OrderOp::Pin { appliance, pin } = order {
+            let view = pin.zip(note).map(|(Pin { worker, strict }, note)| PinView { worker, strict, note });
+            match view {
+                Some(view) => _ = self.pins.insert(appliance, Arc::new(view)),
+                None => _ = self.pins.remove(&appliance),
             }
-            OrderOp::Cordon { worker, .. } => (worker, Box::new(move |view| view.cordon = is_set.then_some(note))),
-            OrderOp::Drain { worker, .. } => (worker, Box::new(move |view| view.drain = is_set.then_some(note))),
-            OrderOp::Weight { worker, weight } => {
-                (worker, Box::new(move |view| view.weight = weight.map(|weight| (weight, note))))
-            }
-        };
+            return;
+        }
+        let Some(worker) = order.worker().cloned() else { return };
         let mut view = self.worker(&worker).map_or_else(WorkerOrdersView::default, |view| (*view).clone());
-        change(&mut view);
+        match order {
+            OrderOp::Cordon { .. } => view.cordon = note,
+            OrderOp::Drain { .. } => view.drain = note,
+            OrderOp::Weight { weight, .. } => view.weight = weight.zip(note),
+            OrderOp::Pin { .. } => {}
+        }
         if view.is_empty() {
             self.workers.remove(&worker);
         } else {

@@ -20,6 +20,7 @@ use runtime::telemetry::{RebalanceTrace, RecordedSpan};
 use tracing::info;
 
 use self::trace::{HandOff, OpenTrace, count};
+use super::plans::HandOffTimes;
 use crate::record::{AdoptionRecord, MoveRecord, MoveTimes, RebalanceOutcome, RebalanceRecord};
 use crate::views::{MoveView, RebalanceView};
 
@@ -81,6 +82,7 @@ pub(super) struct RebalanceHistory {
     refused: Option<Instant>,
     /// Hand-offs whose workers are to be asked for what they have of them.
     asked: Vec<(WorkerId, u64)>,
+    hand_off_times: HandOffTimes,
 }
 
 /// After how long rebalances are offered to the store again that it refused.
@@ -124,6 +126,7 @@ impl RebalanceHistory {
             records: Vec::new(),
             refused: None,
             asked: Vec::new(),
+            hand_off_times: HandOffTimes::default(),
         };
         let mut unfinished = None;
         for (n, mut record) in rebalances.into_iter().enumerate() {
@@ -156,6 +159,11 @@ impl RebalanceHistory {
     pub(super) fn views(&self) -> Vec<RebalanceView> {
         let open = self.open.values().map(|open| open.view.clone());
         self.ended.iter().cloned().chain(open).collect()
+    }
+
+    /// How long hand-offs took.
+    pub(super) const fn hand_off_times(&self) -> &HandOffTimes {
+        &self.hand_off_times
     }
 
     /// Takes in how a rebalance goes on. The step of the machine that told of it began at `began`.
@@ -232,6 +240,10 @@ impl RebalanceHistory {
             hand_off.from = record.from.clone().or_else(|| hand_off.from.take());
             hand_off.to = Some(record.to.clone());
             record.times = hand_off.times;
+            let took = record.times.began.and_then(|began| record.time.duration_since(began).ok());
+            if let Some(took) = took.filter(|_| record.from.is_some()) {
+                self.hand_off_times.add(took);
+            }
             if let Some(at) = open.shown.remove(&record.appliance) {
                 open.view.moves[at] = MoveView {
                     appliance: record.appliance,

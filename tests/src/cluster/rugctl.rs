@@ -83,6 +83,7 @@ pub async fn run_with<S: AsRef<OsStr>>(
         .args(args)
         .env(ROOT_VARIABLE, root)
         .env("XDG_CONFIG_HOME", root.join("config"))
+        .env("XDG_CACHE_HOME", root.join("cache"))
         .env_remove("RUG_SERVER")
         .env_remove("RUG_CONTEXT")
         .env_remove("RUG_CLUSTER")

@@ -18,8 +18,8 @@ use crate::rebalance::RebalanceCause;
 /// time for which joins are gathered.
 const LONGEST_DELETION: u32 = 20;
 
-/// From what age a move is slow: many times what one takes whose owner can give up at once.
-pub(super) const SLOW: Duration = Duration::from_millis(250);
+/// From what age a move is slow: many times what one takes whose owner can give up at once. It lets others begin beside it.
+pub const SLOW: Duration = Duration::from_millis(250);
 
 /// Why and when the next plan is due.
 #[derive(Clone, Debug)]

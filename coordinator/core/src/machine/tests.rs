@@ -13,6 +13,7 @@ mod moves;
 mod offers;
 mod ordered;
 mod passing;
+mod planned;
 mod quarantined;
 mod regressions;
 mod strangers;
@@ -135,6 +136,8 @@ pub(super) struct World {
     pub(super) puppets: BTreeMap<WorkerId, Puppet>,
     /// Commits are answered at once unless this holds them back.
     pub(super) hold_commits: bool,
+    /// Nothing is compared after each step: with many appliances that takes longer than all else.
+    pub(super) unchecked: bool,
     pub(super) commits: Vec<(BatchId, Commit)>,
     pub(super) sent: Vec<(StreamId, ToWorker<()>)>,
     pub(super) closed: Vec<(StreamId, Refusal)>,
@@ -171,6 +174,7 @@ impl World {
             now,
             puppets: BTreeMap::new(),
             hold_commits: false,
+            unchecked: false,
             commits: vec![],
             sent: vec![],
             closed: vec![],
@@ -193,8 +197,9 @@ impl World {
 
     pub(super) fn step(&mut self, event: Event) {
         let output = self.machine.step(self.now, event);
-        let wrong = checks::machine(&self.machine);
-        assert_eq!(wrong, Vec::<String>::new());
+        if !self.unchecked {
+            assert_eq!(checks::machine(&self.machine), Vec::<String>::new());
+        }
         self.regained.extend(output.regained);
         for action in output.actions {
             match action {

@@ -21,7 +21,7 @@ use super::roster::{MemberRoster, NOBODY, narrow};
 use super::walk::Walk;
 use super::{Config, Reason, Slot, Unplaced};
 
-/// How many keys are looked at for one that is to be taken, before keys are taken wherever they are: the own arcs of a
+/// How many keys are looked at for one that a member is to have, before keys are taken wherever they are: the own arcs of a
 /// joiner and some ten neighbours of each. Further ones are hardly a preference any more, and cost the same to read.
 const LOOKED_AT_PER_KEY: u64 = 12;
 /// Keys looked at in any case.
@@ -367,7 +367,10 @@ impl Transfer<'_, '_> {
             let missing = self.pass.band.deficit(local);
             if missing > 0 {
                 let ends = (0..points.len()).filter(|&at| points[at].1 == local).collect();
-                receivers.push(Receiver { local, ends, looks: missing * LOOKED_AT_PER_KEY + LOOKED_AT_LEAST });
+                // The same for every plan of a rebalance, however much of it is done: each goes as far as the one before, and so
+                // finds what that has shown and not made yet.
+                let share = self.pass.band.floor[local as usize];
+                receivers.push(Receiver { local, ends, looks: share * LOOKED_AT_PER_KEY + LOOKED_AT_LEAST });
             }
         }
         for back in 0..points.len() {

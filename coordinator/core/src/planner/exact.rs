@@ -23,6 +23,11 @@ pub(super) struct Unsettled {
 }
 
 impl Unsettled {
+    /// Any key may be elsewhere.
+    pub(super) fn everything() -> Self {
+        Self { arcs: vec![0..=u64::MAX], strays: BTreeSet::new() }
+    }
+
     /// Adds the arcs of a change of the ring.
     pub(super) fn add(&mut self, changed: &[RingArc]) {
         let lower_half = |arc: &RingArc| {

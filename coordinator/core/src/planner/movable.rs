@@ -31,7 +31,8 @@ impl Planner {
         found.into_iter().map(|(needs, appliances)| LastAble { needs: needs.clone(), appliances }).collect()
     }
 
-    /// Appliances counted at a worker that no other member can take now, or none to which they are pinned alone.
+    /// Appliances counted at a worker that no other member can take, or none to which they are pinned alone. Members without a stream
+    /// count as those that can: right after a leader began they are all on their way.
     #[must_use]
     pub fn immovable(&self, worker: &WorkerId) -> u64 {
         let Some(handle) = self.roster.find(worker) else { return 0 };
@@ -40,7 +41,7 @@ impl Planner {
         let mut movable = Vec::new();
         for (at, group) in self.book.groups() {
             let Some(held) = group.held.get(&handle) else { continue };
-            if self.has_other_taker(own, &group.needs) {
+            if self.others_stay(own, &group.needs) {
                 movable.push(at);
             } else {
                 found += held.count();
@@ -68,7 +69,8 @@ impl Planner {
         pin.is_some_and(|pin| {
             let rank = self.roster.find(&pin.worker).and_then(|handle| self.roster.rank(handle));
             rank.is_none_or(|rank| {
-                rank == own || self.roster.member(rank).cordoned || !self.roster.can_take(rank, needs)
+                let member = self.roster.member(rank);
+                rank == own || member.cordoned || member.gives_up() || !self.roster.is_able(rank, needs)
             })
         })
     }

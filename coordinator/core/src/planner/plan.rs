@@ -16,7 +16,7 @@ use common::{ApplianceId, Term, WorkerId};
 use super::book::Book;
 use super::exact::Unsettled;
 use super::roster::MemberRoster;
-use super::{Needs, PlannerMember, Reason, Slot, Strategy, Unplaced};
+use super::{Config, Needs, PlannerMember, Reason, Slot, Strategy, Unplaced};
 use crate::orders::{OrderOp, Pin};
 
 /// The state of the table and the members that planning reads. Versions of one term are ordered by revision; every change
@@ -66,19 +66,48 @@ impl fmt::Display for PlanId {
 pub struct Assumptions {
     /// Members that are gone.
     pub leave: BTreeSet<WorkerId>,
+    /// Failure zones whose members are gone.
+    pub lost_zones: BTreeSet<String>,
     /// Members that came. One with the name of a member replaces it.
     pub join: Vec<PlannerMember>,
     /// Orders that operators give or take back, in this order. Cordons, weights and pins are without effect under
     /// [`Strategy::Ring`](super::Strategy::Ring), where the ring alone decides.
     pub orders: Vec<OrderOp>,
+    /// Another policy than the one in force.
+    pub policy: Option<AssumedPolicy>,
+}
+
+/// How members would share the appliances.
+#[derive(Clone, Copy, Debug)]
+pub struct AssumedPolicy(pub Config);
+
+impl PartialEq for AssumedPolicy {
+    fn eq(&self, other: &Self) -> bool {
+        (self.0.strategy, self.0.band.to_bits()) == (other.0.strategy, other.0.band.to_bits())
+    }
+}
+
+impl Eq for AssumedPolicy {}
+
+impl Hash for AssumedPolicy {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.0.strategy as u8, self.0.band.to_bits()).hash(state);
+    }
 }
 
 impl Assumptions {
     /// Whether nothing is assumed, as for the plans of the leader itself.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Self { leave, join, orders } = self;
-        leave.is_empty() && join.is_empty() && orders.is_empty()
+        let Self { leave, lost_zones, join, orders, policy } = self;
+        leave.is_empty() && lost_zones.is_empty() && join.is_empty() && orders.is_empty() && policy.is_none()
+    }
+
+    /// Whether nothing but orders is assumed, so that giving those makes all of it true.
+    #[must_use]
+    pub fn is_orders_only(&self) -> bool {
+        let Self { leave, lost_zones, join, orders: _, policy } = self;
+        leave.is_empty() && lost_zones.is_empty() && join.is_empty() && policy.is_none()
     }
 
     /// Where appliances would be pinned, or would not be any more.
@@ -93,7 +122,8 @@ impl Assumptions {
     /// The members there would be.
     pub(super) fn members(&self, present: &[PlannerMember], strategy: Strategy) -> Vec<PlannerMember> {
         let replaced = |id: &WorkerId| self.leave.contains(id) || self.join.iter().any(|joiner| joiner.id == *id);
-        let staying = present.iter().filter(|member| !replaced(&member.id));
+        let lost = |member: &PlannerMember| !member.zone.is_empty() && self.lost_zones.contains(&member.zone);
+        let staying = present.iter().filter(|member| !replaced(&member.id) && !lost(member));
         let mut members: Vec<PlannerMember> = staying.chain(&self.join).cloned().collect();
         for op in &self.orders {
             let Some(member) = members.iter_mut().find(|member| op.worker() == Some(&member.id)) else { continue };

@@ -82,7 +82,10 @@ proptest! {
             prop_assert!(planner.load(&member.id) <= expected[&member.id], "the load of {} grew", member.id);
         }
         for member in planner.members().iter().filter(|m| m.drained && m.connected) {
-            prop_assert_eq!(planner.load(&member.id), planner.immovable(&member.id), "{} keeps what is bound", member.id);
+            let (load, bound) = (planner.load(&member.id), planner.immovable(&member.id));
+            // What only members without a stream could take waits for them.
+            let all_there = planner.members().iter().all(|m| m.connected);
+            prop_assert!(if all_there { load == bound } else { load >= bound }, "{}: {load}, {bound} bound", member.id);
         }
     }
 

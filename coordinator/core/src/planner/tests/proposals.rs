@@ -75,8 +75,10 @@ fn assumptions() -> impl proptest::strategy::Strategy<Value = Assumptions> {
     (names(), vec((0usize..9, drawn()), 0..3), vec((0u8..4, 0usize..9, 0u32..5, any::<bool>()), 0..6)).prop_map(
         move |(leave, join, orders)| Assumptions {
             leave: set(leave),
+            lost_zones: BTreeSet::new(),
             join: join.into_iter().map(|(n, drawn)| as_drawn(n, drawn)).collect(),
             orders: orders.into_iter().map(order).collect(),
+            policy: None,
         },
     )
 }
@@ -98,6 +100,9 @@ fn order((sort, n, amount, set): (u8, usize, u32, bool)) -> OrderOp {
     }
 }
 
+/// The last order of each sort about a member: cordoned, drained, weight.
+type LastOrders = (Option<bool>, Option<bool>, Option<Option<u32>>);
+
 /// The members after what was assumed has come true, found in another way than by [`Assumptions::members`].
 fn come_true(planner: &mut Planner, assumed: &Assumptions) {
     let mut members: BTreeMap<WorkerId, PlannerMember> =
@@ -105,7 +110,7 @@ fn come_true(planner: &mut Planner, assumed: &Assumptions) {
     members.retain(|id, _| !assumed.leave.contains(id));
     members.extend(assumed.join.iter().map(|member| (member.id.clone(), member.clone())));
     // As the machine does it: what all orders come to is kept by name, apart from the members.
-    let mut ordered: BTreeMap<WorkerId, (Option<bool>, Option<bool>, Option<Option<u32>>)> = BTreeMap::new();
+    let mut ordered: BTreeMap<WorkerId, LastOrders> = BTreeMap::new();
     for op in &assumed.orders {
         match op.clone() {
             OrderOp::Cordon { worker, set } => ordered.entry(worker).or_default().0 = Some(set),

@@ -1,0 +1,76 @@
+//! What a plan comes to: loads before and after, and how long it takes under the limits on what may be under way.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::WorkerId;
+
+use super::{Assumptions, Plan, Planner};
+
+/// How much a member holds before and after a plan.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadChange {
+    /// Before.
+    pub before: u64,
+    /// After.
+    pub after: u64,
+}
+
+/// What carrying a plan out comes to.
+#[derive(Clone, Debug)]
+pub struct Forecast {
+    /// The plan.
+    pub plan: Plan,
+    /// Appliances of each worker that is a member before or after, or whose appliances move.
+    pub loads: BTreeMap<WorkerId, LoadChange>,
+    /// Moves from one owner to another; the others give an owner to what has none.
+    pub hand_offs: u64,
+    /// Most of them that have one worker in common.
+    pub busiest: u64,
+}
+
+impl Planner {
+    /// What would change under these assumptions, and what that comes to.
+    #[must_use]
+    pub fn forecast(&self, assumptions: &Assumptions) -> Forecast {
+        let plan = self.propose(assumptions);
+        let mut loads: BTreeMap<WorkerId, LoadChange> = BTreeMap::new();
+        let strategy = assumptions.policy.map_or(self.config.strategy, |policy| policy.0.strategy);
+        let after = assumptions.members(self.members(), strategy);
+        for id in self.members().iter().chain(&after).map(|member| &member.id) {
+            let load = self.load(id);
+            loads.insert(id.clone(), LoadChange { before: load, after: load });
+        }
+        let mut concerned: BTreeMap<&WorkerId, u64> = BTreeMap::new();
+        let mut hand_offs = 0;
+        for planned in plan.moves() {
+            if let Some(from) = planned.from {
+                let from_load = loads.entry(from.clone()).or_insert_with(|| {
+                    let load = self.load(from);
+                    LoadChange { before: load, after: load }
+                });
+                from_load.after = from_load.after.saturating_sub(1);
+                // One that is gone under the assumptions need not be asked.
+                if after.iter().any(|member| member.id == *from) {
+                    hand_offs += 1;
+                    *concerned.entry(from).or_default() += 1;
+                    *concerned.entry(planned.to).or_default() += 1;
+                }
+            }
+            loads.entry(planned.to.clone()).or_default().after += 1;
+        }
+        let busiest = concerned.into_values().max().unwrap_or_default();
+        Forecast { plan, loads, hand_offs, busiest }
+    }
+}
+
+impl Forecast {
+    /// About how long the hand-offs take: those that have a worker in common are made `at_once` at a time, all of them `in_flight` at
+    /// a time, and each takes `one`.
+    #[must_use]
+    pub fn duration(&self, one: Duration, at_once: usize, in_flight: usize) -> Duration {
+        let rounds = |moves: u64, at_a_time: usize| moves.div_ceil(at_a_time.max(1) as u64);
+        let rounds = rounds(self.busiest, at_once).max(rounds(self.hand_offs, in_flight));
+        one.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX))
+    }
+}
