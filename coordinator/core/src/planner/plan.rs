@@ -124,7 +124,10 @@ impl Assumptions {
         let replaced = |id: &WorkerId| self.leave.contains(id) || self.join.iter().any(|joiner| joiner.id == *id);
         let lost = |member: &PlannerMember| !member.zone.is_empty() && self.lost_zones.contains(&member.zone);
         let staying = present.iter().filter(|member| !replaced(&member.id) && !lost(member));
-        let mut members: Vec<PlannerMember> = staying.chain(&self.join).cloned().collect();
+        // Of two that join with one name the last counts, as of two members.
+        let joining: BTreeMap<&WorkerId, &PlannerMember> =
+            self.join.iter().map(|joiner| (&joiner.id, joiner)).collect();
+        let mut members: Vec<PlannerMember> = staying.chain(joining.into_values()).cloned().collect();
         for op in &self.orders {
             let Some(member) = members.iter_mut().find(|member| op.worker() == Some(&member.id)) else { continue };
             match op {
