@@ -32,6 +32,7 @@ pub mod roster;
 #[cfg(feature = "schema")]
 pub mod schema;
 pub mod secret;
+pub mod selector;
 pub mod session;
 pub mod signal;
 pub mod site;

@@ -4,7 +4,7 @@
 //! A [`ModeRule`] is what an operator sets; what it covers only the leader judges. A [`Mode`] is what follows for one
 //! appliance, and all that its owner is told.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::name::Name;
+use crate::selector::LabelSelector;
 use crate::{ApplianceId, Term, Token, WorkerId};
 
 /// Most entries of what an owner would have done about one appliance.
@@ -134,31 +135,6 @@ pub struct ModeSubject {
     pub labels: BTreeMap<String, String>,
 }
 
-/// What a label has to be.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LabelTest {
-    /// One of these.
-    In(BTreeSet<String>),
-    /// None of these; an absent label passes.
-    NotIn(BTreeSet<String>),
-    /// There, whatever it is.
-    Present,
-    /// Not there.
-    Absent,
-}
-
-impl LabelTest {
-    fn passes(&self, value: Option<&String>) -> bool {
-        match self {
-            Self::In(values) => value.is_some_and(|value| values.contains(value)),
-            Self::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
-            Self::Present => value.is_some(),
-            Self::Absent => value.is_none(),
-        }
-    }
-}
-
 /// Which appliances a rule is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -171,8 +147,8 @@ pub enum ModeScope {
     Worker(WorkerId),
     /// One appliance.
     Appliance(ApplianceId),
-    /// Those whose labels pass all tests. Without any it is about none, so that an empty selector is not one for everything.
-    Labels(BTreeMap<String, LabelTest>),
+    /// Those that a selector of labels selects.
+    Labels(LabelSelector),
 }
 
 impl ModeScope {
@@ -184,9 +160,7 @@ impl ModeScope {
             Self::Tenant(tenant) => subject.tenant == *tenant,
             Self::Worker(worker) => owner == Some(worker),
             Self::Appliance(id) => appliance == *id,
-            Self::Labels(tests) => {
-                !tests.is_empty() && tests.iter().all(|(key, test)| test.passes(subject.labels.get(key)))
-            }
+            Self::Labels(selector) => selector.selects(&subject.labels),
         }
     }
 }
@@ -198,18 +172,7 @@ impl fmt::Display for ModeScope {
             Self::Tenant(tenant) => write!(f, "tenant {tenant}"),
             Self::Worker(worker) => write!(f, "what worker {worker} owns"),
             Self::Appliance(id) => write!(f, "appliance {id}"),
-            Self::Labels(tests) => {
-                f.write_str("labels")?;
-                for (key, test) in tests {
-                    match test {
-                        LabelTest::In(values) => write!(f, " {key} in {values:?}")?,
-                        LabelTest::NotIn(values) => write!(f, " {key} not in {values:?}")?,
-                        LabelTest::Present => write!(f, " {key}")?,
-                        LabelTest::Absent => write!(f, " !{key}")?,
-                    }
-                }
-                Ok(())
-            }
+            Self::Labels(selector) => write!(f, "labels {selector}"),
         }
     }
 }
@@ -255,10 +218,6 @@ mod tests {
         ModeSubject { tenant: Name::new(tenant).expect("valid"), labels }
     }
 
-    fn values(of: &[&str]) -> BTreeSet<String> {
-        of.iter().map(|value| (*value).to_owned()).collect()
-    }
-
     #[test]
     fn each_scope_covers_what_it_names_and_nothing_else() {
         let (id, other) = (ApplianceId::from_u128(1), ApplianceId::from_u128(2));
@@ -269,31 +228,19 @@ mod tests {
         assert!(covers(&ModeScope::Tenant(Name::new("red").expect("valid")), id, None));
         assert!(!covers(&ModeScope::Tenant(Name::new("blue").expect("valid")), id, None));
         assert!(covers(&ModeScope::Appliance(id), id, None) && !covers(&ModeScope::Appliance(id), other, None));
+        let labels = |text: &str| ModeScope::Labels(text.parse().expect("a selector"));
+        assert!(covers(&labels("env=prod"), id, None) && !covers(&labels("env=test"), id, None));
+        assert!(!covers(&labels(""), id, None), "an empty selector is not one for everything");
         let of_w1 = ModeScope::Worker(w1.clone());
         assert!(covers(&of_w1, id, Some(&w1)));
         assert!(!covers(&of_w1, id, Some(&w2)) && !covers(&of_w1, id, None), "what nobody owns is no worker's");
     }
 
     #[test]
-    fn labels_have_to_pass_every_test_and_no_test_is_passed_by_nothing() {
-        let (id, prod) = (ApplianceId::from_u128(1), subject("t", &[("env", "prod"), ("tier", "web")]));
-        let covers = |tests: &[(&str, LabelTest)]| {
-            let tests = tests.iter().map(|(key, test)| ((*key).to_owned(), test.clone())).collect();
-            ModeScope::Labels(tests).covers(id, &prod, None)
-        };
-        let (is_prod, not_db) = (LabelTest::In(values(&["prod", "test"])), LabelTest::NotIn(values(&["db"])));
-        assert!(covers(&[("env", is_prod.clone()), ("tier", not_db.clone())]));
-        assert!(!covers(&[("env", is_prod.clone()), ("tier", LabelTest::In(values(&["db"])))]));
-        assert!(covers(&[("zone", not_db), ("zone2", LabelTest::Absent), ("tier", LabelTest::Present)]));
-        assert!(!covers(&[("zone", LabelTest::Present)]) && !covers(&[("env", LabelTest::Absent)]));
-        assert!(!covers(&[]));
-    }
-
-    #[test]
     fn a_rule_survives_json_and_editions_are_ordered_by_term() {
         let rule = ModeRule {
             id: ModeId::new(u128::MAX),
-            scope: ModeScope::Labels([("env".to_owned(), LabelTest::In(values(&["prod"])))].into()),
+            scope: ModeScope::Labels("env=prod".parse().expect("a selector")),
             reason: "maintenance".into(),
             by: "op".into(),
             since_unix_ms: 7,

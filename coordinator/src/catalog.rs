@@ -26,7 +26,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, watch};
 
 use crate::record::Record;
-use crate::views::{ApplianceKey, AssignmentView, CatalogEntry, ClusterView, RebalanceView, RingView, WorkerView};
+use crate::views::{
+    ApplianceKey, AssignmentView, CatalogEntry, ClusterView, RebalanceView, RingView, WithheldStep, WorkerView,
+};
 
 pub use counts::{Counts, PhaseCounts};
 pub use filter::Filter;
@@ -83,6 +85,8 @@ pub enum Fact {
     Status(ApplianceId, Arc<Status>, SystemTime),
     /// Who holds it now.
     Assignment(ApplianceId, AssignmentView),
+    /// What its owner would have done if hands were on it, newest first.
+    Withheld(ApplianceId, Vec<WithheldStep>),
     /// Nothing is left of it, and the store has that.
     Removed(ApplianceId),
 }
@@ -120,6 +124,8 @@ struct State {
     names: BTreeMap<ApplianceKey, ApplianceId>,
     counts: Counts,
     troubled: troubles::Candidates,
+    /// Of those that debug modes cover.
+    withheld: HashMap<ApplianceId, Arc<[WithheldStep]>>,
     workers: BTreeMap<WorkerId, Arc<WorkerView>>,
     rebalances: BTreeMap<RebalanceId, Arc<RebalanceView>>,
     ring: Option<Arc<RingView>>,
@@ -162,6 +168,7 @@ impl State {
             names: BTreeMap::new(),
             counts: Counts::default(),
             troubled: troubles::Candidates::default(),
+            withheld: HashMap::new(),
             workers: BTreeMap::new(),
             rebalances: BTreeMap::new(),
             ring: None,
@@ -201,6 +208,7 @@ impl State {
         }
         self.counts.take(&before);
         self.troubled.forget(id);
+        self.withheld.remove(&id);
         self.tell(Some(before), None);
     }
 
@@ -293,6 +301,13 @@ impl Catalog {
                         state.put(entry);
                     }
                 }
+                Fact::Withheld(id, steps) => {
+                    if steps.is_empty() || !state.entries.contains_key(&id) {
+                        state.withheld.remove(&id);
+                    } else {
+                        state.withheld.insert(id, steps.into());
+                    }
+                }
                 Fact::Removed(id) => state.remove(id),
             }
         }
@@ -375,6 +390,12 @@ impl Catalog {
     }
 
     // ------------------------------------------------------------------------------------------ the readers' half
+
+    /// What the owner of an appliance would have done if hands were on it, newest first.
+    #[must_use]
+    pub fn withheld(&self, id: ApplianceId) -> Option<Arc<[WithheldStep]>> {
+        self.read().withheld.get(&id).cloned()
+    }
 
     /// One appliance.
     #[must_use]

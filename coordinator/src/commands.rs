@@ -18,8 +18,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::appliance::FieldViolation;
+use common::mode::ModeScope;
 use common::telemetry::TelemetryOrder;
-use common::{ApplianceId, Incarnation, ProcessIdentity, Site, WorkerId, text};
+use common::{ApplianceId, Incarnation, ModeId, ProcessIdentity, Site, WorkerId, text};
 use coordinator_core::orders::OrderOp;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -27,7 +28,7 @@ use tracing::Span;
 
 use crate::metrics;
 use crate::tuning::TuningChange;
-use crate::views::{Explanation, PlanView};
+use crate::views::{Explanation, ModeList, ModeView, PlanView};
 
 pub use crate::access::Scope;
 pub use change::{Change, ChangeOrigin, ChangeOutcome, Changed, Mutation, RequestKey};
@@ -41,6 +42,9 @@ const QUEUE: usize = 1024;
 
 /// Longest reason an operator can give, in bytes.
 const MAX_REASON: usize = 500;
+
+/// How much before the deadline of a call the leader says how far a debug mode is.
+const MODE_MARGIN: Duration = Duration::from_millis(200);
 
 /// How long the leader may take to hear a witness.
 const WITNESS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -68,6 +72,17 @@ impl Reason {
         text::check(&text, MAX_REASON).map_err(|problem| FieldViolation::new("reason", problem.to_string()))?;
         Ok(Self(text))
     }
+}
+
+/// A debug mode to be set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewMode {
+    /// Its name.
+    pub id: ModeId,
+    /// What it covers.
+    pub scope: ModeScope,
+    /// After which time it ends by itself.
+    pub expires_in: Option<Duration>,
 }
 
 /// Who asks for an operator's measure, and why.
@@ -215,6 +230,55 @@ impl Commands {
             Command::Unbind { appliance, site, request, reply }
         };
         self.ask_until_settled(context, command).await
+    }
+
+    /// Sets a debug mode; answered when no call that changes the world starts any more for what it covers, or at `until` with
+    /// what it waits for.
+    ///
+    /// # Errors
+    /// [`CommandError`]; never [`CommandError::Contended`].
+    pub async fn set_mode(
+        &self,
+        context: &CommandContext,
+        mode: NewMode,
+        reason: Reason,
+        until: Instant,
+    ) -> Result<ModeView, CommandError> {
+        let request = operator(context, reason);
+        let until = until.min(context.deadline - MODE_MARGIN);
+        let command = |reply| Command::SetMode { mode: mode.clone(), request: request.clone(), until, reply };
+        self.ask_until_settled(context, command).await
+    }
+
+    /// Ends a debug mode; answered when that is durable.
+    ///
+    /// # Errors
+    /// [`CommandError`]; never [`CommandError::Contended`].
+    pub async fn clear_mode(&self, context: &CommandContext, mode: ModeId, reason: Reason) -> Result<(), CommandError> {
+        let request = operator(context, reason);
+        let command = |reply| Command::ClearMode { mode, request: request.clone(), reply };
+        self.ask_until_settled(context, command).await
+    }
+
+    /// How far a debug mode has taken hold.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn mode(&self, context: &CommandContext, mode: ModeId) -> Result<ModeView, CommandError> {
+        self.ask(context, |reply| Command::Mode { mode, reply }).await
+    }
+
+    /// At most `most` debug modes, after one of them, in the order of their names.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn modes(
+        &self,
+        context: &CommandContext,
+        after: Option<ModeId>,
+        most: usize,
+    ) -> Result<ModeList, CommandError> {
+        self.ask(context, |reply| Command::Modes { after, most, reply }).await
     }
 
     /// Stops all planning, until [`resume`](Self::resume); answered when the catalog shows it.

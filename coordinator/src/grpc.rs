@@ -12,6 +12,7 @@ mod call;
 mod cluster;
 pub mod connections;
 mod deadline;
+mod debug;
 mod forward;
 mod incoming;
 mod layer;
@@ -71,7 +72,7 @@ pub use watches::BoundWatches;
 use call::Caller;
 
 /// Names of the services whose health is reported; `""` is the server as a whole.
-const SERVICES: [&str; 8] = [
+const SERVICES: [&str; 9] = [
     "",
     "rug.admin.v1.Appliances",
     "rug.admin.v1.Workers",
@@ -80,6 +81,7 @@ const SERVICES: [&str; 8] = [
     "rug.admin.v1.Cluster",
     "rug.admin.v1.Telemetry",
     "rug.admin.v1.Audit",
+    "rug.admin.v1.Debug",
 ];
 
 /// Health service name that only the leader reports as serving.
@@ -213,6 +215,7 @@ impl AdminServices {
             )))
             .add_service(api::cluster_server::ClusterServer::new(cluster::ClusterService::new(caller.clone())))
             .add_service(api::telemetry_server::TelemetryServer::new(telemetry::TelemetryService::new(caller.clone())))
+            .add_service(api::debug_server::DebugServer::new(debug::DebugService::new(caller.clone())))
             .add_service(api::audit_server::AuditServer::new(audit::AuditService::new(caller)))
             .add_service(tonic_health::pb::health_server::HealthServer::new(
                 tonic_health::server::HealthService::from_health_reporter(health.reporter),

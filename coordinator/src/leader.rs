@@ -12,6 +12,7 @@
 //! | `writes` | what was submitted to the store, and what each outcome means |
 //! | `commands`, `waiting` | what callers ask for; callers that are answered later |
 //! | `inquiries`, `judging` | what workers are asked beside the protocol; changes that wait for that |
+//! | `modes` | debug modes, and who waits until they have taken hold |
 //! | `roster`, `witness` | events of the workers' nodes; ends of their processes |
 //! | `publisher`, `notes`, `rebalances` | what is shown: to readers, to a person, of each rebalance |
 //! | `convert` | between the machine's terms and everybody else's |
@@ -23,6 +24,7 @@ mod connections;
 mod convert;
 mod inquiries;
 mod judging;
+mod modes;
 mod notes;
 mod orders;
 mod plans;
@@ -52,6 +54,7 @@ use tracing::{info, warn};
 use self::causes::Causes;
 use self::connections::Connections;
 use self::inquiries::Inquiries;
+use self::modes::ModeCallers;
 use self::notes::Notes;
 use self::publisher::{Publisher, REFRESH};
 use self::rebalances::RebalanceHistory;
@@ -171,6 +174,7 @@ pub struct Leader<'a> {
     connections: Connections,
     writes: PendingWrites,
     waiting: WaitingCallers,
+    modes: ModeCallers,
     inquiries: Inquiries,
     publisher: Publisher,
     notes: Notes,
@@ -212,7 +216,8 @@ impl Leader<'_> {
                 Some(input) = inputs.sessions.recv() => self.on_session(input),
                 Some(command) = inputs.commands.recv() => self.on_command(command),
                 () = sleep_until(wake_at) => {}
-                () = inquiry_late(self.inquiries.next_deadline()) => {}
+                () = at(self.inquiries.next_deadline()) => {}
+                () = at(self.modes.next_look()) => {}
             }
             self.take_waiting(inputs);
             self.put_inquiries();
@@ -221,6 +226,7 @@ impl Leader<'_> {
                 self.end_unanswered();
             }
             self.hear_held_witnesses();
+            self.answer_modes();
             wake_at = self.step(Event::Tick);
             self.publish();
             if self.end.is_none() && !self.writes.leads(self.machine.term()) {
@@ -288,21 +294,26 @@ impl Leader<'_> {
         match action {
             Action::Commit(batch, commit) => {
                 self.rebalances.committing(batch, &commit, &self.machine);
-                let events = self.unbind_events(&commit);
+                let mut events = self.unbind_events(&commit);
+                events.extend(self.mode_events(&commit));
                 self.writes.commit(batch, commit, events);
             }
             Action::Send(stream, envelope, message) => self.send(stream, envelope, message),
             Action::Reports(reports) => self.on_reports(reports),
             Action::Close(stream, refusal) => self.connections.close(stream, &refusal),
-            Action::Assigned(id) => self.publisher.assigned(&self.machine, id),
+            Action::Assigned(id) => {
+                self.modes.changed();
+                self.publisher.assigned(&self.machine, id);
+            }
             Action::Removed(id) => {
                 self.admission.removed(id);
                 self.rebalances.removed(id);
+                self.modes.changed();
                 self.publisher.removed(id);
             }
             Action::Unbind(number, answer) => self.unbound(number, answer),
-            // No call sets a rule yet, so nobody waits.
-            Action::Mode(..) | Action::ModesChanged => {}
+            Action::Mode(number, outcome) => self.mode_outcome(number, outcome),
+            Action::ModesChanged => self.modes.changed(),
             Action::WorkerChanged(worker) => self.publisher.worker_changed(worker),
             Action::Gone(Life { worker, incarnation }, at) => {
                 // Beside the worker's `may_act_until_ns` of the same host it shows what the lease's margin comes to.
@@ -472,13 +483,14 @@ impl Leader<'_> {
         };
         let _ = tokio::time::timeout(LAST_WRITES, last_writes).await;
         self.waiting.fail_all(&CommandError::NotLeading(None));
+        self.modes.fail_all(&CommandError::NotLeading(None));
         self.end_inquiries(&CommandError::NotLeading(None));
         self.publisher.flush();
     }
 }
 
-/// Waits until an inquiry was not answered in time; for ever when there is none.
-async fn inquiry_late(at: Option<tokio::time::Instant>) {
+/// Waits until then; for ever when there is nothing to wait for.
+async fn at(at: Option<tokio::time::Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,

@@ -45,6 +45,7 @@ use common::appliance::FieldViolation;
 use common::status::Status;
 use common::{ApplianceId, CoordinatorId, Incarnation, RebalanceId, Term, WorkerId};
 use coordinator_core::grants::{GrantOp, StoredMember};
+use coordinator_core::modes::ModeOp;
 use sea_orm::DatabaseConnection;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -203,6 +204,8 @@ pub enum StoreWrite {
     Adoptions(Vec<AdoptionRecord>),
     /// Stores that planning is paused, or that it is not.
     Pause(Option<PauseRecord>),
+    /// A change of the rules of debug modes.
+    Mode(ModeOp),
     /// Stores an order about placement in the place of the former one of its sort, or removes that where it takes it back.
     Order(OrderRecord),
     /// A line of the audit trail.

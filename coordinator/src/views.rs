@@ -4,6 +4,7 @@
 
 mod appliance;
 mod cluster;
+mod mode;
 mod orders;
 mod plan;
 mod rebalance;
@@ -14,6 +15,7 @@ pub use cluster::{
     ClusterView, CoordinationState, CoordinatorView, FrozenView, LeaderView, MAX_MISSING, MAX_NOTES, MAX_UNOWNED,
     PausedView, PlacementView, RingView, UnownedAppliance, UnownedView, ViolationsView,
 };
+pub use mode::{ModeList, ModeView, WithheldStep};
 pub use orders::{MAX_ORDERED, OrdersView, PinView, WorkerOrdersView};
 pub use plan::{MAX_PLAN_UNPLACED, PlanView, PlannedMoveView, UnplacedView};
 pub use rebalance::{MoveView, RebalanceView};

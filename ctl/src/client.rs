@@ -19,6 +19,7 @@ use proto::admin::v1;
 use proto::admin::v1::appliances_client::AppliancesClient;
 use proto::admin::v1::audit_client::AuditClient;
 use proto::admin::v1::cluster_client::ClusterClient;
+use proto::admin::v1::debug_client::DebugClient;
 use proto::admin::v1::placement_client::PlacementClient;
 use proto::admin::v1::rebalances_client::RebalancesClient;
 use proto::admin::v1::telemetry_client::TelemetryClient;
@@ -422,6 +423,39 @@ impl AdminClient {
     /// Frees an appliance from its host.
     pub(crate) async fn unbind(&self, request: v1::UnbindRequest) -> Result<v1::UnbindResponse, Failure> {
         self.call(request, false, |c, r| async move { PlacementClient::new(c).unbind(r).await }).await
+    }
+
+    /// Sets a debug mode, or waits on for one that is set.
+    pub(crate) async fn set_debug_mode(&self, request: v1::SetDebugModeRequest) -> Result<v1::DebugMode, Failure> {
+        self.call(request, false, |c, r| async move { DebugClient::new(c).set(r).await }).await
+    }
+
+    /// Clears a debug mode.
+    pub(crate) async fn clear_debug_mode(&self, id: &str, reason: &str) -> Result<(), Failure> {
+        let request = v1::ClearDebugModeRequest { id: id.to_owned(), reason: reason.to_owned() };
+        self.call(request, false, |c, r| async move { DebugClient::new(c).clear(r).await }).await.map(drop)
+    }
+
+    /// All debug modes.
+    pub(crate) async fn debug_modes(&self) -> Result<Vec<v1::DebugMode>, Failure> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::ListDebugModesRequest { page_size: 0, page_token };
+            let page = self.call(request, false, |c, r| async move { DebugClient::new(c).list(r).await }).await?;
+            all.extend(page.modes);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// What would have been done to an appliance.
+    pub(crate) async fn would_have(&self, appliance: v1::ApplianceRef) -> Result<Vec<v1::WithheldStep>, Failure> {
+        let request = v1::WouldHaveRequest { appliance: Some(appliance) };
+        let answer = self.call(request, false, |c, r| async move { DebugClient::new(c).would_have(r).await }).await?;
+        Ok(answer.steps)
     }
 
     /// Which worker a key or an appliance belongs to.

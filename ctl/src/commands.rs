@@ -18,6 +18,7 @@ pub(crate) mod apply;
 pub(crate) mod audit;
 pub(crate) mod cluster;
 pub(crate) mod context;
+pub(crate) mod debug;
 pub(crate) mod delete;
 pub(crate) mod doctor;
 pub(crate) mod filter;

@@ -77,6 +77,11 @@ pub(crate) fn tenants() -> ArgValueCompleter {
     })
 }
 
+/// Ids of debug modes.
+pub(crate) fn debug_modes() -> ArgValueCompleter {
+    asked(async |client, _| Ok(client.debug_modes().await?.into_iter().map(|mode| mode.id).collect()))
+}
+
 /// Names of workers.
 pub(crate) fn workers() -> ArgValueCompleter {
     asked(async |client, _| Ok(client.workers().await?.into_iter().map(|worker| worker.id).collect()))

@@ -51,6 +51,17 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("placement resume", &["rugctl placement resume"]),
     ("placement unbind", &["rugctl placement unbind web-1 --reason host-lost --yes"]),
     (
+        "debug set",
+        &[
+            "rugctl debug set --appliance web-1 --reason ticket-4711",
+            "rugctl debug set --tenant demo --for 2h",
+            "rugctl debug set -l app=web,tier!=db",
+        ],
+    ),
+    ("debug clear", &["rugctl debug clear 6f1c9a52", "rugctl debug clear --all --yes"]),
+    ("debug list", &["rugctl debug list"]),
+    ("debug would-have", &["rugctl debug would-have web-1"]),
+    (
         "placement pin",
         &["rugctl placement pin web-1 worker-2", "rugctl placement pin web-1 worker-2 --strict --reason licence"],
     ),

@@ -12,7 +12,7 @@ use runtime::telemetry::{CommandTrace, Program};
 use runtime::tls;
 
 use crate::commands::{
-    CommandContext, appliance, apply, audit, cluster, context, delete, doctor, placement, plan, rebalance, ring,
+    CommandContext, appliance, apply, audit, cluster, context, debug, delete, doctor, placement, plan, rebalance, ring,
     telemetry, watch, worker,
 };
 use crate::contexts::{Contexts, NamedContext};
@@ -83,6 +83,9 @@ enum RugctlCommand {
     Placement(placement::PlacementCommand),
     /// Show what would move if workers or orders were others, and have exactly that done
     Plan(Box<plan::PlanArgs>),
+    /// Keep hands off appliances, and show what would have been done to them
+    #[command(subcommand)]
+    Debug(debug::DebugCommand),
     /// Show the history of rebalances: moves and their causes
     #[command(visible_alias = "history")]
     Rebalance(rebalance::RebalanceArgs),
@@ -248,6 +251,7 @@ async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(
         RugctlCommand::Ring(command) => ring::run(context, command).await,
         RugctlCommand::Placement(command) => placement::run(context, command).await,
         RugctlCommand::Plan(args) => plan::run(context, args).await,
+        RugctlCommand::Debug(command) => debug::run(context, command).await,
         RugctlCommand::Rebalance(args) => rebalance::run(context, args).await,
         RugctlCommand::Audit(args) => audit::run(context, args).await,
         RugctlCommand::LogLevel(args) => telemetry::log_level(context, args).await,

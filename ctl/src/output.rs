@@ -20,6 +20,7 @@ use unicode_width::UnicodeWidthChar;
 use crate::error::Failure;
 use crate::text::one_line;
 
+pub(crate) mod debug;
 #[cfg(test)]
 mod tests;
 pub(crate) mod view;

@@ -194,6 +194,11 @@ async fn remove_all(client: &AdminClient, ui: &Ui, args: &UpArgs, limit: Duratio
         let question = format!("remove {} of {cluster}, whose state is in {folder}?", delete::described(ui, &all));
         confirm(&question, Extent::Named, args.yes).await?;
     }
+    for mode in context.client.debug_modes().await? {
+        // Nothing it covers would be removed.
+        ui.note("clearing a debug mode");
+        context.client.clear_debug_mode(&mode.id, "rugctl up --down").await?;
+    }
     delete::delete_and_wait(&context.client, ui, all, limit).await
 }
 

@@ -163,6 +163,9 @@ impl Tracker {
 
 /// What keeps an appliance from its goal, as far as is known now: the last error, or why no worker has it.
 fn problem(appliance: &v1::Appliance, status: &v1::Status) -> String {
+    if appliance.assignment.as_ref().is_some_and(|assignment| assignment.hands_off) {
+        return "a debug mode keeps hands off it; this is done once that is cleared (rugctl debug list)".to_owned();
+    }
     let assignment = appliance.assignment.as_ref().filter(|assignment| assignment.worker.is_empty());
     match assignment {
         Some(assignment) if !assignment.reason.is_empty() => {

@@ -10,6 +10,7 @@ mod closed;
 mod contexts;
 mod coordinator;
 mod custom;
+mod debug;
 mod input;
 mod inquiries;
 mod limits;

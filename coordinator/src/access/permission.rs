@@ -70,6 +70,7 @@ const PLACEMENT: &str = "rug.admin.v1.Placement";
 const REBALANCES: &str = "rug.admin.v1.Rebalances";
 const CLUSTER: &str = "rug.admin.v1.Cluster";
 const TELEMETRY: &str = "rug.admin.v1.Telemetry";
+const DEBUG: &str = "rug.admin.v1.Debug";
 const AUDIT: &str = "rug.admin.v1.Audit";
 
 /// Every call that can be made.
@@ -102,6 +103,11 @@ pub const CALLS: &[Call] = &[
     call(PLACEMENT, "Apply", Permission::Operate),
     call(PLACEMENT, "Pin", Permission::Operate),
     call(PLACEMENT, "Unpin", Permission::Operate),
+    call(DEBUG, "Set", Permission::Operate),
+    call(DEBUG, "Clear", Permission::Operate),
+    call(DEBUG, "Get", Permission::ReadCluster),
+    call(DEBUG, "List", Permission::ReadCluster),
+    call(DEBUG, "WouldHave", Permission::ReadAppliances),
     call(REBALANCES, "List", Permission::ReadCluster),
     call(REBALANCES, "Get", Permission::ReadCluster),
     call(REBALANCES, "Watch", Permission::ReadCluster),

@@ -5,7 +5,7 @@ use std::fmt;
 use common::appliance::{FieldViolation, Name};
 use common::change::ApplianceTarget;
 use common::manager::Manager;
-use common::{ApplianceId, CoordinatorId, Generation, Incarnation, Site, WorkerId};
+use common::{ApplianceId, CoordinatorId, Generation, Incarnation, ModeId, Site, WorkerId};
 use coordinator_core::orders::{MAX_PINS, MAX_WORKER_ORDERS};
 use uuid::Uuid;
 
@@ -129,6 +129,15 @@ pub enum CommandError {
          evicted; stop one that runs, and evict one that cannot be reached"
     )]
     HasLease(WorkerId),
+    /// There is no such debug mode.
+    #[error("there is no debug mode {0}: it was cleared, or has expired")]
+    NoMode(ModeId),
+    /// There is a debug mode of this name that covers something else.
+    #[error("debug mode {0} covers something else")]
+    ModeIdTaken(ModeId),
+    /// There are as many debug modes as there may be.
+    #[error("there are {0} debug modes already, which is the limit")]
+    ModesFull(usize),
     /// Under strategy `ring` an order has no meaning.
     #[error(
         "the strategy is `ring`, under which the ring alone decides: {0} can be drained, not cordoned, weighted or pinned to"

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 
 use common::telemetry::TelemetryOrder;
-use common::{ApplianceId, Incarnation, ProcessIdentity, Site, WorkerId};
+use common::{ApplianceId, Incarnation, ModeId, ProcessIdentity, Site, WorkerId};
 use coordinator_core::orders::OrderOp;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::Span;
 
-use super::{Changed, CommandError, Mutation, Operator, PlanAssumptions, PlanPart, ShownPlan};
+use super::{Changed, CommandError, Mutation, NewMode, Operator, PlanAssumptions, PlanPart, ShownPlan};
 use crate::tuning::TuningChange;
-use crate::views::{Explanation, PlanView};
+use crate::views::{Explanation, ModeList, ModeView, PlanView};
 
 /// Where the answer to a command goes. A caller that has given up drops the other end.
 pub type Reply<T> = oneshot::Sender<Result<T, CommandError>>;
@@ -88,6 +88,42 @@ pub enum Command {
         /// Answered with the site it was bound to, once the store has that it is not, and the catalog shows it.
         reply: Reply<Option<Site>>,
     },
+    /// Set a debug mode.
+    SetMode {
+        /// What it covers, and for how long.
+        mode: NewMode,
+        /// Why, and who asks.
+        request: Operator,
+        /// When the answer is given although the mode has not taken hold everywhere.
+        until: Instant,
+        /// Answered when it has taken hold, or with how far it is.
+        reply: Reply<ModeView>,
+    },
+    /// End a debug mode.
+    ClearMode {
+        /// Its name.
+        mode: ModeId,
+        /// For the audit trail.
+        request: Operator,
+        /// Answered when that is stored.
+        reply: Reply<()>,
+    },
+    /// How far a debug mode has taken hold.
+    Mode {
+        /// Its name.
+        mode: ModeId,
+        /// Answered at once.
+        reply: Reply<ModeView>,
+    },
+    /// The debug modes, in the order of their names.
+    Modes {
+        /// Those after this one.
+        after: Option<ModeId>,
+        /// Most of them.
+        most: usize,
+        /// Answered at once.
+        reply: Reply<ModeList>,
+    },
     /// Stop all planning, until [`Resume`](Self::Resume).
     Pause {
         /// The reason is shown in [`PausedView`](crate::views::PausedView).
@@ -159,10 +195,13 @@ impl Command {
         match self {
             Self::Change { reply, .. } => drop(reply.send(Err(error))),
             Self::Explain { reply, .. } => drop(reply.send(Err(error))),
+            Self::SetMode { reply, .. } | Self::Mode { reply, .. } => drop(reply.send(Err(error))),
+            Self::Modes { reply, .. } => drop(reply.send(Err(error))),
             Self::Unbind { reply, .. } => drop(reply.send(Err(error))),
             Self::Plan { reply, .. } => drop(reply.send(Err(error))),
             Self::Tune { reply, .. } | Self::Tuning { reply } => drop(reply.send(Err(error))),
             Self::Check { reply, .. }
+            | Self::ClearMode { reply, .. }
             | Self::Evict { reply, .. }
             | Self::Witness { reply, .. }
             | Self::Forget { reply, .. }

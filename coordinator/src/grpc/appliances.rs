@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 use super::call::{Caller, MAX_PAGE_BYTES, access, canonical, context, request_key, target};
 use super::page::{self, PageStart};
 use super::wire as to_wire;
-use super::{Access, status};
+use super::{Access, debug, status};
 use crate::access::Permission;
 use crate::catalog::{ApplianceChange, Filter};
 use crate::commands::{Change, ChangeOrigin, Changed, CommandContext, RequestKey};
@@ -200,6 +200,8 @@ impl wire::appliances_server::Appliances for AppliancesService {
             summary: explanation.summary,
             candidates: explanation.candidates.into_iter().map(to_wire::candidate).collect(),
             moves: moves.collect(),
+            debug_modes: explanation.modes.iter().map(|rule| debug::rule_to_wire(rule, &self.caller.catalog)).collect(),
+            would_have: debug::withheld_to_wire(&self.caller.catalog, id),
         }))
     }
 }

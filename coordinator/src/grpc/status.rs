@@ -78,6 +78,14 @@ pub fn from_command(error: &CommandError) -> Status {
         CommandError::OtherLife { worker, current } => other_life(worker, *current),
         CommandError::NoLease(id) => precondition("NO_LEASE", id.as_str(), &text),
         CommandError::HasLease(id) => precondition("HAS_LEASE", id.as_str(), &text),
+        CommandError::NoMode(id) => status(Code::NotFound, "NOT_FOUND", resource("debug mode", &id.to_string(), &text)),
+        CommandError::ModeIdTaken(id) => {
+            status(Code::AlreadyExists, "ID_TAKEN", resource("debug mode", &id.to_string(), &text))
+        }
+        CommandError::ModesFull(_) => {
+            let details = ErrorDetails::with_quota_failure_violation("debug modes", text.as_str());
+            status(Code::ResourceExhausted, "TOO_MANY", details)
+        }
         CommandError::RingDecides(subject) => precondition("RING_DECIDES", subject, &text),
         CommandError::LastAble { worker, .. } => precondition("LAST_ABLE", worker.as_str(), &text),
         CommandError::CannotTake { appliance, .. } => precondition("CANNOT_TAKE", &appliance.to_string(), &text),

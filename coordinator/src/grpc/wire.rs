@@ -91,6 +91,7 @@ pub(super) fn assignment(view: &AssignmentView) -> wire::Assignment {
         host: view.site.as_ref().map_or("", Site::host).to_owned(),
         state_dir: view.site.as_ref().map_or("", Site::state_dir).to_owned(),
         site: site_id(view.site.as_ref()),
+        hands_off: view.hands_off,
         pin: view.pin.as_deref().map(pin),
     }
 }

@@ -21,6 +21,7 @@ use super::commands::why_paused;
 use super::connections::Connections;
 use super::convert::seed;
 use super::inquiries::Inquiries;
+use super::modes::{ModeCallers, stored_mode};
 use super::notes::{Notes, Violations};
 use super::orders::OrderBook;
 use super::publisher::Publisher;
@@ -87,6 +88,7 @@ impl<'a> Leader<'a> {
             rebalances,
             unfinished,
             pause,
+            modes,
             orders,
             unreadable,
             former: _,
@@ -110,8 +112,7 @@ impl<'a> Leader<'a> {
         config.authority = if roster.is_some() { LeaseAuthority::External } else { LeaseAuthority::Embedded };
         let paused = pause.as_ref().map(why_paused);
         let inherited = unfinished.as_ref().map(|unfinished| unfinished.id);
-        // Rules of modes have no table yet.
-        let modes = Vec::new();
+        let modes = modes.into_iter().map(|rule| stored_mode(rule, SystemTime::now())).collect();
         let known: HashSet<ApplianceId> = appliances.iter().map(|(seed, _)| seed.id).collect();
         let (book, orders) = OrderBook::restore(orders, |id| known.contains(&id));
         let restored = Restored { appliances, members, raise_after, paused, unfinished, modes, orders };
@@ -130,6 +131,7 @@ impl<'a> Leader<'a> {
             connections: Connections::new(setup.identity.coordination.clone(), Arc::clone(&setup.tuning)),
             writes,
             waiting: WaitingCallers::default(),
+            modes: ModeCallers::default(),
             inquiries: Inquiries::default(),
             publisher: Publisher::new(setup, store, cluster, began, (pause.map(PausedView::from), book)),
             notes,

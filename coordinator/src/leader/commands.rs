@@ -44,6 +44,10 @@ impl Leader<'_> {
             Command::Unbind { appliance, site, request, reply } => {
                 self.unbind(UnbindCaller { appliance, request, reply }, site);
             }
+            Command::SetMode { mode, request, until, reply } => self.set_mode(mode, request, until, reply),
+            Command::ClearMode { mode, request, reply } => self.clear_mode(mode, request, reply),
+            Command::Mode { mode, reply } => drop(reply.send(self.mode_view(mode))),
+            Command::Modes { after, most, reply } => drop(reply.send(Ok(self.mode_list(after, most)))),
             Command::Pause { request, reply } => self.pause(&request, reply),
             Command::Resume { request, reply } => self.resume(&request, reply),
             Command::Order { ops, force, request, reply } => self.order(ops, force, &request, reply),
@@ -156,6 +160,7 @@ impl Leader<'_> {
             position: common::ring::position(&entry.record.placement_key),
             summary: explained.summary,
             candidates: explained.candidates.into_iter().map(convert::candidate).collect(),
+            modes: self.modes_of(appliance),
         })
     }
 
@@ -210,8 +215,6 @@ impl Leader<'_> {
         let Some(UnbindCaller { appliance, request, reply }) = self.waiting.take_unbind(number) else { return };
         if let Ok(Some(site)) = &answer {
             info!(%appliance, %site, actor = request.actor, reason = request.reason, "freed from its site");
-            // It was stored together with the change.
-            audit_event("unbind", &unbound_subject(appliance, site), &request).log();
             // Its caller reads the catalog next.
             self.publisher.flush();
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use common::mode::WouldHave;
 use common::ring;
 use common::session::Desired;
 use common::{ApplianceId, ModeSubject, Profile, Timestamp, WorkerId};
@@ -11,7 +12,7 @@ use coordinator_core::planner::{Needs, PlacementCandidate, RingLimited};
 use coordinator_core::table::Seed;
 
 use crate::record::Record;
-use crate::views::{AssignmentView, Candidate, FrozenView, RingView, WorkerOrdersView, WorkerView};
+use crate::views::{AssignmentView, Candidate, FrozenView, RingView, WithheldStep, WorkerOrdersView, WorkerView};
 
 /// Names of members that a note tells, at most.
 const RING_NAMES: usize = 5;
@@ -113,8 +114,14 @@ pub(super) fn assignment(machine: &Machine, id: ApplianceId) -> Option<Assignmen
         // One that the grant under way would bind it to counts only once its worker has taken it.
         site: row.needs.site.clone().filter(|_| row.binding.is_none()),
         quarantined: machine.is_quarantined(id),
+        hands_off: row.mode.hands_off,
         pin: None,
     })
+}
+
+/// What an owner would have done, by the clock of the wall.
+pub(super) fn withheld(WouldHave { step, reason, ago, times }: WouldHave, now: SystemTime) -> WithheldStep {
+    WithheldStep { step, reason, last: now.checked_sub(ago).unwrap_or(now), times }
 }
 
 /// The ring and the policy in force.

@@ -129,6 +129,8 @@ impl Publisher {
             let known = self.catalog.get(&ApplianceTarget::Id(id)).and_then(|entry| entry.status.clone());
             let news = known.is_none_or(|(status, at)| *status != report.status || is_due(id, at, now));
             self.facts.push(Fact::Status(id, Arc::new(report.status.clone()), now));
+            let withheld = report.would_have.into_iter().map(|step| convert::withheld(step, now)).collect();
+            self.facts.push(Fact::Withheld(id, withheld));
             if news {
                 stored.push((id, report.status, now));
             }

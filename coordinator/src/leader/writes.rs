@@ -154,9 +154,15 @@ impl PendingWrites {
     /// calls.
     pub(super) fn commit(&self, batch: BatchId, commit: Commit, events: Vec<AuditEvent>) {
         let mut writes = store_writes(commit);
-        writes.extend(events.into_iter().map(StoreWrite::Event));
+        writes.extend(events.iter().cloned().map(StoreWrite::Event));
         let pending = self.store.submit(writes);
-        self.pending.push(Box::pin(async move { Ended::Batch(batch, pending.await) }));
+        self.pending.push(Box::pin(async move {
+            let result = pending.await;
+            if result.is_ok() {
+                events.iter().for_each(AuditEvent::log);
+            }
+            Ended::Batch(batch, result)
+        }));
     }
 
     /// Writes a change of an appliance that `caller` has asked for.
@@ -247,9 +253,7 @@ impl PendingWrites {
 
 fn store_writes(commit: Commit) -> Vec<StoreWrite> {
     let Commit { grants, put_members, remove_members, modes } = commit;
-    // No call sets one yet, so there is no table for them either.
-    debug_assert!(modes.is_empty(), "rules of modes cannot be stored yet");
-    let mut writes: Vec<StoreWrite> = Vec::new();
+    let mut writes: Vec<StoreWrite> = modes.into_iter().map(StoreWrite::Mode).collect();
     writes.extend(remove_members.into_iter().map(|life| StoreWrite::RemoveMember(life.worker, life.incarnation)));
     writes.extend(put_members.into_iter().map(StoreWrite::PutMember));
     if !grants.is_empty() {

@@ -7,14 +7,15 @@ use std::collections::BTreeMap;
 
 use common::ApplianceId;
 use coordinator_core::grants::GrantOp;
+use coordinator_core::modes::ModeOp;
 use sea_orm::entity::prelude::*;
 use sea_orm::sea_query::OnConflict;
 use sea_orm::{ActiveModelTrait, ConnectionTrait, IntoActiveModel, Iterable, PrimaryKeyToColumn, Set};
 
 use super::StoreWrite;
 use super::entities::{
-    appliances, events, grants, leadership, members, moves, pauses, pins, progress, rebalances, requests, statuses,
-    worker_orders, workers,
+    appliances, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress, rebalances, requests,
+    statuses, worker_orders, workers,
 };
 use super::ledger::{self, LogPacker, LogPosition};
 use super::load::{self, Keep};
@@ -32,11 +33,16 @@ pub(super) enum PreparedWrite {
     PutAppliance(Box<appliances::Model>),
     Grants(Vec<GrantOp>),
     PutMember(members::Model),
-    RemoveMember { worker: String, incarnation: String },
+    RemoveMember {
+        worker: String,
+        incarnation: String,
+    },
     PutRebalance(Box<rebalances::Model>),
     Moves(Vec<MoveRecord>),
     Adoptions(Vec<AdoptionRecord>),
     Pause(Option<pauses::Model>),
+    /// With the row, unless the rule ends.
+    Mode(String, Option<debug_modes::Model>),
     Order(OrderRow),
     Event(Box<events::ActiveModel>),
     Request(requests::Model),
@@ -56,6 +62,13 @@ impl From<StoreWrite> for PreparedWrite {
             StoreWrite::Moves(moves) => Self::Moves(moves),
             StoreWrite::Adoptions(adoptions) => Self::Adoptions(adoptions),
             StoreWrite::Pause(pause) => Self::Pause(pause.as_ref().map(rows::from_pause)),
+            StoreWrite::Mode(op) => {
+                let row = match &op {
+                    ModeOp::Set(rule) => Some(rows::from_mode(rule)),
+                    ModeOp::Clear(_) => None,
+                };
+                Self::Mode(op.id().to_string(), row)
+            }
             StoreWrite::Order(record) => Self::Order(rows::from_order(&record)),
             StoreWrite::Event(event) => Self::Event(Box::new(rows::from_event(&event))),
             StoreWrite::Request(request) => Self::Request(rows::from_request(&request)),
@@ -120,6 +133,13 @@ impl Bulky for events::ActiveModel {
 impl Bulky for workers::Model {}
 impl Bulky for rebalances::Model {}
 impl Bulky for pauses::Model {}
+
+impl Bulky for debug_modes::Model {
+    fn bytes(&self) -> usize {
+        self.rule.len()
+    }
+}
+
 impl Bulky for worker_orders::Model {}
 impl Bulky for pins::Model {}
 impl Bulky for requests::Model {}
@@ -134,6 +154,7 @@ pub(super) struct Batch {
     workers: RowChanges<String, workers::Model>,
     rebalances: RowChanges<(i64, i64), rebalances::Model>,
     pauses: RowChanges<i32, pauses::Model>,
+    debug_modes: RowChanges<String, debug_modes::Model>,
     worker_orders: RowChanges<(String, String), worker_orders::Model>,
     pins: RowChanges<Uuid, pins::Model>,
     requests: RowChanges<Uuid, requests::Model>,
@@ -176,6 +197,7 @@ impl Batch {
                 PreparedWrite::Moves(some) => moves.extend(some),
                 PreparedWrite::Adoptions(some) => adoptions.extend(some),
                 PreparedWrite::Pause(row) => drop(batch.pauses.insert(pauses::ROW, row.clone())),
+                PreparedWrite::Mode(id, row) => drop(batch.debug_modes.insert(id.clone(), row.clone())),
                 PreparedWrite::Order(OrderRow::Worker(key, row)) => {
                     batch.worker_orders.insert(key.clone(), row.clone());
                 }
@@ -268,6 +290,10 @@ impl Batch {
             pauses::Entity::delete_by_id(row).exec(db).await?;
         }
         upsert::<pauses::ActiveModel, _>(db, &self.pauses).await?;
+        for row in gone(&self.debug_modes) {
+            debug_modes::Entity::delete_by_id(row).exec(db).await?;
+        }
+        upsert::<debug_modes::ActiveModel, _>(db, &self.debug_modes).await?;
         for (worker, order) in gone(&self.worker_orders) {
             worker_orders::Entity::delete_by_id((worker, order)).exec(db).await?;
         }

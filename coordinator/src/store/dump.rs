@@ -8,8 +8,8 @@ use sea_orm::entity::prelude::*;
 
 use super::dialect::failure;
 use super::entities::{
-    appliances, clusters, events, grants, leadership, members, moves, pauses, pins, progress, rebalances, requests,
-    statuses, worker_orders, workers,
+    appliances, clusters, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress, rebalances,
+    requests, statuses, worker_orders, workers,
 };
 use super::error::Error;
 use super::ledger::{self, Chunk, GrantLogEntry, LogPosition, Pages};
@@ -44,6 +44,7 @@ pub(super) async fn dump(db: &impl ConnectionTrait, out: &mut impl Write) -> Res
     count::<events::Entity>(db, out).await?;
     count::<requests::Entity>(db, out).await?;
     count::<pauses::Entity>(db, out).await?;
+    count::<debug_modes::Entity>(db, out).await?;
     count::<worker_orders::Entity>(db, out).await?;
     count::<pins::Entity>(db, out).await?;
     count::<grants::Entity>(db, out).await?;

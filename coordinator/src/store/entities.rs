@@ -224,6 +224,27 @@ pub(super) mod pauses {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
+/// Rules of debug modes: one row each, while it is in force.
+pub(super) mod debug_modes {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "debug_modes")]
+    pub struct Model {
+        /// 32 hexadecimal digits.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: String,
+        /// The rule, as JSON.
+        #[sea_orm(column_type = "Text")]
+        pub rule: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
 /// Orders of operators about workers, by what is ordered.
 pub(super) mod worker_orders {
     use sea_orm::entity::prelude::*;

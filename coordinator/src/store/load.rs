@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::SystemTime;
 
+use common::mode::ModeRule;
 use common::status::Status;
 use common::{ApplianceId, RebalanceId, Term};
 use coordinator_core::grants::{StoredGrant, StoredMember};
@@ -12,8 +13,8 @@ use sea_orm::{Condition, ConnectionTrait, DeleteMany, QueryOrder, QuerySelect};
 
 use super::dialect::failure;
 use super::entities::{
-    appliances, clusters, events, leadership, members, moves, pauses, pins, progress, rebalances, requests, statuses,
-    worker_orders,
+    appliances, clusters, debug_modes, events, leadership, members, moves, pauses, pins, progress, rebalances,
+    requests, statuses, worker_orders,
 };
 use super::error::Error;
 use super::ledger::ReplayedLog;
@@ -75,6 +76,8 @@ pub struct StoredState {
     pub unfinished: HashMap<RebalanceId, Vec<MoveRecord>>,
     /// An operator's stop of all planning, if there is one.
     pub pause: Option<PauseRecord>,
+    /// Rules of debug modes.
+    pub modes: Vec<ModeRule>,
     /// Operators' orders about placement, in no order.
     pub orders: Vec<OrderRecord>,
 }
@@ -118,6 +121,7 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
         }
     }
     let pause = pauses::Entity::find_by_id(pauses::ROW).one(db).await.map_err(|e| failure("read the pause", &e))?;
+    let modes = debug_modes::Entity::find().all(db).await.map_err(|e| failure("read debug modes", &e))?;
     let orders = worker_orders::Entity::find().all(db).await.map_err(|e| failure("read orders", &e))?;
     let pins = pins::Entity::find().all(db).await.map_err(|e| failure("read pins", &e))?;
     let orders = orders.into_iter().map(rows::to_worker_order).chain(pins.into_iter().map(rows::to_pin));
@@ -149,6 +153,7 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
         rebalances,
         unfinished,
         pause: pause.map(rows::to_pause),
+        modes: modes.iter().map(rows::to_mode).collect::<Result<_, _>>()?,
         orders: orders.collect::<Result<_, _>>()?,
     };
     Ok((loaded, ledger))

@@ -9,9 +9,10 @@ use common::appliance::{Name, Spec};
 use common::driver::{DriverCapabilities, DriverName, PreviousOffers};
 use common::kind::KindName;
 use common::manager::Manager;
+use common::mode::{ModeRule, ModeScope};
 use common::secret::LifeSeal;
 use common::status::{InstanceStatus, Phase, Progress, Status};
-use common::{ApplianceId, Generation, Incarnation, RebalanceId, Term, WorkerId, text};
+use common::{ApplianceId, Generation, Incarnation, ModeId, RebalanceId, Term, WorkerId, text};
 use coordinator_core::grants::{Profile, StoredMember};
 use coordinator_core::orders::{OrderOp, Pin};
 use serde::de::DeserializeOwned;
@@ -19,7 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{self, Odd, Packer, ROW_BYTES, Unpacker};
 use super::entities::{
-    appliances, events, members, moves, pauses, pins, progress, rebalances, requests, statuses, worker_orders, workers,
+    appliances, debug_modes, events, members, moves, pauses, pins, progress, rebalances, requests, statuses,
+    worker_orders, workers,
 };
 use super::error::Error;
 use crate::record::{
@@ -461,6 +463,27 @@ pub(super) fn from_pause(pause: &PauseRecord) -> pauses::Model {
 pub(super) fn to_pause(row: pauses::Model) -> PauseRecord {
     let pauses::Model { id: _, reason, actor, since_ns } = row;
     PauseRecord { reason: plain(&reason), by: plain(&actor), since: time(since_ns) }
+}
+
+pub(super) fn from_mode(rule: &ModeRule) -> debug_modes::Model {
+    let rule = ModeRule { reason: plain(&rule.reason), by: plain(&rule.by), ..rule.clone() };
+    debug_modes::Model { id: rule.id.to_string(), rule: json(&rule) }
+}
+
+/// A rule. One that cannot be read, as that of a newer version may be, is taken to cover everything: it can be seen and
+/// cleared, and nobody acts against it meanwhile.
+pub(super) fn to_mode(row: &debug_modes::Model) -> Result<ModeRule, Error> {
+    let at = RowName { what: "debug mode", key: &row.id };
+    let id: ModeId = at.parse("id", &row.id)?;
+    let read = at
+        .json::<ModeRule>("rule", &row.rule)
+        .and_then(|rule| if rule.id == id { Ok(rule) } else { Err(at.corrupt("rule: it is that of another id")) });
+    Ok(read.unwrap_or_else(|error| {
+        tracing::error!("a debug mode is taken to cover everything until it is cleared: {error}");
+        let reason =
+            "it is stored and cannot be read, so that it is taken to cover everything until it is cleared".to_owned();
+        ModeRule { id, scope: ModeScope::Global, reason, by: String::new(), since_unix_ms: 0, expires_unix_ms: None }
+    }))
 }
 
 /// A row about an order, by its key; none where it is taken back.

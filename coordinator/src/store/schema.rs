@@ -32,6 +32,7 @@ impl MigratorTrait for Migrator {
             Box::new(Pauses),
             Box::new(ClusterId),
             Box::new(LastEnd),
+            Box::new(DebugModes),
             Box::new(orders::Orders),
         ]
     }
@@ -209,6 +210,34 @@ impl MigrationTrait for LastEnd {
         let long = if mysql { ColumnType::custom("longtext") } else { ColumnType::Text };
         let column = ColumnDef::new_with_type(Alias::new("last_end"), long);
         add_column(manager, "statuses", "last_end", column).await
+    }
+}
+
+/// Rules of debug modes.
+struct DebugModes;
+
+impl MigrationName for DebugModes {
+    fn name(&self) -> &'static str {
+        "m0007_debug_modes"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for DebugModes {
+    fn use_transaction(&self) -> Option<bool> {
+        Some(false)
+    }
+
+    #[allow(elided_lifetimes_in_paths, reason = "the trait, as async_trait writes it, elides it too")]
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let mysql = manager.get_database_backend() == DbBackend::MySql;
+        let long = if mysql { ColumnType::custom("longtext") } else { ColumnType::Text };
+        let columns = [("id", ColumnType::string(Some(32))), ("rule", long)];
+        let (_, mut modes) = table("debug_modes", &["id"], columns);
+        if mysql {
+            mysql_options(&mut modes);
+        }
+        manager.create_table(modes).await
     }
 }
 

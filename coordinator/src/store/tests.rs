@@ -19,9 +19,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use common::appliance::{Name, Spec};
 use common::driver::{DriverCapabilities, DriverName, DriverOffers};
 use common::kind::{Custom, KindName, KindSpec, Probe};
+use common::mode::{ModeRule, ModeScope};
 use common::status::{InstanceStatus, JournalEntry, Phase, Progress, Status};
-use common::{Generation, Token};
+use common::{Generation, ModeId, Token};
 use coordinator_core::grants::{Granted, Profile, StoredGrant};
+use coordinator_core::modes::ModeOp;
 use coordinator_core::orders::{OrderOp, Pin};
 use sea_orm::ConnectionTrait;
 use tempfile::TempDir;
@@ -155,6 +157,7 @@ async fn begin(store: &Store) -> Result<(Term, StoredState), Error> {
 
 on_every_database!(
     everything_survives_a_restart,
+    a_debug_mode_that_cannot_be_read_covers_everything,
     a_term_begins_only_above_the_stored_one,
     nothing_is_written_outside_of_a_term,
     a_leader_that_changes_nothing_learns_of_a_later_term,
@@ -166,6 +169,18 @@ on_every_database!(
     old_history_is_deleted_when_the_leader_asks,
     a_dump_shows_counts_and_grants_and_needs_no_term,
 );
+
+/// A rule with everything that is hard to store.
+fn mode(n: u128) -> ModeRule {
+    ModeRule {
+        id: ModeId::new(n),
+        scope: ModeScope::Labels("env=prod,zone notin (\u{e4},b)".parse().expect("a selector")),
+        reason: "it's \"broken\" \u{1f4a5}".into(),
+        by: "rug://role/operator".into(),
+        since_unix_ms: 5,
+        expires_unix_ms: (n > 2).then_some(u64::MAX),
+    }
+}
 
 async fn everything_survives_a_restart(database: DatabaseKind) {
     let home = Home::new(database).await;
@@ -212,6 +227,10 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
         StoreWrite::Event(event(1)),
         StoreWrite::Request(request.clone()),
         StoreWrite::Pause(Some(pause.clone())),
+        StoreWrite::Mode(ModeOp::Set(mode(1))),
+        StoreWrite::Mode(ModeOp::Set(mode(2))),
+        StoreWrite::Mode(ModeOp::Clear(ModeId::new(1))),
+        StoreWrite::Mode(ModeOp::Set(mode(3))),
     ];
     let change: Vec<_> = change.into_iter().chain(orders(true).into_iter().map(StoreWrite::Order)).collect();
     store.submit(change).await.expect("stored");
@@ -252,6 +271,7 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
     let made = vec![moved(1, 1, None), adopted(moved(1, 2, Some(5)))];
     assert_eq!(loaded.unfinished[&rebalance(1).id], made, "of the newest that has not ended");
     assert_eq!(loaded.pause, Some(pause));
+    assert_eq!(loaded.modes, [mode(2), mode(3)]);
     let mut kept = orders(true);
     // That of what is removed goes with it.
     kept.retain(|record| !matches!(record.order, OrderOp::Pin { appliance, .. } if appliance == id(3)));
@@ -259,9 +279,11 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
     loaded.orders.sort_by(|a, b| a.order.cmp(&b.order));
     assert_eq!(loaded.orders, kept);
     let back = orders(false).into_iter().map(StoreWrite::Order);
-    store.submit(back.chain([StoreWrite::Pause(None)]).collect()).await.expect("stored");
+    let clear = StoreWrite::Mode(ModeOp::Clear(ModeId::new(2)));
+    store.submit(back.chain([StoreWrite::Pause(None), clear]).collect()).await.expect("stored");
     store.close().await;
     let (store, _, loaded) = home.lead().await;
+    assert_eq!(loaded.modes, [mode(3)]);
     assert_eq!((loaded.pause, loaded.orders), (None, vec![]));
 
     assert_eq!(store.events(10).await, Ok(vec![event(1)]));
@@ -272,6 +294,26 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
     assert_eq!(store.moves_of(id(1), 10).await, Ok(vec![moved(2, 1, Some(4)), moved(1, 1, None)]));
     assert_eq!(store.moves_of(id(1), 1).await, Ok(vec![moved(2, 1, Some(4))]));
     assert_eq!(store.moves_of(id(2), 1).await, Ok(vec![adopted(moved(1, 2, Some(5)))]));
+    store.close().await;
+}
+
+async fn a_debug_mode_that_cannot_be_read_covers_everything(database: DatabaseKind) {
+    let home = Home::new(database).await;
+    let (store, ..) = home.lead().await;
+    store
+        .submit(vec![1, 2].into_iter().map(|n| StoreWrite::Mode(ModeOp::Set(mode(n)))).collect())
+        .await
+        .expect("stored");
+    store.close().await;
+    home.sql(&format!("UPDATE debug_modes SET rule = '{{\"scope\": \"moon\"}}' WHERE id = '{}'", ModeId::new(2))).await;
+    let (store, _, loaded) = home.lead().await;
+    assert_eq!(loaded.modes[0], mode(1));
+    assert_eq!((loaded.modes[1].id, &loaded.modes[1].scope), (ModeId::new(2), &ModeScope::Global));
+    assert!(loaded.modes[1].reason.contains("cannot be read"), "{:?}", loaded.modes[1]);
+    store.submit(vec![StoreWrite::Mode(ModeOp::Clear(ModeId::new(2)))]).await.expect("it can be cleared");
+    store.close().await;
+    let (store, _, loaded) = home.lead().await;
+    assert_eq!(loaded.modes, [mode(1)]);
     store.close().await;
 }
 

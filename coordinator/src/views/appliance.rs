@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use common::appliance::Name;
+use common::mode::ModeRule;
 use common::status::{Phase, Status};
 use common::{Site, Token, WorkerId};
 
@@ -60,6 +61,8 @@ pub struct AssignmentView {
     pub site: Option<Site>,
     /// It is granted to no worker until somebody changes it.
     pub quarantined: bool,
+    /// A debug mode covers it.
+    pub hands_off: bool,
     /// Where an operator wants it.
     pub pin: Option<Arc<PinView>>,
 }
@@ -73,6 +76,7 @@ impl Default for AssignmentView {
             reason: Cow::Borrowed("new"),
             site: None,
             quarantined: false,
+            hands_off: false,
             pin: None,
         }
     }
@@ -87,6 +91,8 @@ pub struct Explanation {
     pub summary: String,
     /// Every member, in ring order of preference.
     pub candidates: Vec<Candidate>,
+    /// Debug modes that cover it, at most twenty.
+    pub modes: Vec<ModeRule>,
 }
 
 /// A member, as far as one appliance is concerned.

@@ -11,7 +11,7 @@ use proto::admin::v1;
 use crate::client::{by_id, request_id};
 use crate::commands::filter::FilterArgs;
 use crate::commands::orders::describe_pin;
-use crate::commands::{CommandContext, Wait, watch};
+use crate::commands::{CommandContext, Wait, debug, watch};
 use crate::complete;
 use crate::document::view::{self, Secrets};
 use crate::error::Failure;
@@ -306,6 +306,7 @@ fn description(
     line("State dir", &assignment.state_dir);
     line("Site", &one_line(&assignment.site));
     line("Why there", &one_line(&explained.summary));
+    debug::lines_about(explained, now).iter().for_each(|text| line("Debug mode", text));
     line("Pinned", &assignment.pin.as_ref().map(|pin| describe_pin(pin, now)).unwrap_or_default());
 
     let _ = writeln!(text, "\nSpec");
@@ -428,6 +429,9 @@ pub(crate) async fn explain(context: &CommandContext, args: &One) -> Result<(), 
     let error = explained.appliance.as_ref().and_then(|a| a.status.as_ref()).map(|status| one_line(&status.last_error));
     if let Some(error) = error.filter(|error| !error.is_empty()) {
         let _ = writeln!(text, "last error: {}", context.ui.paint(Tone::Bad, &error));
+    }
+    for line in debug::lines_about(&explained, SystemTime::now()) {
+        let _ = writeln!(text, "debug mode: {line}");
     }
     let _ = writeln!(text, "\nring position {}\n", explained.ring_position);
     let mut table =

@@ -329,6 +329,9 @@ pub(crate) struct Assignment {
     state_dir: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     site: String,
+    /// Absent while no debug mode covers it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    hands_off: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pin: Option<Pin>,
 }
@@ -345,7 +348,7 @@ struct Pin {
 
 impl From<&v1::Assignment> for Assignment {
     fn from(assignment: &v1::Assignment) -> Self {
-        let v1::Assignment { state, worker, token, reason, host, state_dir, site, pin } = assignment.clone();
+        let v1::Assignment { state, worker, token, reason, host, state_dir, site, hands_off, pin } = assignment.clone();
         let pin = pin.map(|v1::Pin { worker, strict, reason, since, by }| Pin {
             worker,
             strict,
@@ -353,7 +356,7 @@ impl From<&v1::Assignment> for Assignment {
             since: since.map(|t| t.to_string()),
             by,
         });
-        Self { state, worker, token, reason, host, state_dir, site, pin }
+        Self { state, worker, token, reason, host, state_dir, site, hands_off, pin }
     }
 }
 

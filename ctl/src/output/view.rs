@@ -7,6 +7,7 @@ use proto::admin::v1;
 use serde::Serialize;
 
 use crate::document::view::{self, Assignment};
+use crate::output::debug;
 
 type Time = Option<prost_types::Timestamp>;
 
@@ -275,6 +276,10 @@ pub(crate) struct Explanation {
     appliance: Option<view::Appliance>,
     candidates: Vec<PlacementCandidate>,
     moves: Vec<Move>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    debug_modes: Vec<debug::Mode>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    would_have: Vec<debug::Step>,
 }
 
 #[derive(Debug, Serialize)]
@@ -304,6 +309,8 @@ impl From<&v1::ExplainApplianceResponse> for Explanation {
             appliance: e.appliance.as_ref().map(|a| view::Appliance::full(a, view::Secrets::Hidden)),
             candidates: e.candidates.into_iter().map(candidate).collect(),
             moves: e.moves.into_iter().map(Move::from).collect(),
+            debug_modes: e.debug_modes.iter().map(debug::Mode::from).collect(),
+            would_have: e.would_have.iter().map(debug::Step::from).collect(),
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use common::mode::{LabelTest, ModeRule, ModeScope};
+use common::mode::{ModeRule, ModeScope};
 use common::mutant::{self, Mutant};
 use common::session::GrantRef;
 use common::{ApplianceId, Mode, ModeId, ModeSubject, Token};
@@ -54,9 +54,8 @@ impl SimWorld {
             3 | 4 => ModeScope::Worker(self.places[pick % self.places.len()].name.clone()),
             5 => {
                 let color = any_subject(&mut self.rng).labels["color"].clone();
-                let test =
-                    if self.rng.chance(70) { LabelTest::In([color].into()) } else { LabelTest::NotIn([color].into()) };
-                ModeScope::Labels([("color".to_owned(), test)].into())
+                let is = if self.rng.chance(70) { "=" } else { "!=" };
+                ModeScope::Labels(format!("color{is}{color}").parse().expect("a selector"))
             }
             _ if known.is_empty() => ModeScope::Global,
             _ => ModeScope::Appliance(known[pick % known.len()]),

@@ -35,6 +35,8 @@ const STATEMENTS: &[(&str, Access)] = &[
     ("SELECT members", BEGIN),
     ("SELECT requests", BEGIN),
     ("SELECT pauses WHERE id =", Index),
+    ("SELECT debug_modes", BEGIN),
+    ("DELETE debug_modes WHERE id =", Index),
     ("DELETE pauses WHERE id =", Index),
     ("SELECT worker_orders", BEGIN),
     ("SELECT pins", BEGIN),
@@ -97,6 +99,7 @@ fn shape(sql: &str) -> String {
         "events",
         "requests",
         "pauses",
+        "debug_modes",
         "worker_orders",
         "pins",
     ] {
@@ -158,6 +161,9 @@ async fn exercise(home: &Home) {
     let pause = PauseRecord { reason: "work".into(), by: "admin".into(), since: at(3) };
     store.submit(vec![StoreWrite::Pause(Some(pause))]).await.expect("stored");
     store.submit(vec![StoreWrite::Pause(None)]).await.expect("stored");
+    let clear = StoreWrite::Mode(ModeOp::Clear(ModeId::new(2)));
+    store.submit(vec![StoreWrite::Mode(ModeOp::Set(mode(2)))]).await.expect("stored");
+    store.submit(vec![clear]).await.expect("stored");
     store.submit(orders(true).into_iter().map(StoreWrite::Order).collect()).await.expect("stored");
     store.submit(orders(false).into_iter().map(StoreWrite::Order).collect()).await.expect("stored");
     let writes = history.chain(appliances).chain(members).chain([

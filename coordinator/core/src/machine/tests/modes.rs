@@ -3,7 +3,7 @@
 use super::*;
 use crate::modes::ModeOp;
 use crate::planner::Unplaced;
-use common::mode::{LabelTest, ModeRule, ModeScope};
+use common::mode::{ModeRule, ModeScope};
 use common::{ModeEdition, ModeId};
 
 /// A rule of this number.
@@ -13,7 +13,7 @@ fn rule(n: u128, scope: ModeScope) -> ModeRule {
 }
 
 fn color(color: &str) -> ModeScope {
-    ModeScope::Labels([("color".to_owned(), LabelTest::In([color.to_owned()].into()))].into())
+    ModeScope::Labels(format!("color={color}").parse().expect("a selector"))
 }
 
 /// What was said of the modes of single appliances.
