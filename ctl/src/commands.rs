@@ -31,6 +31,7 @@ pub(crate) mod rollout;
 pub(crate) mod telemetry;
 #[cfg(test)]
 mod tests;
+pub(crate) mod wait;
 pub(crate) mod watch;
 pub(crate) mod worker;
 

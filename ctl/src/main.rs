@@ -11,6 +11,7 @@ use clap_complete::{CompleteEnv, Shell};
 use runtime::telemetry::{CommandTrace, Program};
 use runtime::tls;
 
+use crate::commands::wait as wait_command;
 use crate::commands::{
     CommandContext, appliance, apply, audit, cluster, context, debug, delete, doctor, placement, plan, rebalance, ring,
     rollout, telemetry, watch, worker,
@@ -62,17 +63,19 @@ enum RugctlCommand {
     Describe(appliance::GetArgs),
     /// Explain why an appliance is on its worker, or on none
     Explain(appliance::One),
+    /// Wait until appliances are configured, in a phase, owned or deleted
+    Wait(wait_command::WaitArgs),
     /// Watch appliances change
     Watch(watch::WatchArgs),
     /// Remove appliances
     Delete(delete::DeleteArgs),
-    /// Replace every instance of an appliance
+    /// Replace every instance of appliances
     #[command(visible_alias = "restart")]
     Rebuild(appliance::RebuildArgs),
     /// Change the number of instances of an appliance
     Scale(appliance::ScaleArgs),
-    /// Probe every instance of an appliance now
-    Check(appliance::One),
+    /// Probe every instance of appliances now
+    Check(appliance::CheckArgs),
     /// Show, watch and evict workers
     #[command(subcommand)]
     Worker(worker::WorkerCommand),
@@ -248,6 +251,7 @@ async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(
         RugctlCommand::List(args) => appliance::list(context, args).await,
         RugctlCommand::Describe(args) => appliance::describe(context, args).await,
         RugctlCommand::Explain(args) => appliance::explain(context, args).await,
+        RugctlCommand::Wait(args) => wait_command::run(context, args).await,
         RugctlCommand::Watch(args) => watch::run(context, args).await,
         RugctlCommand::Delete(args) => delete::run(context, args).await,
         RugctlCommand::Rebuild(args) => appliance::rebuild(context, args).await,
@@ -295,7 +299,11 @@ mod tests {
             "rugctl up --driver V.M",
             "rugctl up --listen 127.0.0.1:7470",
             "rugctl list --phase asleep",
-            "rugctl list --label app",
+            "rugctl list --label =app",
+            "rugctl list -A -t demo",
+            "rugctl rebuild web -l app",
+            "rugctl wait",
+            "rugctl wait web --for=happy",
             "rugctl delete",
             "rugctl delete web --all",
             "rugctl list --timeout 5",
