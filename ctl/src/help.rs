@@ -20,6 +20,8 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "rugctl apply -f fleet/ --prune -l app=web",
         ],
     ),
+    ("diff", &["rugctl diff -f fleet.yaml", "rugctl diff -f fleet/ -o json"]),
+    ("edit", &["rugctl edit web-1", "rugctl edit demo/custom/web-1 --no-wait"]),
     ("get", &["rugctl get web-1", "rugctl get demo/custom/web-1 -o yaml"]),
     (
         "list",

@@ -13,8 +13,8 @@ use runtime::tls;
 
 use crate::commands::wait as wait_command;
 use crate::commands::{
-    CommandContext, appliance, apply, audit, cluster, context, debug, delete, doctor, placement, plan, rebalance, ring,
-    rollout, telemetry, watch, worker,
+    CommandContext, appliance, apply, audit, cluster, context, debug, delete, diff, doctor, edit, placement, plan,
+    rebalance, ring, rollout, telemetry, watch, worker,
 };
 use crate::contexts::{Contexts, NamedContext};
 use crate::error::{Exit, Failure};
@@ -54,6 +54,10 @@ enum RugctlCommand {
     Up(up::UpArgs),
     /// Create or change appliances from YAML files
     Apply(apply::ApplyArgs),
+    /// Show what `apply` would change, field by field
+    Diff(diff::DiffArgs),
+    /// Change an appliance in an editor
+    Edit(edit::EditArgs),
     /// Show appliances by name; `-o yaml` prints the form that `apply` reads
     Get(appliance::GetArgs),
     /// List appliances
@@ -247,6 +251,8 @@ fn contexts() -> Result<Contexts, Failure> {
 async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(), Failure> {
     match command {
         RugctlCommand::Apply(args) => apply::run(context, args).await,
+        RugctlCommand::Diff(args) => diff::run(context, args).await,
+        RugctlCommand::Edit(args) => edit::run(context, args).await,
         RugctlCommand::Get(args) => appliance::get(context, args).await,
         RugctlCommand::List(args) => appliance::list(context, args).await,
         RugctlCommand::Describe(args) => appliance::describe(context, args).await,

@@ -341,6 +341,18 @@ async fn a_condition_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_diff_ends_with_1_where_something_differs_and_changes_nothing() {
+    let (fake, context) = Fake::start().await;
+    let failure = rugctl(&context, "diff -f FILE", TWO).await.expect_err("nothing is there");
+    assert_eq!((failure.exit, failure.message.as_str()), (Exit::Failed, ""));
+    rugctl(&context, "apply -f FILE", TWO).await.expect("accepted");
+    rugctl(&context, "diff -f FILE", TWO).await.expect("as stored");
+    let other = TWO.replace("command: y", "command: z");
+    assert_eq!(rugctl(&context, "diff -f FILE", &other).await.expect_err("it differs").exit, Exit::Failed);
+    assert_eq!(fake.state().changes, 2);
+}
+
+#[tokio::test]
 async fn lists_contain_all_pages() {
     let (_fake, context) = Fake::start().await;
     rugctl(&context, "apply -f FILE", TWO).await.expect("accepted");
