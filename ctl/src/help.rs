@@ -29,6 +29,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "rugctl list",
             "rugctl list -t demo -l app=web --phase error -o wide",
             "rugctl list -A -l tier!=db,canary",
+            "rugctl list -o custom-columns=NAME:.name,WORKER:.status.assignment.worker",
             "rugctl list --watch",
         ],
     ),

@@ -33,6 +33,7 @@ mod names;
 mod output;
 mod processes;
 mod status;
+mod suggest;
 mod text;
 mod top;
 mod up;
@@ -143,6 +144,15 @@ fn command() -> clap::Command {
 }
 
 impl RugctlCommand {
+    /// Whether its table may have other columns.
+    fn takes_columns(&self) -> bool {
+        match self {
+            Self::Get(_) => true,
+            Self::List(args) => !args.watches(),
+            _ => false,
+        }
+    }
+
     /// Whether it can write spans.
     fn draws_trace(&self) -> bool {
         matches!(self, Self::Rebalance(args) if args.draws_trace())
@@ -176,6 +186,9 @@ async fn run(cli: Cli) -> Exit {
     let ui = Ui::new(cli.global.output, cli.global.no_color);
     if cli.global.output == OutputFormat::Otlp && !cli.command.draws_trace() {
         return report(&Failure::usage("-o otlp is for `rebalance trace` alone"));
+    }
+    if matches!(cli.global.output, OutputFormat::Columns(_)) && !cli.command.takes_columns() {
+        return report(&Failure::usage("-o custom-columns is for `list` and `get` alone"));
     }
     let result = match &cli.command {
         // `up` handles signals itself.
@@ -307,6 +320,8 @@ mod tests {
             "rugctl list --phase asleep",
             "rugctl list --label =app",
             "rugctl list -A -t demo",
+            "rugctl list -o custom-columns=NAME",
+            "rugctl list -o xml",
             "rugctl rebuild web -l app",
             "rugctl wait",
             "rugctl wait web --for=happy",

@@ -101,6 +101,13 @@ pub(crate) struct ListArgs {
     sort: ListOrder,
 }
 
+impl ListArgs {
+    /// Whether it goes on as `watch` does.
+    pub(crate) const fn watches(&self) -> bool {
+        self.watch
+    }
+}
+
 /// Probes that are under way at once.
 const CHECKS: usize = 16;
 
@@ -181,6 +188,10 @@ fn show(context: &CommandContext, appliances: &[v1::Appliance], secrets: Secrets
     match context.ui.format {
         OutputFormat::Json => context.ui.print_value(&all(view::Appliance::full)),
         OutputFormat::Yaml => context.ui.print_value(&all(view::Appliance::document)),
+        OutputFormat::Columns(columns) => {
+            let rows: Vec<_> = appliances.iter().map(|one| view::Appliance::full(one, Secrets::Hidden)).collect();
+            context.ui.print_table(&columns.table(&rows)?)
+        }
         format => context.ui.print_table(&table(appliances, format == OutputFormat::Wide, SystemTime::now())),
     }
 }

@@ -13,7 +13,6 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::*;
 use crate::client::request_id;
-use crate::error::{Exit, Failure};
 use crate::output::OutputFormat;
 
 #[derive(Debug, Default)]
@@ -350,6 +349,17 @@ async fn a_diff_ends_with_1_where_something_differs_and_changes_nothing() {
     let other = TWO.replace("command: y", "command: z");
     assert_eq!(rugctl(&context, "diff -f FILE", &other).await.expect_err("it differs").exit, Exit::Failed);
     assert_eq!(fake.state().changes, 2);
+}
+
+#[tokio::test]
+async fn a_name_that_is_mistyped_gets_a_suggestion() {
+    let (_fake, context) = Fake::start().await;
+    let one = "name: database\nkind: custom\nspec: {command: x}\n";
+    rugctl(&context, "apply -f FILE", one).await.expect("accepted");
+    let failure = rugctl(&context, "get databse", "").await.expect_err("no such one");
+    assert_eq!(failure.exit, Exit::NotFound);
+    assert!(failure.message.ends_with("; did you mean `database`?"), "{failure}");
+    assert!(!rugctl(&context, "get cache", "").await.expect_err("no such one").message.contains("mean"));
 }
 
 #[tokio::test]
