@@ -9,9 +9,10 @@ use common::cluster::{ClusterIdentity, ClusterRef};
 use proto::admin::v1;
 
 use crate::client::AdminClient;
-use crate::error::Failure;
+use crate::error::{Exit, Failure};
 use crate::names::ApplianceName;
 use crate::output::Ui;
+use crate::suggest;
 
 pub(crate) mod appliance;
 pub(crate) mod apply;
@@ -20,7 +21,9 @@ pub(crate) mod cluster;
 pub(crate) mod context;
 pub(crate) mod debug;
 pub(crate) mod delete;
+pub(crate) mod diff;
 pub(crate) mod doctor;
+pub(crate) mod edit;
 pub(crate) mod filter;
 pub(crate) mod orders;
 pub(crate) mod placement;
@@ -31,6 +34,7 @@ pub(crate) mod rollout;
 pub(crate) mod telemetry;
 #[cfg(test)]
 mod tests;
+pub(crate) mod wait;
 pub(crate) mod watch;
 pub(crate) mod worker;
 
@@ -63,6 +67,23 @@ impl CommandContext {
     /// As [`CommandContext::name`] and [`ApplianceName::find`].
     pub(crate) async fn find(&self, text: &str, flag: Option<&Name>) -> Result<v1::Appliance, Failure> {
         self.name(text, flag)?.find(&self.client).await
+    }
+
+    /// The worker of this name.
+    ///
+    /// # Errors
+    /// There is none; the message names the one that may have been meant.
+    pub(crate) async fn worker(&self, name: &str) -> Result<v1::Worker, Failure> {
+        match self.client.worker(name).await {
+            Err(mut failure) if failure.exit == Exit::NotFound => {
+                let workers = self.client.workers().await.unwrap_or_default();
+                if let Some(meant) = suggest::nearest(name, workers.into_iter().map(|worker| worker.id)) {
+                    failure.message = format!("{}; did you mean `{meant}`?", failure.message);
+                }
+                Err(failure)
+            }
+            answer => answer,
+        }
     }
 
     /// How long to wait for the effect.

@@ -19,6 +19,7 @@ use crate::client::{self, AdminClient, ServerAddresses, TokenFile};
 use crate::contexts::{Contexts, LOCAL, NamedContext, TlsFiles};
 use crate::error::Failure;
 use crate::output::OutputFormat;
+use crate::output::columns::FormatParser;
 
 /// Flags of every command.
 #[derive(Args, Debug)]
@@ -48,8 +49,8 @@ pub(crate) struct Global {
     /// File with a bearer token, in place of a certificate
     #[arg(long, global = true, env = "RUG_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
     token_file: Option<OsString>,
-    /// Output format
-    #[arg(short, long, global = true, value_enum, default_value_t)]
+    /// Output format; `list` and `get` also take custom-columns=HEADER:.path,...
+    #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table", value_parser = FormatParser)]
     pub(crate) output: OutputFormat,
     /// Timeout of each call (default 10s) and of waiting (default 60s; 2m for `up --down`)
     #[arg(long, global = true, value_name = "DURATION", value_parser = parse_timeout)]

@@ -11,9 +11,10 @@ use clap_complete::{CompleteEnv, Shell};
 use runtime::telemetry::{CommandTrace, Program};
 use runtime::tls;
 
+use crate::commands::wait as wait_command;
 use crate::commands::{
-    CommandContext, appliance, apply, audit, cluster, context, debug, delete, doctor, placement, plan, rebalance, ring,
-    rollout, telemetry, watch, worker,
+    CommandContext, appliance, apply, audit, cluster, context, debug, delete, diff, doctor, edit, placement, plan,
+    rebalance, ring, rollout, telemetry, watch, worker,
 };
 use crate::contexts::{Contexts, NamedContext};
 use crate::error::{Exit, Failure};
@@ -32,6 +33,7 @@ mod names;
 mod output;
 mod processes;
 mod status;
+mod suggest;
 mod text;
 mod top;
 mod up;
@@ -53,6 +55,10 @@ enum RugctlCommand {
     Up(up::UpArgs),
     /// Create or change appliances from YAML files
     Apply(apply::ApplyArgs),
+    /// Show what `apply` would change, field by field
+    Diff(diff::DiffArgs),
+    /// Change an appliance in an editor
+    Edit(edit::EditArgs),
     /// Show appliances by name; `-o yaml` prints the form that `apply` reads
     Get(appliance::GetArgs),
     /// List appliances
@@ -62,17 +68,19 @@ enum RugctlCommand {
     Describe(appliance::GetArgs),
     /// Explain why an appliance is on its worker, or on none
     Explain(appliance::One),
+    /// Wait until appliances are configured, in a phase, owned or deleted
+    Wait(wait_command::WaitArgs),
     /// Watch appliances change
     Watch(watch::WatchArgs),
     /// Remove appliances
     Delete(delete::DeleteArgs),
-    /// Replace every instance of an appliance
+    /// Replace every instance of appliances
     #[command(visible_alias = "restart")]
     Rebuild(appliance::RebuildArgs),
     /// Change the number of instances of an appliance
     Scale(appliance::ScaleArgs),
-    /// Probe every instance of an appliance now
-    Check(appliance::One),
+    /// Probe every instance of appliances now
+    Check(appliance::CheckArgs),
     /// Show, watch and evict workers
     #[command(subcommand)]
     Worker(worker::WorkerCommand),
@@ -136,6 +144,15 @@ fn command() -> clap::Command {
 }
 
 impl RugctlCommand {
+    /// Whether its table may have other columns.
+    fn takes_columns(&self) -> bool {
+        match self {
+            Self::Get(_) => true,
+            Self::List(args) => !args.watches(),
+            _ => false,
+        }
+    }
+
     /// Whether it can write spans.
     fn draws_trace(&self) -> bool {
         matches!(self, Self::Rebalance(args) if args.draws_trace())
@@ -169,6 +186,9 @@ async fn run(cli: Cli) -> Exit {
     let ui = Ui::new(cli.global.output, cli.global.no_color);
     if cli.global.output == OutputFormat::Otlp && !cli.command.draws_trace() {
         return report(&Failure::usage("-o otlp is for `rebalance trace` alone"));
+    }
+    if matches!(cli.global.output, OutputFormat::Columns(_)) && !cli.command.takes_columns() {
+        return report(&Failure::usage("-o custom-columns is for `list` and `get` alone"));
     }
     let result = match &cli.command {
         // `up` handles signals itself.
@@ -244,10 +264,13 @@ fn contexts() -> Result<Contexts, Failure> {
 async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(), Failure> {
     match command {
         RugctlCommand::Apply(args) => apply::run(context, args).await,
+        RugctlCommand::Diff(args) => diff::run(context, args).await,
+        RugctlCommand::Edit(args) => edit::run(context, args).await,
         RugctlCommand::Get(args) => appliance::get(context, args).await,
         RugctlCommand::List(args) => appliance::list(context, args).await,
         RugctlCommand::Describe(args) => appliance::describe(context, args).await,
         RugctlCommand::Explain(args) => appliance::explain(context, args).await,
+        RugctlCommand::Wait(args) => wait_command::run(context, args).await,
         RugctlCommand::Watch(args) => watch::run(context, args).await,
         RugctlCommand::Delete(args) => delete::run(context, args).await,
         RugctlCommand::Rebuild(args) => appliance::rebuild(context, args).await,
@@ -295,7 +318,13 @@ mod tests {
             "rugctl up --driver V.M",
             "rugctl up --listen 127.0.0.1:7470",
             "rugctl list --phase asleep",
-            "rugctl list --label app",
+            "rugctl list --label =app",
+            "rugctl list -A -t demo",
+            "rugctl list -o custom-columns=NAME",
+            "rugctl list -o xml",
+            "rugctl rebuild web -l app",
+            "rugctl wait",
+            "rugctl wait web --for=happy",
             "rugctl delete",
             "rugctl delete web --all",
             "rugctl list --timeout 5",

@@ -19,6 +19,7 @@ use crate::client::{AdminClient, by_id};
 use crate::complete;
 use crate::document::view::{self, DEFAULT_TENANT};
 use crate::error::{Exit, Failure};
+use crate::suggest;
 
 /// The tenant in which names are looked up.
 #[derive(Args, Clone, Debug, Default)]
@@ -125,9 +126,28 @@ impl ApplianceName {
     /// # Errors
     /// There is none, or the one with this name is of another kind or tenant.
     pub(crate) async fn find(&self, client: &AdminClient) -> Result<v1::Appliance, Failure> {
-        let found = client.get(self.reference()).await?;
-        self.check(&found)?;
-        Ok(found)
+        match client.get(self.reference()).await {
+            Ok(found) => self.check(&found).map(|()| found),
+            Err(failure) if failure.exit == Exit::NotFound => Err(self.with_suggestion(client, failure).await),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// The failure, with the name that may have been meant.
+    async fn with_suggestion(&self, client: &AdminClient, mut failure: Failure) -> Failure {
+        let Which::Name(name) = &self.which else { return failure };
+        // Whoever mistypes a name mostly has its first letter right, and there may be very many names.
+        let filter = v1::ApplianceFilter {
+            tenant: self.tenant.as_ref().map_or(DEFAULT_TENANT, Name::as_str).to_owned(),
+            name_prefix: name.as_str().chars().take(1).collect(),
+            ..v1::ApplianceFilter::default()
+        };
+        let found = client.list_some(filter, suggest::COMPARED).await.unwrap_or_default();
+        let names = found.into_iter().map(|appliance| appliance.name);
+        if let Some(meant) = suggest::nearest(name.as_str(), names.filter(|other| other != name.as_str())) {
+            failure.message = format!("{}; did you mean `{meant}`?", failure.message);
+        }
+        failure
     }
 
     fn check(&self, found: &v1::Appliance) -> Result<(), Failure> {

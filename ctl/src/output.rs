@@ -18,8 +18,10 @@ use serde::Serialize;
 use unicode_width::UnicodeWidthChar;
 
 use crate::error::Failure;
+use crate::output::columns::CustomColumns;
 use crate::text::one_line;
 
+pub(crate) mod columns;
 pub(crate) mod debug;
 #[cfg(test)]
 mod tests;
@@ -39,6 +41,9 @@ pub(crate) enum OutputFormat {
     Yaml,
     /// Spans as OTLP JSON, for import into a backend for traces; of `rebalance trace` alone
     Otlp,
+    /// A table with these columns; of `list` and `get`
+    #[value(skip)]
+    Columns(&'static CustomColumns),
 }
 
 impl OutputFormat {

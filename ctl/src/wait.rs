@@ -12,7 +12,7 @@ use proto::admin::v1;
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Code;
 
-use crate::client::{AdminClient, Backoff};
+use crate::client::{AdminClient, Backoff, CALL_TIMEOUT};
 use crate::document::view;
 use crate::error::Failure;
 use crate::output::Ui;
@@ -29,6 +29,15 @@ pub(crate) enum Goal {
         /// The generation that the command created or found.
         generation: u64,
     },
+    /// This phase, with this generation or a later one acted on. Phase `Error` is no failure: it may yet come.
+    Becomes {
+        /// The phase.
+        phase: v1::Phase,
+        /// The generation; 0 for any.
+        generation: u64,
+    },
+    /// A worker owns it.
+    Owned,
     /// Removed completely.
     Gone,
 }
@@ -64,6 +73,8 @@ impl WaitTarget {
 pub(crate) struct Tracker {
     targets: BTreeMap<String, WaitTarget>,
     tenants: Vec<String>,
+    /// The state of all of them has been seen at least once.
+    is_synced: bool,
 }
 
 impl Tracker {
@@ -85,7 +96,7 @@ impl Tracker {
             };
             targets.insert(appliance.id.clone(), target);
         }
-        Self { targets, tenants }
+        Self { targets, tenants, is_synced: false }
     }
 
     /// Filter of a watch that covers them all.
@@ -106,6 +117,7 @@ impl Tracker {
         use v1::appliance_event::Type;
 
         if event.r#type() == Type::Synced {
+            self.is_synced = true;
             let missing = self.targets.values_mut().filter(|t| !t.seen);
             let lines: Vec<_> = missing.filter_map(Self::gone).collect();
             return (!lines.is_empty()).then(|| lines.join("\n"));
@@ -118,8 +130,16 @@ impl Tracker {
         }
         let status = appliance.status.clone().unwrap_or_default();
         let error = problem(appliance, &status);
+        let reached = |is_reached| if is_reached { GoalState::Reached } else { GoalState::Waiting };
         let state = match target.goal {
             Goal::Gone => GoalState::Waiting,
+            Goal::Becomes { phase, generation } => {
+                // What deletion leads to is waited for while it goes on; nothing else comes any more.
+                let is_lost = appliance.deleting && !matches!(phase, v1::Phase::Deleting | v1::Phase::Gone);
+                let is_there = status.phase() == phase && status.observed_generation >= generation;
+                if is_lost && !is_there { GoalState::Failed } else { reached(is_there) }
+            }
+            Goal::Owned => reached(appliance.assignment.as_ref().is_some_and(|assignment| assignment.state == "owned")),
             Goal::Configured { generation } => match status.phase() {
                 _ if appliance.deleting => GoalState::Failed,
                 v1::Phase::Configured if status.observed_generation >= generation => GoalState::Reached,
@@ -187,7 +207,10 @@ pub(crate) async fn settle(
 ) -> Result<(), Failure> {
     let deadline = Instant::now() + limit;
     let bar = ui.bar(tracker.targets.len() as u64);
-    let result = match timeout_at(deadline, follow(client, ui, &bar, &mut tracker)).await {
+    // No time at all means to look once, for which the calls have theirs.
+    let once = limit.is_zero();
+    let deadline = if once { Instant::now() + CALL_TIMEOUT } else { deadline };
+    let result = match timeout_at(deadline, follow(client, ui, &bar, &mut tracker, once)).await {
         Ok(result) => result,
         Err(_) => Err(Failure::failed(format!("not done after {}", humantime::format_duration(limit)))),
     };
@@ -203,12 +226,19 @@ pub(crate) async fn settle(
     }
 }
 
-async fn follow(client: &AdminClient, ui: &Ui, bar: &ProgressBar, tracker: &mut Tracker) -> Result<(), Failure> {
+async fn follow(
+    client: &AdminClient,
+    ui: &Ui,
+    bar: &ProgressBar,
+    tracker: &mut Tracker,
+    once: bool,
+) -> Result<(), Failure> {
     let mut backoff = Backoff::new();
-    while !tracker.is_settled() {
+    let is_over = |tracker: &Tracker| tracker.is_settled() || (once && tracker.is_synced);
+    while !is_over(tracker) {
         let mut stream = client.watch(tracker.filter()).await?;
         tracker.begin();
-        while !tracker.is_settled() {
+        while !is_over(tracker) {
             let event = match stream.message().await {
                 Ok(Some(event)) => event,
                 Ok(None) => break,
@@ -220,7 +250,7 @@ async fn follow(client: &AdminClient, ui: &Ui, bar: &ProgressBar, tracker: &mut 
                 print_progress(ui, bar, tracker, &line);
             }
         }
-        if !tracker.is_settled() {
+        if !is_over(tracker) {
             sleep(backoff.next()).await;
         }
     }
@@ -327,6 +357,32 @@ mod tests {
         waiting.assignment = Some(assignment("w1", "ring preference"));
         tracker.observe(&event(Type::Changed, waiting));
         assert_eq!(tracker.missing(), ["custom/n1: Down"], "a worker has it");
+    }
+
+    #[test]
+    fn a_phase_that_is_waited_for_may_come_after_an_error() {
+        let goal = Goal::Becomes { phase: v1::Phase::Configured, generation: 2 };
+        let mut tracker = tracker(goal);
+        tracker.observe(&event(Type::Changed, appliance("1", v1::Phase::Error, 2, "no port")));
+        assert!(!tracker.is_settled());
+        assert_eq!(tracker.missing(), ["custom/n1: Error: no port"]);
+        tracker.observe(&event(Type::Changed, appliance("1", v1::Phase::Configured, 2, "")));
+        assert!(tracker.is_settled() && tracker.missing().is_empty());
+        let deleted = v1::Appliance { deleting: true, ..appliance("1", v1::Phase::Deleting, 2, "") };
+        tracker.observe(&event(Type::Changed, deleted));
+        assert_eq!(tracker.missing(), ["custom/n1: Deleting: is being deleted"]);
+    }
+
+    #[test]
+    fn an_owner_is_waited_for() {
+        let mut tracker = tracker(Goal::Owned);
+        let assignment = v1::Assignment { state: "granting".into(), worker: "w1".into(), ..v1::Assignment::default() };
+        let mut found = v1::Appliance { assignment: Some(assignment), ..appliance("1", v1::Phase::Down, 0, "") };
+        tracker.observe(&event(Type::Changed, found.clone()));
+        assert!(!tracker.is_settled());
+        found.assignment.iter_mut().for_each(|assignment| assignment.state = "owned".into());
+        tracker.observe(&event(Type::Changed, found));
+        assert!(tracker.is_settled());
     }
 
     #[test]

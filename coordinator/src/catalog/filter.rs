@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use common::appliance::Name;
 use common::driver::DriverName;
+use common::selector::LabelSelector;
 use common::status::Phase;
 
 use crate::access::Scope;
@@ -24,6 +25,8 @@ pub struct Filter {
     pub phases: Vec<Phase>,
     /// With all of these labels.
     pub labels: BTreeMap<String, String>,
+    /// With labels that it selects; all when absent.
+    pub selector: Option<LabelSelector>,
     /// With names that start so.
     pub name_prefix: String,
     /// Within what the caller may see.
@@ -48,6 +51,7 @@ impl Filter {
             && self.worker.as_ref().is_none_or(|w| entry.assignment.worker.as_ref().is_some_and(|o| o.as_str() == w))
             && (self.phases.is_empty() || self.phases.contains(&entry.phase()))
             && self.labels.iter().all(|(k, v)| record.labels.get(k) == Some(v))
+            && self.selector.as_ref().is_none_or(|selector| selector.selects(&record.labels))
             && record.name.as_str().starts_with(&self.name_prefix)
     }
 

@@ -122,6 +122,8 @@ fn lists_are_ordered_and_filtered() {
         (Filter { tenant: Some(name("a")), ..all.clone() }, vec!["a/db", "a/web-1", "a/web-2"]),
         (Filter { tenant: Some(name("a")), name_prefix: "web-".into(), ..all.clone() }, vec!["a/web-1", "a/web-2"]),
         (Filter { name_prefix: "x".into(), ..all.clone() }, vec!["b/x"]),
+        (Filter { selector: "n notin (1,2)".parse().ok(), ..all.clone() }, vec!["a/db", "a/web-1"]),
+        (Filter { selector: "!n".parse().ok(), ..all.clone() }, vec![]),
         (Filter { worker: Some("w1".into()), ..all.clone() }, vec!["a/web-1"]),
         (Filter { phases: vec![Phase::Up], ..all.clone() }, vec!["a/web-1"]),
         (Filter { labels: [("n".to_owned(), "4".to_owned())].into(), ..all.clone() }, vec!["a/db"]),

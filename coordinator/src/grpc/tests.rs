@@ -202,10 +202,15 @@ async fn invalid_input_is_answered_with_the_invalid_fields() {
     let bad_id = wire::CreateApplianceRequest { request_id: "7".into(), ..create("web") };
     let status = fixture.appliances().create(bad_id).await.expect_err("not a UUID");
     assert_eq!(status.get_error_details().bad_request().expect("named").field_violations[0].field, "request_id");
-    let filter = wire::ApplianceFilter { kind: "toaster".into(), phases: vec![77], ..Default::default() };
+    let filter = wire::ApplianceFilter {
+        kind: "toaster".into(),
+        phases: vec![77],
+        selector: "a in".into(),
+        ..Default::default()
+    };
     let list = wire::ListAppliancesRequest { filter: Some(filter), ..Default::default() };
     let status = fixture.appliances().list(list).await.expect_err("no such kind");
-    assert_eq!(status.get_error_details().bad_request().expect("named").field_violations.len(), 2);
+    assert_eq!(status.get_error_details().bad_request().expect("named").field_violations.len(), 3);
     assert_eq!(fixture.catalog.len(), 0);
 }
 

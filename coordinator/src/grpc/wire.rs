@@ -7,6 +7,7 @@ use common::appliance::{FieldViolation, Name, Spec};
 use common::cluster::ClusterIdentity;
 use common::driver::{DriverName, PreviousOffers};
 use common::kind::{self, KindSpec};
+use common::selector::InvalidSelector;
 use common::status::InstanceStatus;
 use common::{ApplianceId, Site};
 use coordinator_core::health::Health;
@@ -415,6 +416,9 @@ pub(super) fn filter(wire: Option<wire::ApplianceFilter>, access: &Access) -> Re
         note("name_prefix", format!("is longer than any name ({} bytes)", wire.name_prefix.len()));
     }
     filter.name_prefix = wire.name_prefix;
+    if !wire.selector.trim().is_empty() {
+        filter.selector = wire.selector.parse().map_err(|e: InvalidSelector| note("selector", e.to_string())).ok();
+    }
     if !wrong.is_empty() {
         return Err(status::invalid(&wrong));
     }

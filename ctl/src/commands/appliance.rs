@@ -6,12 +6,14 @@ use std::time::SystemTime;
 
 use clap::{Args, ValueEnum};
 use common::appliance::SpecTime;
+use futures::{StreamExt, stream};
 use proto::admin::v1;
 
 use crate::client::{by_id, request_id};
-use crate::commands::filter::FilterArgs;
+use crate::commands::delete::described;
+use crate::commands::filter::{FilterArgs, Targets};
 use crate::commands::orders::describe_pin;
-use crate::commands::{CommandContext, Wait, debug, watch};
+use crate::commands::{CommandContext, Extent, Wait, confirm, debug, watch};
 use crate::complete;
 use crate::document::view::{self, Secrets};
 use crate::error::Failure;
@@ -95,18 +97,38 @@ pub(crate) struct ListArgs {
     #[arg(long, conflicts_with = "watch")]
     show_secrets: bool,
     /// Sort order
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, visible_alias = "sort-by", value_enum, default_value_t)]
     sort: ListOrder,
+}
+
+impl ListArgs {
+    /// Whether it goes on as `watch` does.
+    pub(crate) const fn watches(&self) -> bool {
+        self.watch
+    }
+}
+
+/// Probes that are under way at once.
+const CHECKS: usize = 16;
+
+/// Arguments of `check`.
+#[derive(Args, Debug)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    targets: Targets,
 }
 
 /// Arguments of `rebuild`.
 #[derive(Args, Debug)]
 pub(crate) struct RebuildArgs {
     #[command(flatten)]
-    one: One,
+    targets: Targets,
     /// New image
     #[arg(long)]
     image: Option<String>,
+    /// Do not ask for confirmation
+    #[arg(short, long)]
+    yes: bool,
     #[command(flatten)]
     wait: Wait,
 }
@@ -134,6 +156,7 @@ pub(crate) async fn list(context: &CommandContext, args: &ListArgs) -> Result<()
     }
     let filter = args.filter.filter(context.ui.tenant.as_ref())?;
     let mut found = context.client.list(filter).await?;
+    args.filter.retain(&mut found);
     sort(&mut found, args.sort);
     if found.is_empty() && !context.ui.format.is_structured() {
         context.ui.note(if args.filter.is_empty() && context.ui.tenant.is_none() {
@@ -165,6 +188,10 @@ fn show(context: &CommandContext, appliances: &[v1::Appliance], secrets: Secrets
     match context.ui.format {
         OutputFormat::Json => context.ui.print_value(&all(view::Appliance::full)),
         OutputFormat::Yaml => context.ui.print_value(&all(view::Appliance::document)),
+        OutputFormat::Columns(columns) => {
+            let rows: Vec<_> = appliances.iter().map(|one| view::Appliance::full(one, Secrets::Hidden)).collect();
+            context.ui.print_table(&columns.table(&rows)?)
+        }
         format => context.ui.print_table(&table(appliances, format == OutputFormat::Wide, SystemTime::now())),
     }
 }
@@ -459,9 +486,44 @@ pub(crate) fn explanation(context: &CommandContext, explained: &v1::ExplainAppli
     text
 }
 
-/// Runs `rebuild`.
+/// Runs `rebuild`: of several appliances one after the other, so that the first that fails is the last that is touched.
 pub(crate) async fn rebuild(context: &CommandContext, args: &RebuildArgs) -> Result<(), Failure> {
-    let named = args.one.find(context).await?;
+    let (cluster, context) = &context.identified().await?;
+    let (found, extent) = args.targets.find(context, false).await?;
+    if extent == Extent::Found {
+        if found.is_empty() {
+            context.ui.note(&format!("no appliance to rebuild in {cluster}"));
+            return Ok(());
+        }
+        confirm(&format!("rebuild {} in {cluster}?", described(&context.ui, &found)), extent, args.yes).await?;
+    }
+    let mut rebuilt = Vec::new();
+    for (n, named) in found.iter().enumerate() {
+        match rebuild_one(context, args, named).await {
+            Ok(appliance) => rebuilt.push(appliance),
+            Err(failure) if found.len() == 1 => return Err(failure),
+            Err(mut failure) => {
+                let left = count((found.len() - n - 1) as u64, "appliance");
+                failure.message = format!("{}: {}\n{left} not touched", context.ui.label(named), failure.message);
+                return Err(failure);
+            }
+        }
+    }
+    match (context.ui.format.is_structured(), rebuilt.as_slice()) {
+        (true, [one]) => context.ui.print_value(&view::Appliance::full(one, Secrets::Hidden)),
+        (true, all) => {
+            let full = |one| view::Appliance::full(one, Secrets::Hidden);
+            context.ui.print_value(&all.iter().map(full).collect::<Vec<_>>())
+        }
+        (false, _) => Ok(()),
+    }
+}
+
+async fn rebuild_one(
+    context: &CommandContext,
+    args: &RebuildArgs,
+    named: &v1::Appliance,
+) -> Result<v1::Appliance, Failure> {
     let request = v1::RebuildApplianceRequest {
         appliance: Some(by_id(&named.id)),
         image: args.image.clone().unwrap_or_default(),
@@ -473,31 +535,70 @@ pub(crate) async fn rebuild(context: &CommandContext, args: &RebuildArgs) -> Res
         settle(&context.client, &context.ui, Tracker::new(&context.ui, [(&appliance, goal)]), context.wait()).await?;
     }
     if context.ui.format.is_structured() {
-        let appliance = context.client.get(by_id(&appliance.id)).await?;
-        return context.ui.print_value(&view::Appliance::full(&appliance, Secrets::Hidden));
+        return context.client.get(by_id(&appliance.id)).await;
     }
     let done = if args.wait.no_wait { "rebuilding" } else { "rebuilt" };
-    context.ui.print(&format!("{} {done}", context.ui.label(&appliance)))
+    context.ui.print(&format!("{} {done}", context.ui.label(&appliance)))?;
+    Ok(appliance)
 }
 
 /// Runs `check`.
 ///
 /// # Errors
 /// Exit code 1 when an instance is missing or does not answer.
-pub(crate) async fn check(context: &CommandContext, args: &One) -> Result<(), Failure> {
-    let named = args.find(context).await?;
-    let appliance = context.client.check(by_id(&named.id)).await?;
-    let status = appliance.status.clone().unwrap_or_default();
-    if context.ui.format.is_structured() {
-        context.ui.print_value(&view::Appliance::full(&appliance, Secrets::Hidden))?;
-    } else {
-        let phase = view::phase(&appliance);
-        let mut text = format!("{} {}\n", context.ui.label(&appliance), context.ui.paint(Tone::of(phase), phase));
-        if !status.instances.is_empty() {
-            text += &context.ui.table_text(&instances(&status.instances, SystemTime::now()), 0);
-        }
-        context.ui.print(&text)?;
+pub(crate) async fn check(context: &CommandContext, args: &CheckArgs) -> Result<(), Failure> {
+    let (found, _) = args.targets.find(context, false).await?;
+    if found.is_empty() {
+        context.ui.note("no appliance matches");
+        return Ok(());
     }
+    let probes = found.iter().map(|named| context.client.check(by_id(&named.id)));
+    let checked: Vec<_> = stream::iter(probes).buffered(CHECKS).collect().await;
+    let mut failures = Vec::new();
+    let mut documents = Vec::new();
+    for (named, checked) in found.iter().zip(checked) {
+        let outcome = checked.and_then(|appliance| {
+            let shown = show_check(context, &appliance);
+            documents.push(view::Appliance::full(&appliance, Secrets::Hidden));
+            shown.and_then(|()| verdict(&appliance))
+        });
+        if let Err(failure) = outcome {
+            failures.push((context.ui.label(named), failure));
+        }
+    }
+    if context.ui.format.is_structured() {
+        match documents.as_slice() {
+            [one] if found.len() == 1 => context.ui.print_value(one)?,
+            all => context.ui.print_value(&all)?,
+        }
+    }
+    let exit = failures.first().map(|(_, failure)| failure.exit);
+    match (exit, found.len()) {
+        (None, _) => Ok(()),
+        (Some(_), 1) => Err(failures.remove(0).1),
+        (Some(exit), _) => {
+            let lines: Vec<_> = failures.iter().map(|(label, failure)| format!("{label}: {failure}")).collect();
+            Err(Failure::new(exit, lines.join("\n")))
+        }
+    }
+}
+
+fn show_check(context: &CommandContext, appliance: &v1::Appliance) -> Result<(), Failure> {
+    if context.ui.format.is_structured() {
+        return Ok(());
+    }
+    let phase = view::phase(appliance);
+    let mut text = format!("{} {}\n", context.ui.label(appliance), context.ui.paint(Tone::of(phase), phase));
+    let instances_of = appliance.status.as_ref().map(|status| status.instances.as_slice()).unwrap_or_default();
+    if !instances_of.is_empty() {
+        text += &context.ui.table_text(&instances(instances_of, SystemTime::now()), 0);
+    }
+    context.ui.print(&text)
+}
+
+/// Whether every instance answered.
+fn verdict(appliance: &v1::Appliance) -> Result<(), Failure> {
+    let status = appliance.status.clone().unwrap_or_default();
     let dead = status.instances.iter().filter(|i| i.alive != Some(true)).count() as u64;
     let error = one_line(&status.last_error);
     match (dead, status.instances.is_empty()) {

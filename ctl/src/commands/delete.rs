@@ -9,7 +9,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use proto::admin::v1;
 
 use crate::client::{AdminClient, by_id, request_id};
-use crate::commands::filter::LabelArgs;
+use crate::commands::filter::{LabelArgs, LabelConditions};
 use crate::commands::{CommandContext, Extent, TargetCluster, Wait, confirm};
 use crate::complete;
 use crate::document::{self, view};
@@ -41,6 +41,9 @@ pub(crate) struct DeleteArgs {
     /// Tenant of the names [default: that of the context, else default]; with --all and --label only its appliances
     #[arg(short, long, value_parser = Name::new, add = complete::tenants())]
     tenant: Option<Name>,
+    /// With --all or --label: of all tenants, whatever the context says
+    #[arg(short = 'A', long, conflicts_with_all = ["tenant", "names", "files"])]
+    all_tenants: bool,
     /// Also delete appliances that a source manages, which may create them again
     #[arg(long)]
     force: bool,
@@ -59,11 +62,14 @@ pub(crate) async fn run(context: &CommandContext, args: &DeleteArgs) -> Result<(
     let (cluster, context) = &context.identified().await?;
     let client = &context.client;
     let (appliances, extent) = if args.all || !args.labels.is_empty() {
-        let tenant = args.tenant.as_ref().or(context.ui.tenant.as_ref());
+        let home = context.ui.tenant.as_ref().filter(|_| !args.all_tenants);
+        let tenant = args.tenant.as_ref().or(home);
         let tenant = tenant.map(ToString::to_string).unwrap_or_default();
-        let labels = args.labels.map()?;
-        let filter = v1::ApplianceFilter { tenant, labels, ..v1::ApplianceFilter::default() };
-        (client.list(filter).await?, Extent::Found)
+        let LabelConditions { labels, selector } = args.labels.conditions()?;
+        let filter = v1::ApplianceFilter { tenant, labels, selector, ..v1::ApplianceFilter::default() };
+        let mut found = client.list(filter).await?;
+        args.labels.retain(&mut found);
+        (found, Extent::Found)
     } else {
         (named(context, cluster, args).await?, Extent::Named)
     };

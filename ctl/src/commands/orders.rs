@@ -101,7 +101,7 @@ pub(crate) async fn weight(context: &CommandContext, args: &WeightArgs) -> Resul
 pub(crate) async fn drain(context: &CommandContext, args: &DrainArgs) -> Result<(), Failure> {
     let (cluster, context) = &context.identified().await?;
     let OrderArgs { name, reason } = &args.order;
-    let before = context.client.worker(name).await?;
+    let before = context.worker(name).await?;
     let held = count(before.appliances, "appliance");
     confirm(&format!("drain {} of {cluster}, which owns {held}?", before.id), Extent::Named, args.yes).await?;
     let request = v1::DrainWorkerRequest { id: before.id.clone(), reason: reason.clone(), force: args.force };

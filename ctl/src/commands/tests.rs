@@ -13,7 +13,6 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::*;
 use crate::client::request_id;
-use crate::error::{Exit, Failure};
 use crate::output::OutputFormat;
 
 #[derive(Debug, Default)]
@@ -294,6 +293,73 @@ async fn what_a_source_manages_is_changed_and_deleted_with_force() {
     manage(&fake);
     rugctl(&context, "delete --all --yes --force", "").await.expect("forced");
     assert!(fake.state().appliances.is_empty());
+}
+
+const LABELLED: &str = "name: a\nkind: custom\nlabels: {app: shop, tier: db}\nspec: {command: x}\n---\n\
+                        name: b\nkind: custom\nlabels: {app: shop}\nspec: {command: y}\n";
+
+#[tokio::test]
+async fn what_a_selector_does_not_select_is_left_alone_whatever_the_server_knows() {
+    // This server knows no labels at all, and answers with everything.
+    let (fake, context) = Fake::start().await;
+    rugctl(&context, "apply -f FILE", LABELLED).await.expect("accepted");
+    rugctl(&context, "delete -l tier!=db,app --yes", "").await.expect("deleted");
+    let left: Vec<_> = fake.state().appliances.values().map(|a| a.name.clone()).collect();
+    assert_eq!(left, ["a"]);
+    rugctl(&context, "rebuild -l !app --yes", "").await.expect("nothing to rebuild");
+    let failure = rugctl(&context, "rebuild -l app=shop", "").await.expect_err("it asks, and there is nobody");
+    assert_eq!(failure.exit, Exit::Usage);
+    let failure = rugctl(&context, "rebuild -l app --yes", "").await.expect_err("refused");
+    assert!(failure.to_string().contains("is being deleted"), "{failure}");
+    let failure = rugctl(&context, "check -l app", "").await.expect_err("refused");
+    assert_eq!(failure.exit, Exit::Conflict);
+}
+
+#[tokio::test]
+async fn a_condition_is_waited_for() {
+    let (fake, context) = Fake::start().await;
+    rugctl(&context, "apply -f FILE", TWO).await.expect("accepted");
+    rugctl(&context, "wait a b", "").await.expect("configured");
+    rugctl(&context, "wait a --for=phase=Configured", "").await.expect("configured");
+    let once = CommandContext { timeout: Some(Duration::ZERO), ..context.clone() };
+    let failure = rugctl(&once, "wait a b --for=phase=Up", "").await.expect_err("not now");
+    assert_eq!(failure.exit, Exit::Failed);
+    assert!(failure.to_string().contains("custom/b: Configured"), "{failure}");
+    assert_eq!(rugctl(&once, "wait x", "").await.expect_err("no such one").exit, Exit::NotFound);
+    rugctl(&once, "wait x --for=deleted", "").await.expect("it is not there");
+    assert_eq!(rugctl(&once, "wait -l app", "").await.expect_err("nothing matches").exit, Exit::Failed);
+    let waiting = rugctl(&context, "wait a --for=deleted", "");
+    let delete = async {
+        while fake.events.receiver_count() == 0 {
+            tokio::task::yield_now().await;
+        }
+        rugctl(&context, "delete a --no-wait", "").await.expect("deleted");
+    };
+    let (waited, ()) = tokio::join!(waiting, delete);
+    waited.expect("it is gone");
+}
+
+#[tokio::test]
+async fn a_diff_ends_with_1_where_something_differs_and_changes_nothing() {
+    let (fake, context) = Fake::start().await;
+    let failure = rugctl(&context, "diff -f FILE", TWO).await.expect_err("nothing is there");
+    assert_eq!((failure.exit, failure.message.as_str()), (Exit::Failed, ""));
+    rugctl(&context, "apply -f FILE", TWO).await.expect("accepted");
+    rugctl(&context, "diff -f FILE", TWO).await.expect("as stored");
+    let other = TWO.replace("command: y", "command: z");
+    assert_eq!(rugctl(&context, "diff -f FILE", &other).await.expect_err("it differs").exit, Exit::Failed);
+    assert_eq!(fake.state().changes, 2);
+}
+
+#[tokio::test]
+async fn a_name_that_is_mistyped_gets_a_suggestion() {
+    let (_fake, context) = Fake::start().await;
+    let one = "name: database\nkind: custom\nspec: {command: x}\n";
+    rugctl(&context, "apply -f FILE", one).await.expect("accepted");
+    let failure = rugctl(&context, "get databse", "").await.expect_err("no such one");
+    assert_eq!(failure.exit, Exit::NotFound);
+    assert!(failure.message.ends_with("; did you mean `database`?"), "{failure}");
+    assert!(!rugctl(&context, "get cache", "").await.expect_err("no such one").message.contains("mean"));
 }
 
 #[tokio::test]

@@ -90,7 +90,7 @@ pub(crate) async fn run(context: &CommandContext, command: &WorkerCommand) -> Re
 async fn evict(context: &CommandContext, name: &str, reason: &str, yes: bool) -> Result<(), Failure> {
     let (cluster, context) = &context.identified().await?;
     // Evicts the current incarnation only: a retried call must not evict the one that replaced it.
-    let before = context.client.worker(name).await?;
+    let before = context.worker(name).await?;
     let question = format!("evict {} of {cluster}, which owns {}?", before.id, count(before.appliances, "appliance"));
     confirm(&question, Extent::Named, yes).await?;
     let request = v1::EvictWorkerRequest {
@@ -186,7 +186,7 @@ fn table(workers: &[v1::Worker], wide: bool, now: SystemTime) -> TextTable {
 }
 
 async fn get(context: &CommandContext, name: &str) -> Result<(), Failure> {
-    let w = context.client.worker(name).await?;
+    let w = context.worker(name).await?;
     if context.ui.format.is_structured() {
         return context.ui.print_value(&shown::Worker::from(&w));
     }

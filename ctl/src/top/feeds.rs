@@ -132,6 +132,7 @@ pub(crate) async fn carry_out(context: CommandContext, order: Order) -> ControlF
         Order::Troubles => Input::Troubles(client.status().await.ok().and_then(|status| status.troubles).map(Box::new)),
         Order::Ring => Input::Ring(client.ring(false).await.ok().map(Box::new)),
         Order::Modes => Input::Modes(client.debug_modes().await.ok()),
+        Order::Rollouts => Input::Rollouts(client.rollouts().await.ok()),
         Order::Page { number, filter, token } => {
             let page = client.page(filter, super::pages::PAGE_ROWS, token).await;
             Input::Page(number, page.map(Box::new).map_err(text))

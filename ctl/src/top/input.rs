@@ -56,6 +56,8 @@ pub(crate) enum Input {
     Ring(Option<Box<v1::Ring>>),
     /// Answer to [`Order::Modes`]; `None` when there was none.
     Modes(Option<Vec<v1::DebugMode>>),
+    /// Answer to [`Order::Rollouts`]; `None` when there was none.
+    Rollouts(Option<Vec<v1::Rollout>>),
     /// Answer to [`Order::Page`] with this number.
     Page(u64, Result<Box<v1::ListAppliancesResponse>, String>),
     /// Answer to [`Order::Inspect`] or [`Order::Explain`].
@@ -124,6 +126,8 @@ pub(crate) enum Order {
     Ring,
     /// Ask for the debug modes.
     Modes,
+    /// Ask for the rollouts.
+    Rollouts,
     /// Ask for a page of appliances.
     Page {
         /// Comes back with the answer.

@@ -27,6 +27,8 @@ const KEPT: usize = 200;
 /// How often what the streams do not say is asked for: while something is wrong, and otherwise.
 const LOOK: Duration = Duration::from_secs(5);
 const LOOK_CALM: Duration = Duration::from_secs(30);
+/// How often a rollout is looked at.
+const LOOK_ROLLOUT: Duration = Duration::from_secs(2);
 /// How long a message stays.
 const MESSAGE: Duration = Duration::from_secs(8);
 
@@ -186,6 +188,8 @@ pub(crate) struct Model {
     ring: Option<v1::Ring>,
     /// Debug modes, the newest first.
     modes: Vec<v1::DebugMode>,
+    /// Rollouts that have not ended, the newest first.
+    pub(crate) rollouts: Vec<v1::Rollout>,
     workers: BTreeMap<String, v1::Worker>,
     /// Workers that the stream has not named since it was opened.
     unseen: BTreeSet<String>,
@@ -208,6 +212,7 @@ pub(crate) struct Model {
     troubles_due: SystemTime,
     ring_due: SystemTime,
     modes_due: SystemTime,
+    rollouts_due: SystemTime,
     /// Rows of a pane that are visible, for moving by pages.
     pub(crate) visible: usize,
 }
@@ -222,6 +227,7 @@ impl Model {
             troubles: None,
             ring: None,
             modes: Vec::new(),
+            rollouts: Vec::new(),
             workers: BTreeMap::new(),
             unseen: BTreeSet::new(),
             rebalances: Vec::new(),
@@ -238,6 +244,7 @@ impl Model {
             troubles_due: now,
             ring_due: now,
             modes_due: now,
+            rollouts_due: now,
             visible: 10,
         }
     }
@@ -264,9 +271,12 @@ impl Model {
             Input::Rebalance(rebalance) => self.note_rebalance(*rebalance),
             Input::Audit(event) => {
                 if self.events.front().is_none_or(|newest| newest.number < event.number) {
-                    // Of debug modes there is no stream, but who sets one is heard of.
+                    // Of debug modes and rollouts there is no stream, but who sets or starts one is heard of.
                     if event.action.starts_with("debug") {
                         self.modes_due = self.now;
+                    }
+                    if event.action.starts_with("rollout") {
+                        self.rollouts_due = self.now;
                     }
                     self.events.push_front(*event);
                     self.events.truncate(KEPT);
@@ -281,7 +291,13 @@ impl Model {
                 modes.sort_by_key(|mode| std::cmp::Reverse(mode.since.map(|t| (t.seconds, t.nanos))));
                 self.modes = modes;
             }
-            Input::Modes(None) => {}
+            Input::Modes(None) | Input::Rollouts(None) => {}
+            Input::Rollouts(Some(mut rollouts)) => {
+                use v1::RolloutState::{Aborted, Completed, RolledBack};
+                rollouts.retain(|rollout| !matches!(rollout.state(), Completed | Aborted | RolledBack));
+                self.rollouts_due = self.now + if rollouts.is_empty() { LOOK_CALM } else { LOOK_ROLLOUT };
+                self.rollouts = rollouts;
+            }
             Input::Ring(ring) => self.ring = ring.map(|ring| *ring).or(self.ring.take()),
             Input::Page(number, page) => {
                 if let Some(row) = self.pages.take(number, page, self.now) {
@@ -320,6 +336,10 @@ impl Model {
             if self.modes_due <= now {
                 self.modes_due = now + LOOK_CALM;
                 orders.push(Order::Modes);
+            }
+            if self.rollouts_due <= now {
+                self.rollouts_due = now + LOOK_CALM;
+                orders.push(Order::Rollouts);
             }
             if self.pane == Pane::Appliances {
                 orders.extend(self.pages.look(now));

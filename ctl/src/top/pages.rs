@@ -4,6 +4,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use common::selector::LabelSelector;
 use proto::admin::v1;
 
 use super::input::Order;
@@ -191,13 +192,14 @@ impl Pages {
 }
 
 /// Reads a filter: words that all must hold. `tenant=`, `kind=`, `driver=`, `worker=` and `phase=` are about those, any other
-/// `KEY=VALUE` is a label, and a word alone is what names begin with.
+/// word with `=`, `!=` or a `!` in front is about labels, and a word alone is what names begin with.
 pub(crate) fn parse(text: &str, home: Option<&str>) -> Result<v1::ApplianceFilter, String> {
     let mut found =
         v1::ApplianceFilter { tenant: home.unwrap_or_default().to_owned(), ..v1::ApplianceFilter::default() };
+    let mut conditions = Vec::new();
     for word in text.split_whitespace() {
         match word.split_once('=') {
-            None => word.clone_into(&mut found.name_prefix),
+            None if !word.starts_with('!') => word.clone_into(&mut found.name_prefix),
             Some(("tenant", value)) => value.clone_into(&mut found.tenant),
             Some(("kind", value)) => value.clone_into(&mut found.kind),
             Some(("driver", value)) => value.clone_into(&mut found.driver),
@@ -206,12 +208,13 @@ pub(crate) fn parse(text: &str, home: Option<&str>) -> Result<v1::ApplianceFilte
                 let phase = filter::parse_phase(value).map_err(|why| format!("phase={value}: {why}"))?;
                 found.phases.push(phase.into());
             }
-            Some(_) => {
-                let (key, value) = filter::parse_label(word).map_err(|why| format!("{word}: {why}"))?;
-                found.labels.insert(key, value);
+            _ => {
+                let selector = word.parse::<LabelSelector>().map_err(|why| why.to_string())?;
+                conditions.extend_from_slice(selector.conditions());
             }
         }
     }
+    found.selector = LabelSelector::new(conditions).to_string();
     Ok(found)
 }
 
@@ -274,13 +277,14 @@ mod tests {
 
     #[test]
     fn a_filter_is_a_line_of_words() {
-        let filter = parse("web phase=error worker=w1 app=shop", Some("demo")).expect("valid");
+        let filter = parse("web phase=error worker=w1 app=shop tier!=db !old", Some("demo")).expect("valid");
         assert_eq!(
             (filter.tenant.as_str(), filter.name_prefix.as_str(), filter.worker.as_str()),
             ("demo", "web", "w1")
         );
         assert_eq!(filter.phases, [i32::from(v1::Phase::Error)]);
-        assert_eq!(filter.labels.get("app").map(String::as_str), Some("shop"));
+        assert_eq!(filter.selector, "app=shop,tier!=db,!old");
+        assert!(parse("app=a(b", None).is_err());
         assert!(parse("phase=asleep", None).expect_err("no phase").contains("down, booting"));
     }
 }

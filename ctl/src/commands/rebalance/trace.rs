@@ -131,7 +131,7 @@ pub(super) async fn run(context: &CommandContext, id: &str, limit: usize) -> Res
     match context.ui.format {
         OutputFormat::Otlp => return context.ui.print(&otlp::render(&rebalance)?),
         OutputFormat::Json | OutputFormat::Yaml => return context.ui.print_value(&shown::Rebalance::from(&rebalance)),
-        OutputFormat::Table | OutputFormat::Wide => {}
+        OutputFormat::Table | OutputFormat::Wide | OutputFormat::Columns(_) => {}
     }
     let moves: Vec<Waterfall<'_>> = rebalance.r#move.iter().filter_map(Waterfall::new).collect();
     let mut slowest: Vec<&Waterfall<'_>> = moves.iter().collect();

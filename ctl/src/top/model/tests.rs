@@ -144,6 +144,19 @@ pub(crate) fn fleet() -> Model {
         ..v1::DebugMode::default()
     };
     model.update(Input::Modes(Some(vec![mode])));
+    let rollout = v1::Rollout {
+        action: v1::RolloutAction::SetImage.into(),
+        state: v1::RolloutState::Running.into(),
+        total: 400,
+        done: 100,
+        failed: 2,
+        wave: 2,
+        waves: 4,
+        waits: "2 of the selection are unavailable".into(),
+        ..v1::Rollout::default()
+    };
+    let ended = v1::Rollout { state: v1::RolloutState::Completed.into(), ..rollout.clone() };
+    model.update(Input::Rollouts(Some(vec![rollout, ended])));
     let end = v1::InstanceEnd::default();
     model.update(Input::Troubles(Some(Box::new(v1::Troubles {
         crash_loops: 8,
@@ -305,14 +318,18 @@ fn workers_are_sorted_by_load_and_by_health() {
 fn what_the_streams_do_not_say_is_asked_for_now_and_then() {
     let mut model = fleet();
     let orders = model.update(Input::Tick(at(NOW + 6)));
-    assert!(orders.contains(&Order::Troubles) && orders.contains(&Order::Ring), "{orders:?}");
+    let all = [Order::Troubles, Order::Ring, Order::Modes, Order::Rollouts];
+    assert!(all.iter().all(|order| orders.contains(order)), "{orders:?}");
     assert_eq!(model.update(Input::Tick(at(NOW + 7))), []);
     model.update(Input::Troubles(None));
     assert!(model.trouble_list().iter().any(|it| it.what == "crash loop"), "a lost answer takes nothing away");
     assert_eq!(model.update(Input::Tick(at(NOW + 13))), [Order::Troubles]);
-    let set = v1::AuditEvent { number: 99, action: "debug-set".into(), ..v1::AuditEvent::default() };
-    model.update(Input::Audit(Box::new(set)));
-    assert_eq!(model.update(Input::Tick(at(NOW + 14))), [Order::Modes]);
+    // Who sets a debug mode or starts a rollout is heard of.
+    for (number, action, order) in [(99, "debug-set", Order::Modes), (100, "rollout-start", Order::Rollouts)] {
+        let event = v1::AuditEvent { number, action: action.into(), ..v1::AuditEvent::default() };
+        model.update(Input::Audit(Box::new(event)));
+        assert_eq!(model.update(Input::Tick(at(NOW + 14))), [order]);
+    }
     // Nothing is asked while the server cannot be reached.
     model.update(Input::Interrupted(Feed::Cluster, "no answer".into()));
     assert_eq!(model.update(Input::Tick(at(NOW + 100))), []);

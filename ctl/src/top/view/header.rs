@@ -11,6 +11,9 @@ use crate::top::input::Feed;
 use crate::top::model::{FeedState, Model};
 use crate::top::screen::{Glyphs, Piece, ScreenLine};
 
+/// Rollouts that have a line; more run side by side rarely.
+const ROLLOUTS: usize = 2;
+
 /// The line at the top.
 pub(super) fn title(model: &Model, width: usize, glyphs: &Glyphs) -> ScreenLine {
     let clock = moment(Some(prost_types::Timestamp::from(model.now)));
@@ -49,6 +52,7 @@ pub(super) fn lines(model: &Model, width: usize, height: usize, glyphs: &Glyphs)
             lines.push(phase_bar(status, width, glyphs));
         }
         lines.push(rebalance(model, width, glyphs));
+        lines.extend(model.rollouts.iter().take(ROLLOUTS).map(|it| rollout(it, width, glyphs)));
     }
     for restraint in model.restraints() {
         let tone = restraint.kind.tone();
@@ -138,19 +142,45 @@ fn rebalance(model: &Model, width: usize, glyphs: &Glyphs) -> ScreenLine {
         let text = format!("none runs; {}, {}, {since} ago", latest.id, one_line(&latest.cause));
         return ScreenLine::of([named("Rebalance"), Piece::new(Tone::Dim, text)]);
     };
+    let mut pieces = vec![named("Rebalance")];
+    pieces.extend(progress(running.moves_done, running.moves, width, glyphs));
+    pieces.push(Piece::plain(format!(" {}/{} moves  ", running.moves_done, running.moves)));
+    let text = format!("{}, {}, {}", running.id, one_line(&running.cause), since(running, model.now));
+    pieces.push(Piece::plain(text));
+    ScreenLine(pieces)
+}
+
+/// A bar of how much is done.
+fn progress(done: u64, all: u64, width: usize, glyphs: &Glyphs) -> [Piece; 2] {
     let bar = width.saturating_sub(60).clamp(10, 40);
-    let done = match running.moves {
+    let cells = match all {
         0 => 0,
-        all => (running.moves_done.min(all) as f64 / all as f64 * bar as f64) as usize,
+        all => (done.min(all) as f64 / all as f64 * bar as f64) as usize,
     };
-    let text = format!(" {}/{} moves  ", running.moves_done, running.moves);
-    ScreenLine::of([
-        named("Rebalance"),
-        Piece::new(Tone::Good, glyphs.full.to_string().repeat(done)),
-        Piece::new(Tone::Dim, glyphs.idle.to_string().repeat(bar - done)),
-        Piece::plain(text),
-        Piece::plain(format!("{}, {}, {}", running.id, one_line(&running.cause), since(running, model.now))),
-    ])
+    let part = |n: usize, c: char, tone| Piece::new(tone, c.to_string().repeat(n));
+    [part(cells, glyphs.full, Tone::Good), part(bar - cells, glyphs.idle, Tone::Dim)]
+}
+
+fn rollout(it: &v1::Rollout, width: usize, glyphs: &Glyphs) -> ScreenLine {
+    let lower = |name: &str| name.to_lowercase().replace('_', " ");
+    let tone = match it.state() {
+        v1::RolloutState::Running => Tone::Plain,
+        v1::RolloutState::Stopped => Tone::Bad,
+        _ => Tone::Busy,
+    };
+    let ended = it.done + it.failed + it.skipped;
+    let mut pieces = vec![named("Rollout")];
+    pieces.extend(progress(ended, it.total, width, glyphs));
+    pieces.push(Piece::plain(format!(" {ended}/{}  ", it.total)));
+    pieces.push(Piece::new(tone, lower(it.state().as_str_name())));
+    if it.failed > 0 {
+        pieces.push(Piece::new(Tone::Bad, format!("  {} failed", it.failed)));
+    }
+    let why = if it.waits.is_empty() { &it.note } else { &it.waits };
+    let parts = [lower(it.action().as_str_name()), format!("wave {} of {}", it.wave, it.waves), one_line(why)];
+    let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    pieces.push(Piece::plain(format!("  {}", parts.join(", "))));
+    ScreenLine(pieces)
 }
 
 fn since(running: &v1::Rebalance, now: SystemTime) -> String {

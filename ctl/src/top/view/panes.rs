@@ -82,14 +82,7 @@ fn workers(model: &Model, width: usize, glyphs: &Glyphs) -> PaneContent {
         ("SEEN", Give::Drop),
     ];
     let row = |worker: &&v1::Worker| -> Vec<Cell> {
-        let health = view::health(worker.health());
-        let state = match () {
-            () if worker.drained => ("drained".to_owned(), Tone::Busy),
-            () if worker.cordoned => ("cordoned".to_owned(), Tone::Busy),
-            () if worker.draining && worker.health() == v1::Health::Healthy => ("draining".to_owned(), Tone::Busy),
-            () if !worker.member && worker.health() == v1::Health::Healthy => ("not a member".to_owned(), Tone::Busy),
-            () => (health.to_owned(), Tone::of(health)),
-        };
+        let state = worker_state(worker);
         let band = bands.get(&worker.id).copied();
         let share = |band: WorkerBand| format!("{}..{} {}", band.floor, band.ceiling, band.verdict(worker.appliances));
         // What is configured is the rule, and the rest is what there is to see.
@@ -127,6 +120,22 @@ fn workers(model: &Model, width: usize, glyphs: &Glyphs) -> PaneContent {
             0 => empty(model, Feed::Workers, "no workers"),
             _ => "no worker matches".to_owned(),
         },
+    }
+}
+
+/// How it is with a worker: its health, or what is more to the point while it is healthy.
+fn worker_state(worker: &v1::Worker) -> Cell {
+    let health = view::health(worker.health());
+    let is_healthy = worker.health() == v1::Health::Healthy;
+    let special = [
+        (worker.drained, "drained"),
+        (worker.cordoned, "cordoned"),
+        (worker.draining, "draining"),
+        (!worker.member, "not a member"),
+    ];
+    match special.into_iter().find(|(holds, _)| is_healthy && *holds) {
+        Some((_, word)) => (word.to_owned(), Tone::Busy),
+        None => (health.to_owned(), Tone::of(health)),
     }
 }
 
