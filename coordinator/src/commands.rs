@@ -300,10 +300,10 @@ impl Commands {
         self.ask(context, |reply| Command::Modes { after, most, reply }).await
     }
 
-    /// Starts a rollout; answered when it is durable. One of the same name, action and selection is the same one.
+    /// Starts a rollout; answered when it is durable. One of the same name, action, policy and selection is the same one.
     ///
     /// # Errors
-    /// [`CommandError`].
+    /// [`CommandError`]; never [`CommandError::Contended`].
     pub async fn start_rollout(
         &self,
         context: &CommandContext,
@@ -311,7 +311,8 @@ impl Commands {
         reason: Reason,
     ) -> Result<RolloutView, CommandError> {
         let request = operator(context, reason);
-        self.ask(context, |reply| Command::StartRollout { new: Box::new(new), request, reply }).await
+        let command = |reply| Command::StartRollout { new: Box::new(new.clone()), request: request.clone(), reply };
+        self.ask_until_settled(context, command).await
     }
 
     /// Holds a rollout, has it go on, or ends it; answered when that is durable.

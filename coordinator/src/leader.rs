@@ -415,6 +415,7 @@ impl Leader<'_> {
                     self.end = Some(TermEnd::StoreLost(error));
                 }
             }
+            WriteOutcome::RolloutStored(progress) => self.rollout_stored(&progress),
             WriteOutcome::RolloutNotStored(progress) => self.rollout_not_stored(&progress),
             WriteOutcome::NotStored(rebalance) => self.rebalances.not_stored(*rebalance),
             WriteOutcome::Nothing => {}
@@ -494,7 +495,8 @@ impl Leader<'_> {
                     WriteOutcome::NotOrdered(change, error) => self.not_ordered(*change, &error),
                     WriteOutcome::RolloutChanged(change) => self.rollout_changed(*change),
                     WriteOutcome::RolloutNotChanged(change, error) => self.rollout_not_changed(*change, &error),
-                    WriteOutcome::Durable(_) | WriteOutcome::Undone(_) | WriteOutcome::RolloutNotStored(_) => {}
+                    WriteOutcome::Durable(_) | WriteOutcome::Undone(_) => {}
+                    WriteOutcome::RolloutStored(_) | WriteOutcome::RolloutNotStored(_) => {}
                     WriteOutcome::NotStored(_) | WriteOutcome::Nothing | WriteOutcome::TermOver(_) => {}
                 }
             }

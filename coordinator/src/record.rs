@@ -8,7 +8,7 @@ use common::driver::DriverName;
 use common::manager::Manager;
 use common::{ApplianceId, Edition, Generation, RebalanceId, Term, WorkerId};
 use coordinator_core::orders::OrderOp;
-use coordinator_core::rollout::{Rollout, RolloutAction, RolloutPolicy, RolloutState};
+use coordinator_core::rollout::{Forgiven, Rollout, RolloutAction, RolloutPolicy, RolloutState};
 use serde::{Deserialize, Serialize};
 
 /// An appliance as it is stored.
@@ -193,7 +193,7 @@ pub struct RolloutRecord {
     /// Former images.
     pub images: Vec<String>,
     /// Failures that an operator has resumed after.
-    pub forgiven: usize,
+    pub forgiven: Forgiven,
     /// Appliances of the selection.
     pub items: u64,
     /// How they were selected, for people.

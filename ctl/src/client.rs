@@ -451,6 +451,12 @@ impl AdminClient {
         self.call(request, false, |c, r| async move { PlacementClient::new(c).unbind(r).await }).await
     }
 
+    /// How far a debug mode has taken hold.
+    pub(crate) async fn debug_mode(&self, id: &str) -> Result<v1::DebugMode, Failure> {
+        let request = v1::GetDebugModeRequest { id: id.to_owned() };
+        self.call(request, false, |c, r| async move { DebugClient::new(c).get(r).await }).await
+    }
+
     /// Sets a debug mode, or waits on for one that is set.
     pub(crate) async fn set_debug_mode(&self, request: v1::SetDebugModeRequest) -> Result<v1::DebugMode, Failure> {
         self.call(request, false, |c, r| async move { DebugClient::new(c).set(r).await }).await

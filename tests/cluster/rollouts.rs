@@ -84,7 +84,11 @@ async fn a_rollout_rebuilds_in_waves_and_goes_on_under_the_next_leader() -> Resu
         .await?;
         cluster.coordinator.kill()?;
         cluster.coordinator.start()?;
-        until(PATIENCE, "there is a leader again", async || Ok(drop(cluster.api.status().await?))).await?;
+        until(PATIENCE, "there is a leader again", async || {
+            cluster.api.status().await?;
+            Ok(())
+        })
+        .await?;
     }
     let ended = in_state(&cluster, &rollout.id, v1::RolloutState::Completed).await?;
     ensure!((ended.done, ended.failed, ended.skipped) == (30, 0, 0), "{ended:?}");

@@ -6,7 +6,8 @@
 //!
 //! Appliances are taken in the order of the selection: the *canary* first, then one *wave* after the other. A wave begins when nothing of
 //! the one before is under way or waits. Within a wave appliances are begun as long as fewer than `max_unavailable` of the whole
-//! selection are unavailable, for whatever reason: what is down already counts.
+//! selection are unavailable, for whatever reason: what is down already counts. One that is down itself takes no further one down,
+//! so that it is begun as long as fewer than that are under way.
 
 use std::fmt;
 use std::time::Duration;
@@ -94,18 +95,25 @@ pub enum ItemState {
     Returning(Generation),
     /// It has its former image again.
     Returned,
+    /// It was to have its former image again, and failed.
+    NotReturned,
 }
 
 impl ItemState {
     /// Whether nothing more happens to it as long as the rollout goes forward.
     #[must_use]
     pub const fn has_ended(self) -> bool {
-        matches!(self, Self::Done | Self::Failed | Self::Skipped | Self::Returned)
+        matches!(self, Self::Done | Self::Failed | Self::Skipped | Self::Returned | Self::NotReturned)
     }
 
-    /// Whether something was done to it that could be undone.
-    const fn was_changed(self) -> bool {
-        matches!(self, Self::Begun(_) | Self::Done | Self::Failed)
+    /// Whether something was done to it that could be undone. Of one that was asked for and is not known to have been changed the
+    /// answer is waited for.
+    fn was_changed(self) -> bool {
+        match self {
+            Self::Begun(generation) => generation != Generation::default(),
+            Self::Done | Self::Failed => true,
+            Self::Waiting | Self::Skipped | Self::Returning(_) | Self::Returned | Self::NotReturned => false,
+        }
     }
 }
 
@@ -219,6 +227,24 @@ impl fmt::Display for OrderRefused {
 
 impl std::error::Error for OrderRefused {}
 
+/// Failures that an operator has seen and resumed after.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forgiven {
+    /// Of all.
+    pub failed: usize,
+    /// Of the canary.
+    pub canary: usize,
+}
+
+/// How an appliance is now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Condition {
+    /// It is unavailable.
+    pub down: bool,
+    /// It may not be begun now.
+    pub held: bool,
+}
+
 /// Numbers of appliances by how far they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RolloutCounts {
@@ -250,7 +276,7 @@ pub struct Rollout {
     /// Former images.
     pub images: Vec<String>,
     /// Failures that an operator has resumed after.
-    pub forgiven: usize,
+    pub forgiven: Forgiven,
     /// All before this one have ended.
     first_open: usize,
 }
@@ -272,7 +298,7 @@ impl Rollout {
     pub fn new(action: RolloutAction, policy: RolloutPolicy, selection: impl IntoIterator<Item = ApplianceId>) -> Self {
         let item = |appliance| RolloutItem { appliance, state: ItemState::Waiting, former_image: None };
         let items = selection.into_iter().map(item).collect();
-        Self::restore(action, policy, RolloutState::Running, items, Vec::new(), 0)
+        Self::restore(action, policy, RolloutState::Running, items, Vec::new(), Forgiven::default())
     }
 
     /// One as it was stored.
@@ -283,7 +309,7 @@ impl Rollout {
         state: RolloutState,
         items: Vec<RolloutItem>,
         images: Vec<String>,
-        forgiven: usize,
+        forgiven: Forgiven,
     ) -> Self {
         Self { action, policy, state, items, images, forgiven, first_open: 0 }
     }
@@ -297,7 +323,7 @@ impl Rollout {
                 ItemState::Waiting => &mut counts.waiting,
                 ItemState::Begun(_) | ItemState::Returning(_) => &mut counts.begun,
                 ItemState::Done => &mut counts.done,
-                ItemState::Failed => &mut counts.failed,
+                ItemState::Failed | ItemState::NotReturned => &mut counts.failed,
                 ItemState::Skipped => &mut counts.skipped,
                 ItemState::Returned => &mut counts.returned,
             };
@@ -332,44 +358,35 @@ impl Rollout {
         ends
     }
 
-    /// What follows, with so many of the selection unavailable beside those that are under way. `is_held` says which may not be begun
-    /// now.
+    /// What follows. `condition` says how the item at a place is now.
     #[must_use]
-    pub fn next(&mut self, unavailable: usize, mut is_held: impl FnMut(ApplianceId) -> bool) -> RolloutStep {
+    pub fn next(&mut self, mut condition: impl FnMut(usize) -> Condition) -> RolloutStep {
         let mut step = RolloutStep::default();
         while self.items.get(self.first_open).is_some_and(|item| item.state.has_ended()) {
             self.first_open += 1;
         }
-        let under_way = self.counts().begun;
-        let down = if self.action.disrupts() { unavailable + under_way } else { under_way };
-        let room = (self.policy.max_unavailable as usize).saturating_sub(down);
         match self.state {
             RolloutState::Running => {
                 if self.why_stopped().is_some() {
                     let goes_back = self.policy.rollback && self.has_failed_canary() && self.can_go_back();
                     step.state = Some(if goes_back { RolloutState::RollingBack } else { RolloutState::Stopped });
-                    return step;
-                }
-                if self.items.iter().all(|item| item.state.has_ended()) {
+                } else if self.items.iter().all(|item| item.state.has_ended()) {
                     step.state = Some(RolloutState::Completed);
-                    return step;
+                } else {
+                    let (_, end) = self.wave();
+                    let waiting = (self.first_open..end).filter(|at| self.items[*at].state == ItemState::Waiting);
+                    step.begin = self.within_limits(waiting.collect(), &mut condition);
                 }
-                let (_, end) = self.wave();
-                let waiting = (self.first_open..end).filter(|at| self.items[*at].state == ItemState::Waiting);
-                step.begin = waiting.filter(|at| !is_held(self.items[*at].appliance)).take(room).collect();
             }
             RolloutState::RollingBack => {
                 let changed = |item: &RolloutItem| item.former_image.is_some() && item.state.was_changed();
-                if !self.items.iter().any(|item| changed(item) || matches!(item.state, ItemState::Returning(_))) {
+                let is_open = |item: &RolloutItem| matches!(item.state, ItemState::Begun(_) | ItemState::Returning(_));
+                if self.items.iter().any(|item| changed(item) || is_open(item)) {
+                    let all = (0..self.items.len()).filter(|at| changed(&self.items[*at]));
+                    step.give_back = self.within_limits(all.collect(), &mut condition);
+                } else {
                     step.state = Some(RolloutState::RolledBack);
-                    return step;
                 }
-                // What was begun and is not available yet is given its former image at once: it is down already.
-                let begun = |at: &usize| matches!(self.items[*at].state, ItemState::Begun(_) | ItemState::Failed);
-                let all = (0..self.items.len()).filter(|at| changed(&self.items[*at]));
-                let (down, up): (Vec<_>, Vec<_>) = all.partition(begun);
-                step.give_back = down.into_iter().chain(up.into_iter().take(room)).collect();
-                step.give_back.retain(|at| !is_held(self.items[*at].appliance));
             }
             RolloutState::Paused | RolloutState::Stopped => {}
             RolloutState::Completed | RolloutState::Aborted | RolloutState::RolledBack => {}
@@ -377,23 +394,42 @@ impl Rollout {
         step
     }
 
+    /// Those of some items that may be begun now: what is down already as long as fewer than `max_unavailable` are under way,
+    /// others as long as fewer than that are unavailable.
+    fn within_limits(&self, some: Vec<usize>, condition: &mut impl FnMut(usize) -> Condition) -> Vec<usize> {
+        let conditions: Vec<Condition> = (0..self.items.len()).map(condition).collect();
+        let is_open = |at: &usize| matches!(self.items[*at].state, ItemState::Begun(_) | ItemState::Returning(_));
+        let under_way = (0..self.items.len()).filter(is_open).count();
+        let down = (0..self.items.len()).filter(|at| !is_open(at) && conditions[*at].down).count();
+        let most = self.policy.max_unavailable as usize;
+        let free = most.saturating_sub(under_way);
+        let room = if self.action.disrupts() { free.saturating_sub(down) } else { free };
+        let allowed = some.into_iter().filter(|at| !conditions[*at].held);
+        let (is_down, is_up): (Vec<_>, Vec<_>) = allowed.partition(|at| conditions[*at].down && self.action.disrupts());
+        let mut chosen: Vec<usize> = is_down.into_iter().chain(is_up.into_iter().take(room)).take(free).collect();
+        chosen.sort_unstable();
+        chosen
+    }
+
     /// Why it does not go on by itself, as far as that is because appliances failed.
     #[must_use]
     pub fn why_stopped(&self) -> Option<String> {
-        let failed = self.counts().failed;
-        if failed <= self.forgiven {
-            return None;
-        }
         if self.has_failed_canary() {
             return Some("the canary failed".to_owned());
         }
-        let (fresh, most) = (failed - self.forgiven, self.policy.max_failures as usize);
+        let failed = self.counts().failed;
+        let (fresh, most) = (failed.saturating_sub(self.forgiven.failed), self.policy.max_failures as usize);
         (most > 0 && fresh >= most).then(|| format!("{failed} failed, and {most} are too many"))
     }
 
+    /// Whether more of the canary have failed than an operator has seen.
     fn has_failed_canary(&self) -> bool {
+        self.failed_canaries() > self.forgiven.canary
+    }
+
+    fn failed_canaries(&self) -> usize {
         let canary = self.items.iter().take(self.policy.canary as usize);
-        canary.filter(|item| item.state == ItemState::Failed).count() > 0 && self.forgiven == 0
+        canary.filter(|item| item.state == ItemState::Failed).count()
     }
 
     fn can_go_back(&self) -> bool {
@@ -422,8 +458,10 @@ impl Rollout {
         let refused = Err(OrderRefused::State(self.state));
         let state = match (order, self.state) {
             (RolloutOrder::Pause, S::Running) => S::Paused,
-            (RolloutOrder::Resume, S::Paused | S::Stopped) => {
-                self.forgiven = self.counts().failed;
+            // What failed while it was paused was seen by nobody.
+            (RolloutOrder::Resume, S::Paused) => S::Running,
+            (RolloutOrder::Resume, S::Stopped) => {
+                self.forgiven = Forgiven { failed: self.counts().failed, canary: self.failed_canaries() };
                 S::Running
             }
             (RolloutOrder::Abort, state) if !state.has_ended() => S::Aborted,
@@ -459,7 +497,7 @@ mod tests {
 
     /// Carries out a step as a world in which everything fails that `fails` names.
     fn play(rollout: &mut Rollout, fails: impl Fn(usize) -> bool) -> Vec<usize> {
-        let step = rollout.next(0, |_| false);
+        let step = rollout.next(|_| Condition::default());
         if let Some(state) = step.state {
             rollout.state = state;
         }
@@ -488,17 +526,37 @@ mod tests {
         assert_eq!(rollout(0, policy()).wave_ends(), [0]);
     }
 
+    /// Conditions in which these are down and these are held.
+    fn with(down: &[usize], held: &[usize]) -> impl FnMut(usize) -> Condition {
+        let (down, held) = (down.to_vec(), held.to_vec());
+        move |at| Condition { down: down.contains(&at), held: held.contains(&at) }
+    }
+
     #[test]
     fn what_is_down_already_counts_and_what_is_held_is_left_out() {
         let mut it = rollout(20, policy());
-        assert_eq!(it.next(3, |_| false).begin, [0, 1]);
-        assert_eq!(it.next(7, |_| false).begin, [0_usize; 0]);
+        assert_eq!(it.next(with(&[17, 18, 19], &[])).begin, [0, 1, 17, 18, 19], "what is down takes nothing down");
+        let all: Vec<usize> = (0..20).collect();
+        assert_eq!(it.next(with(&all, &[])).begin, [0, 1, 2, 3, 4], "and as many as that at a time");
+        it.items[17].state = ItemState::Failed;
         it.items[0].state = ItemState::Begun(Generation::new(2));
-        assert_eq!(it.next(3, |_| false).begin, [1]);
-        assert_eq!(it.next(3, |id| id == ApplianceId::from_u128(2)).begin, [2]);
-        // A probe takes nothing down, and what is down may be probed.
+        assert_eq!(it.next(with(&[17], &[])).begin, [1, 2, 3], "one that failed and is down counts");
+        assert_eq!(it.next(with(&[17], &[1])).begin, [2, 3, 4]);
+        // A probe takes nothing down.
         it.action = RolloutAction::Check;
-        assert_eq!(it.next(20, |_| false).begin.len(), 4);
+        assert_eq!(it.next(with(&all, &[])).begin.len(), 4);
+    }
+
+    #[test]
+    fn the_way_back_is_as_slow_and_leaves_out_what_is_held() {
+        let mut it = Rollout::new(RolloutAction::SetImage("v2".into()), policy(), (1..=9).map(ApplianceId::from_u128));
+        let image = it.remember_image("v1");
+        it.items.iter_mut().for_each(|item| (item.state, item.former_image) = (ItemState::Done, image));
+        it.items[8] = RolloutItem { state: ItemState::Begun(Generation::default()), ..it.items[8] };
+        it.order(RolloutOrder::Rollback).expect("images are known");
+        assert_eq!(it.next(with(&[], &[0])).give_back, [1, 2, 3, 4], "the one that is asked for is under way");
+        it.items[8].state = ItemState::Failed;
+        assert_eq!(it.next(with(&[5, 8], &[0])).give_back, [1, 2, 3, 5, 8]);
     }
 
     #[test]
@@ -539,6 +597,11 @@ mod tests {
         assert_eq!(rebuild.state, RolloutState::Stopped, "there is nothing to go back to");
         assert_eq!(rebuild.order(RolloutOrder::Rollback), Err(OrderRefused::NothingToUndo));
         assert_eq!(rebuild.order(RolloutOrder::Resume), Ok(()));
+        let mut paused = rollout(9, RolloutPolicy { canary: 2, ..policy() });
+        paused.order(RolloutOrder::Pause).expect("it runs");
+        paused.items[0].state = ItemState::Failed;
+        paused.order(RolloutOrder::Resume).expect("it is paused");
+        assert_eq!(paused.why_stopped().as_deref(), Some("the canary failed"), "nobody has seen that");
         play(&mut rebuild, |_| false);
         assert_eq!(rebuild.state, RolloutState::Running, "an operator has seen it");
     }
@@ -548,7 +611,7 @@ mod tests {
         let mut it = rollout(3, policy());
         assert_eq!(it.order(RolloutOrder::Resume), Err(OrderRefused::State(RolloutState::Running)));
         it.order(RolloutOrder::Pause).expect("it runs");
-        assert_eq!(it.next(0, |_| false), RolloutStep::default());
+        assert_eq!(it.next(|_| Condition::default()), RolloutStep::default());
         it.order(RolloutOrder::Abort).expect("it has not ended");
         for order in [RolloutOrder::Abort, RolloutOrder::Pause, RolloutOrder::Resume] {
             assert_eq!(it.order(order), Err(OrderRefused::State(RolloutState::Aborted)));

@@ -50,7 +50,7 @@ impl wire::debug_server::Debug for DebugService {
         let wait = wait.and_then(|wait| found.take("wait", duration_from_wire(&wait)));
         let id = found.into_result(id).map_err(|found| status::invalid(&found))?;
         let scope = self.scope(&access, scope)?;
-        let until = wait.map_or(context.deadline, |wait| Instant::now() + wait);
+        let until = wait.and_then(|wait| Instant::now().checked_add(wait)).unwrap_or(context.deadline);
         let mode = NewMode { id: ModeId::new(id.as_u128()), scope, expires_in };
         let view = self.caller.commands.set_mode(&context, mode, reason, until).await;
         Ok(Response::new(view_to_wire(&view.map_err(|e| status::from_command(&e))?, &self.caller.catalog)))

@@ -40,9 +40,13 @@ impl RolloutsService {
         request: Request<wire::OrderRolloutRequest>,
         order: RolloutOrder,
     ) -> Result<Response<wire::Rollout>, Status> {
-        let context = context(&request)?;
+        let (context, access) = (context(&request)?, access(&request)?);
         let wire::OrderRolloutRequest { id, reason: why } = request.into_inner();
         let (id, reason) = (rollout_id(&id)?, reason(why)?);
+        if matches!(order, RolloutOrder::Resume | RolloutOrder::Rollback) {
+            let view = self.caller.commands.rollout(&context, id).await.map_err(|e| status::from_command(&e))?;
+            access.narrowed(permission(&view.record.action))?;
+        }
         let view = self.caller.commands.order_rollout(&context, id, order, reason).await;
         Ok(Response::new(view_to_wire(&view.map_err(|e| status::from_command(&e))?)))
     }
@@ -64,11 +68,7 @@ impl wire::rollouts_server::Rollouts for RolloutsService {
             _ => return Err(status::invalid(&found.into_vec())),
         };
         // Whoever may not do it to one appliance may not do it to many.
-        let access = access.narrowed(match action {
-            RolloutAction::Rebuild => Permission::RebuildAppliances,
-            RolloutAction::Check => Permission::CheckAppliances,
-            RolloutAction::SetImage(_) | RolloutAction::Delete => Permission::EditAppliances,
-        })?;
+        let access = access.narrowed(permission(&action))?;
         let filter = to_wire::filter(message.filter, &access)?;
         let selection = described(&filter);
         if selection.is_empty() && !message.all {
@@ -77,6 +77,9 @@ impl wire::rollouts_server::Rollouts for RolloutsService {
         }
         let selection = if selection.is_empty() { "all".to_owned() } else { selection };
         let items = self.select(&filter).await?;
+        if items.is_empty() {
+            return Err(status::invalid(&[FieldViolation::new("filter", "selects no appliance")]));
+        }
         let new = NewRollout { id, action, policy, selection, force: message.force, items };
         let view = self.caller.commands.start_rollout(&context, new, reason).await;
         Ok(Response::new(view_to_wire(&view.map_err(|e| status::from_command(&e))?)))
@@ -136,6 +139,15 @@ impl RolloutsService {
             // Yields during a long scan, so that other calls on this thread proceed.
             tokio::task::yield_now().await;
         }
+    }
+}
+
+/// What doing it to one appliance needs.
+const fn permission(action: &RolloutAction) -> Permission {
+    match action {
+        RolloutAction::Rebuild => Permission::RebuildAppliances,
+        RolloutAction::Check => Permission::CheckAppliances,
+        RolloutAction::SetImage(_) | RolloutAction::Delete => Permission::EditAppliances,
     }
 }
 
@@ -206,6 +218,7 @@ fn described(filter: &Filter) -> String {
         parts.push(format!("phase {}", phases.join(" or ")));
     }
     parts.extend(filter.labels.iter().map(|(key, value)| format!("{key}={value}")));
+    parts.extend(filter.selector.as_ref().map(ToString::to_string));
     parts.extend((!filter.name_prefix.is_empty()).then(|| format!("named {}*", filter.name_prefix)));
     parts.join(", ")
 }

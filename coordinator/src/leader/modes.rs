@@ -5,7 +5,7 @@
 //! leader is answered alike. A leader that is deposed meanwhile and does not know it yet may still say that a mode holds: that
 //! is true, since the rule was durable before any later term began, and the next leader holds everything it covers to it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::mode::{ModeRule, ModeScope};
@@ -45,6 +45,8 @@ pub(super) struct ModeCallers {
     /// Something has changed that they may wait for: when to look.
     look_at: Option<Instant>,
     looked: Option<Instant>,
+    /// One has come that is looked for at once.
+    is_new: bool,
 }
 
 #[derive(Debug)]
@@ -78,7 +80,9 @@ impl ModeCallers {
     /// When to look next whether somebody can be answered; `None` while nobody waits.
     pub(super) fn next_look(&self) -> Option<Instant> {
         let until = self.holding.iter().map(|holding| holding.until).min()?;
-        Some(self.look_at.map_or(until, |look| look.min(until)))
+        let at = self.look_at.map_or(until, |look| look.min(until));
+        // Never at once again: nothing may have come of the last look.
+        Some(self.looked.filter(|_| !self.is_new).map_or(at, |looked| at.max(looked + LOOK)))
     }
 
     /// Answers every caller with `error`.
@@ -134,7 +138,7 @@ impl Leader<'_> {
             (Storing::Set { id, until, reply }, ModeOutcome::InForce) => {
                 self.modes.holding.push(Holding { id, until, reply });
                 // This one is looked for at once.
-                self.modes.look_at = Some(Instant::now());
+                (self.modes.look_at, self.modes.is_new) = (Some(Instant::now()), true);
             }
             (Storing::Set { id, reply, .. }, _) => drop(reply.send(Err(error(id)))),
             (Storing::Clear { id, reply, .. }, ModeOutcome::Cleared) => {
@@ -177,19 +181,25 @@ impl Leader<'_> {
         if self.modes.next_look().is_none_or(|at| at > now) || self.end.is_some() {
             return;
         }
-        self.modes.look_at = None;
-        self.modes.looked = Some(now);
+        self.modes.is_new = false;
         if !self.writes.leads(self.machine.term()) {
+            (self.modes.look_at, self.modes.looked) = (Some(now + LOOK), Some(now));
             return;
         }
+        self.modes.look_at = None;
         // Who has given up is not looked for.
         self.modes.holding.retain(|holding| !holding.reply.is_closed());
-        for holding in std::mem::take(&mut self.modes.holding) {
-            match self.mode_view(holding.id) {
+        let holding = std::mem::take(&mut self.modes.holding);
+        // A look goes through the whole table: one for all who wait for the same rule.
+        let ids: BTreeSet<ModeId> = holding.iter().map(|holding| holding.id).collect();
+        let views: BTreeMap<ModeId, _> = ids.into_iter().map(|id| (id, self.mode_view(id))).collect();
+        for holding in holding {
+            match views.get(&holding.id).cloned().unwrap_or(Err(CommandError::NoMode(holding.id))) {
                 Ok(view) if view.waiting_count > 0 && holding.until > now => self.modes.holding.push(holding),
                 answer => drop(holding.reply.send(answer)),
             }
         }
+        self.modes.looked = Some(Instant::now());
     }
 
     /// How far a rule has taken hold.

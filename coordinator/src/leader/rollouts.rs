@@ -1,9 +1,10 @@
 //! Rollouts: one command over many appliances, a few at a time, which goes on under the next leader.
 //!
 //! What is begun when is decided by [`coordinator_core::rollout`]; here it is carried out as the calls of clients are, with the
-//! same admission. Each such call has an id that follows from those of rollout and appliance, so that one whose outcome was not
-//! stored before a leader ended is made again, and answered as it was. Progress is stored about twice a second, and at once
-//! when a rollout stops or ends; orders of operators and new rollouts are stored before they count.
+//! same admission. That one is begun is stored before its call is made. Each call has an id that follows from those of rollout and
+//! appliance, so that one whose outcome was not stored before a leader ended is made again, and answered as it was, within the
+//! 24 h for which ids are remembered. What came of the calls is stored about twice a second, and at once when a rollout
+//! stops or ends; orders of operators and new rollouts are stored before they count.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -13,7 +14,8 @@ use common::change::ApplianceTarget;
 use common::status::Phase;
 use common::{ApplianceId, Generation};
 use coordinator_core::rollout::{
-    ItemState, MAX_ACTIVE, Rollout, RolloutAction, RolloutItem, RolloutOrder, RolloutState,
+    Condition, Forgiven, ItemState, MAX_ACTIVE, MAX_IMAGES, Rollout, RolloutAction, RolloutItem, RolloutOrder,
+    RolloutState,
 };
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
@@ -51,6 +53,9 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// Calls that are under way for one rollout. Each is a write to the store.
 const MOST_CALLS: usize = 256;
 
+/// Appliances that one look goes through, at least those of one rollout.
+const MOST_LOOKED_AT: usize = 100_000;
+
 /// Rollouts that have ended and are kept, and the appliances of all that are.
 const MOST_ENDED: usize = 50;
 const MOST_KEPT_ITEMS: usize = 500_000;
@@ -62,8 +67,16 @@ const NAMED: usize = 20;
 #[derive(Default)]
 pub(super) struct Rollouts {
     known: BTreeMap<Uuid, Kept>,
+    /// Those that are being stored for the first time.
+    starting: BTreeSet<Uuid>,
+    /// Those that are being removed from the store.
+    leaving: BTreeSet<Uuid>,
     calls: FuturesUnordered<BoxFuture<'static, CallEnded>>,
     look_at: Option<Instant>,
+    /// No look before this, whatever happens: a look goes through all appliances.
+    not_before: Option<Instant>,
+    /// The last one that was looked after.
+    last: Option<Uuid>,
 }
 
 impl std::fmt::Debug for Rollouts {
@@ -98,9 +111,11 @@ struct Kept {
     open: BTreeSet<usize>,
     /// Those of them whose call has not been answered.
     calls: BTreeSet<usize>,
+    /// Those of them whose begin is not in the store yet: their calls are made once it is. With the way back or not.
+    unstored: BTreeMap<usize, bool>,
     /// When each was begun here: a new leader counts their time anew.
     since: HashMap<usize, Instant>,
-    /// Items whose call is made again then.
+    /// Calls were not carried out: nothing is begun before this, and what was not answered is asked again then.
     again_at: Option<Instant>,
     /// Parts of the items that the store does not have as they are.
     dirty: BTreeSet<usize>,
@@ -122,6 +137,7 @@ impl Kept {
             record,
             rollout,
             calls: BTreeSet::new(),
+            unstored: BTreeMap::new(),
             since: open.iter().map(|at| (*at, now)).collect(),
             open,
             again_at: None,
@@ -153,9 +169,8 @@ impl Kept {
             self.record.failures.remove(0);
         }
         self.record.failures.push(RolloutFailure { appliance, name, why });
-        // On the way back there is nothing that could be done about it.
         let back = matches!(self.rollout.items[at].state, ItemState::Returning(_));
-        self.set(at, if back { ItemState::Returned } else { ItemState::Failed });
+        self.set(at, if back { ItemState::NotReturned } else { ItemState::Failed });
     }
 
     fn enter(&mut self, state: RolloutState, note: String) {
@@ -181,7 +196,7 @@ impl Kept {
     /// Takes in how those that are under way are.
     fn follow(&mut self, catalog: &Catalog) {
         let timeout = self.rollout.policy.item_timeout;
-        let open: Vec<usize> = self.open.difference(&self.calls).copied().collect();
+        let open: Vec<usize> = self.answered().collect();
         for at in open {
             let item = self.rollout.items[at];
             let (generation, back) = match item.state {
@@ -202,10 +217,15 @@ impl Kept {
                     _ => {}
                 }
             } else if entry.record.deleting && !deletes {
-                self.fail(at, named(&entry), "it is being deleted".to_owned());
+                // Somebody removes it; nobody is to blame.
+                self.set(at, ItemState::Skipped);
+            }
+            if entry.assignment.hands_off {
+                // Its time begins when hands are on it again.
+                self.since.insert(at, Instant::now());
             }
             let is_late = self.since.get(&at).is_some_and(|since| since.elapsed() >= timeout);
-            if self.open.contains(&at) && is_late && !entry.assignment.hands_off {
+            if self.open.contains(&at) && is_late {
                 let last = entry.status.as_ref().and_then(|(status, _)| status.last_error.clone());
                 let last = last.map(|error| format!(": {error}")).unwrap_or_default();
                 self.fail(at, named(&entry), format!("not done within {timeout:?}{last}"));
@@ -213,14 +233,19 @@ impl Kept {
         }
     }
 
+    /// Those that are under way and whose call has been made, and answered.
+    fn answered(&self) -> impl Iterator<Item = usize> {
+        self.open.difference(&self.calls).copied().filter(|at| !self.unstored.contains_key(at))
+    }
+
     /// Those whose call was never answered, by whoever led then, and that are to be asked for anew.
     fn unanswered(&self) -> Vec<(usize, bool)> {
-        let asked = |at: &usize| match self.rollout.items[*at].state {
-            ItemState::Begun(generation) if generation == Generation::default() => Some((*at, false)),
-            ItemState::Returning(generation) if generation == Generation::default() => Some((*at, true)),
+        let asked = |at: usize| match self.rollout.items[at].state {
+            ItemState::Begun(generation) if generation == Generation::default() => Some((at, false)),
+            ItemState::Returning(generation) if generation == Generation::default() => Some((at, true)),
             _ => None,
         };
-        self.open.difference(&self.calls).filter_map(asked).collect()
+        self.answered().filter_map(asked).collect()
     }
 }
 
@@ -295,12 +320,18 @@ impl Leader<'_> {
             return;
         }
         if let Some(kept) = self.rollouts.known.get(&new.id) {
-            let same = kept.rollout.action == new.action && kept.record.selection == new.selection;
+            let same = kept.rollout.action == new.action
+                && kept.record.selection == new.selection
+                && kept.rollout.policy == new.policy
+                && kept.record.force == new.force;
             let answer = if same { Ok(self.rollout_view(kept)) } else { Err(CommandError::RolloutIdTaken(new.id)) };
             return drop(reply.send(answer));
         }
+        if self.rollouts.starting.contains(&new.id) {
+            return drop(reply.send(Err(CommandError::Contended)));
+        }
         let active = self.rollouts.known.values().filter(|kept| !kept.rollout.state.has_ended()).count();
-        if active >= MAX_ACTIVE {
+        if active + self.rollouts.starting.len() >= MAX_ACTIVE {
             return drop(reply.send(Err(CommandError::TooManyRollouts(MAX_ACTIVE))));
         }
         let NewRollout { id, action, policy, selection, force, items } = new;
@@ -311,7 +342,7 @@ impl Leader<'_> {
             policy,
             state: RolloutState::Running,
             images: Vec::new(),
-            forgiven: 0,
+            forgiven: Forgiven::default(),
             items: rollout.items.len() as u64,
             selection,
             force,
@@ -329,6 +360,8 @@ impl Leader<'_> {
         let kept = Kept::new(StoredRollout { record, rollout });
         let parts = (0..kept.rollout.items.len().div_ceil(ROLLOUT_PART)).map(|part| kept.part(part)).collect();
         let removes = self.rollouts.surplus(kept.rollout.items.len());
+        self.rollouts.starting.insert(id);
+        self.rollouts.leaving.extend(&removes);
         let stored = StoredRollout { record: kept.record, rollout: kept.rollout };
         self.writes.rollout(RolloutChange { stored: Box::new(stored), parts, removes, audit, reply });
     }
@@ -344,7 +377,8 @@ impl Leader<'_> {
         if reply.is_closed() {
             return;
         }
-        let Some(kept) = self.rollouts.known.get_mut(&id) else {
+        let leaves = self.rollouts.leaving.contains(&id);
+        let Some(kept) = self.rollouts.known.get_mut(&id).filter(|_| !leaves) else {
             return drop(reply.send(Err(CommandError::NoRollout(id))));
         };
         if kept.is_ordering {
@@ -371,8 +405,10 @@ impl Leader<'_> {
         audit.log();
         for id in removes {
             self.rollouts.known.remove(&id);
+            self.rollouts.leaving.remove(&id);
         }
         let id = stored.record.id;
+        self.rollouts.starting.remove(&id);
         let kept = match self.rollouts.known.remove(&id) {
             None => Kept::new(*stored),
             // What its appliances did meanwhile is not in what was stored.
@@ -393,11 +429,32 @@ impl Leader<'_> {
 
     /// It does not have it.
     pub(super) fn rollout_not_changed(&mut self, change: RolloutChange, error: &crate::store::Error) {
-        if let Some(kept) = self.rollouts.known.get_mut(&change.stored.record.id) {
+        let id = change.stored.record.id;
+        self.rollouts.starting.remove(&id);
+        for id in &change.removes {
+            self.rollouts.leaving.remove(id);
+        }
+        if let Some(kept) = self.rollouts.known.get_mut(&id) {
             kept.is_ordering = false;
         }
         self.admission.settle();
         let _ = change.reply.send(Err(CommandError::Unavailable(error.to_string())));
+    }
+
+    /// The store has what was begun: the calls are made.
+    pub(super) fn rollout_stored(&mut self, progress: &RolloutProgress) {
+        let Some(mut kept) = self.rollouts.known.remove(&progress.id) else { return };
+        for at in &progress.begun {
+            let Some(back) = kept.unstored.remove(at) else { continue };
+            let goes_on = if back { RolloutState::RollingBack } else { RolloutState::Running };
+            if kept.rollout.state == goes_on {
+                self.call(&mut kept, *at, back);
+            } else {
+                // An operator, or a failure, was faster: nothing was done to it.
+                kept.set(*at, if back { ItemState::Done } else { ItemState::Waiting });
+            }
+        }
+        self.rollouts.known.insert(progress.id, kept);
     }
 
     /// The store does not have how a rollout goes on: it is offered again.
@@ -414,8 +471,11 @@ impl Leader<'_> {
         if self.end.is_some() || self.rollouts.look_at.is_none_or(|at| at > now) {
             return;
         }
-        let active: Vec<Uuid> =
-            self.rollouts.known.values().filter(|k| Rollouts::is_active(k)).map(|k| k.record.id).collect();
+        let mut active: Vec<Uuid> =
+            self.rollouts.known.values().filter(|kept| Rollouts::is_active(kept)).map(|kept| kept.record.id).collect();
+        // In turn, where there are too many for one look.
+        let after = self.rollouts.last.map_or(0, |last| active.partition_point(|id| *id <= last));
+        active.rotate_left(after);
         let mut items = 0;
         for id in &active {
             // Taken out, since the calls it makes go through the leader.
@@ -426,42 +486,51 @@ impl Leader<'_> {
             }
             self.store_progress(&mut kept, now);
             self.rollouts.known.insert(*id, kept);
+            self.rollouts.last = Some(*id);
+            if items >= MOST_LOOKED_AT {
+                break;
+            }
         }
         let thousands = u32::try_from(items / 1_000).unwrap_or(u32::MAX);
         let pause = LOOK.saturating_add(LOOK_PER_THOUSAND.saturating_mul(thousands));
-        self.rollouts.look_at = (!active.is_empty()).then(|| now + pause);
+        let end = Instant::now();
+        self.rollouts.not_before = Some(end + pause / 8);
+        self.rollouts.look_at = (!active.is_empty()).then(|| end + pause);
     }
 
     fn drive(&mut self, kept: &mut Kept, now: Instant) {
         kept.follow(&self.catalog);
-        if kept.again_at.is_none_or(|at| at <= now) {
-            kept.again_at = None;
-            for (at, back) in kept.unanswered() {
-                self.call(kept, at, back);
-            }
+        let room = MOST_CALLS.saturating_sub(kept.calls.len() + kept.unstored.len());
+        if kept.again_at.is_some_and(|at| at > now) {
+            return;
         }
-        let (mut unavailable, mut held) = (0, BTreeSet::new());
+        kept.again_at = None;
+        kept.waits = String::new();
+        if !matches!(kept.rollout.state, RolloutState::Running | RolloutState::RollingBack) {
+            return;
+        }
+        let unanswered = kept.unanswered();
+        for (at, back) in unanswered.iter().take(room) {
+            self.call(kept, *at, *back);
+        }
+        if !unanswered.is_empty() {
+            return;
+        }
+        let (mut conditions, mut unavailable, mut held) = (Vec::with_capacity(kept.rollout.items.len()), 0, 0);
+        let (_, wave_end) = kept.rollout.wave();
         for at in 0..kept.rollout.items.len() {
             let RolloutItem { appliance, state, .. } = kept.rollout.items[at];
-            if kept.open.contains(&at) {
-                continue;
-            }
-            let Some(entry) = self.catalog.get(&ApplianceTarget::Id(appliance)) else {
-                if state == ItemState::Waiting {
-                    kept.set(at, ItemState::Skipped);
-                }
-                continue;
-            };
-            if state == ItemState::Waiting && entry.record.deleting {
+            let entry = self.catalog.get(&ApplianceTarget::Id(appliance));
+            if state == ItemState::Waiting && entry.as_ref().is_none_or(|entry| entry.record.deleting) {
                 kept.set(at, ItemState::Skipped);
-                continue;
             }
-            unavailable += usize::from(entry.phase() != Phase::Configured);
-            if entry.assignment.hands_off {
-                held.insert(appliance);
-            }
+            let down = entry.as_ref().is_some_and(|entry| entry.phase() != Phase::Configured);
+            let is_held = entry.as_ref().is_some_and(|entry| entry.assignment.hands_off);
+            unavailable += usize::from(down && !kept.open.contains(&at));
+            held += usize::from(is_held && state == ItemState::Waiting && at < wave_end);
+            conditions.push(Condition { down, held: is_held });
         }
-        let step = kept.rollout.next(unavailable, |appliance| held.contains(&appliance));
+        let step = kept.rollout.next(|at| conditions[at]);
         if let Some(state) = step.state {
             let note = match state {
                 RolloutState::Stopped | RolloutState::RollingBack => kept.rollout.why_stopped().unwrap_or_default(),
@@ -471,8 +540,7 @@ impl Leader<'_> {
             kept.enter(state, note);
         }
         let idle = step.begin.is_empty() && step.give_back.is_empty();
-        kept.waits = waits(kept, idle, unavailable, held.len());
-        let room = MOST_CALLS.saturating_sub(kept.calls.len());
+        kept.waits = waits(kept, idle, unavailable, held);
         let begin = step.begin.into_iter().map(|at| (at, false));
         let all = begin.chain(step.give_back.into_iter().map(|at| (at, true)));
         // The call forward is answered before the one back is made.
@@ -482,26 +550,34 @@ impl Leader<'_> {
         }
     }
 
-    /// Begins one appliance.
-    fn begin_item(&mut self, kept: &mut Kept, at: usize, back: bool) {
+    /// Begins one appliance: its call is made once the store has that.
+    fn begin_item(&self, kept: &mut Kept, at: usize, back: bool) {
         let appliance = kept.rollout.items[at].appliance;
-        if let RolloutAction::SetImage(image) = kept.rollout.action.clone()
-            && !back
-        {
+        if let RolloutAction::SetImage(image) = kept.rollout.action.clone() {
             let entry = self.catalog.get(&ApplianceTarget::Id(appliance));
-            let Some(former) = entry.and_then(|entry| entry.record.spec.image.clone()) else {
-                // One without an image has none to be changed.
-                return kept.set(at, ItemState::Skipped);
-            };
-            if former == image {
-                return kept.set(at, ItemState::Done);
+            let name = entry.as_deref().map(named).unwrap_or_default();
+            let former = entry.and_then(|entry| entry.record.spec.image.clone());
+            match former {
+                // One without an image has none to be changed, and what somebody has changed since is theirs.
+                None => return kept.set(at, ItemState::Skipped),
+                Some(former) if back && former != image => return kept.set(at, ItemState::Skipped),
+                Some(former) if !back && former == image => return kept.set(at, ItemState::Done),
+                Some(_) if back => {}
+                Some(former) => match kept.rollout.remember_image(&former) {
+                    Some(place) => kept.rollout.items[at].former_image = Some(place),
+                    None => {
+                        let why = format!("there are more than {MAX_IMAGES} different images to go back to");
+                        return kept.fail(at, name, why);
+                    }
+                },
             }
-            kept.rollout.items[at].former_image = kept.rollout.remember_image(&former);
         }
         let asked = Generation::default();
         kept.since.remove(&at);
         kept.set(at, if back { ItemState::Returning(asked) } else { ItemState::Begun(asked) });
-        self.call(kept, at, back);
+        kept.unstored.insert(at, back);
+        // At once, not in half a second.
+        kept.stored = None;
     }
 
     /// Makes the call for one appliance, or makes it again.
@@ -560,6 +636,7 @@ impl Leader<'_> {
         }
         // What was freed is used at once.
         let soon = Instant::now() + Duration::from_millis(20);
+        let soon = self.rollouts.not_before.map_or(soon, |earliest| soon.max(earliest));
         self.rollouts.look_at = Some(self.rollouts.look_at.map_or(soon, |at| at.min(soon)));
     }
 
@@ -585,11 +662,23 @@ impl Leader<'_> {
             Err(CommandError::NotFound(_) | CommandError::RequestedGone(_) | CommandError::Deleting(_)) => {
                 kept.set(at, ItemState::Skipped);
             }
-            Err(error) if is_passing(&error) => {
+            // Nobody knows whether it was carried out: it is asked again, and answered as it was then.
+            Err(error @ (CommandError::DeadlineExceeded | CommandError::Unanswered)) => {
                 log_limited!(info, rollout = %rollout, "a call of a rollout is made again: {error}");
-                kept.again_at = Some(Instant::now() + AGAIN);
+                kept.again_at.get_or_insert(Instant::now() + AGAIN);
             }
-            Err(error) => kept.fail(at, name, error.to_string()),
+            Err(error) if is_passing(&error) => {
+                log_limited!(info, rollout = %rollout, "a call of a rollout was not carried out: {error}");
+                kept.again_at.get_or_insert(Instant::now() + AGAIN);
+                kept.set(at, if back { ItemState::Done } else { ItemState::Waiting });
+            }
+            Err(error) => {
+                if !back {
+                    // It was not changed, so that there is nothing to go back from.
+                    kept.rollout.items[at].former_image = None;
+                }
+                kept.fail(at, name, error.to_string());
+            }
         }
     }
 
@@ -600,7 +689,8 @@ impl Leader<'_> {
         (kept.changed, kept.stored) = (false, Some(now));
         let dirty = std::mem::take(&mut kept.dirty);
         let parts = dirty.iter().map(|part| kept.part(*part)).collect();
-        self.writes.rollout_progress(kept.record(), parts);
+        let begun = kept.unstored.keys().copied().collect();
+        self.writes.rollout_progress(kept.record(), parts, begun);
     }
 
     /// How far a rollout is.
@@ -636,7 +726,7 @@ impl Leader<'_> {
     }
 }
 
-/// Whether the same call may be carried out later.
+/// Whether a call was surely not carried out, and may be later.
 const fn is_passing(error: &CommandError) -> bool {
     matches!(
         error,
@@ -644,8 +734,6 @@ const fn is_passing(error: &CommandError) -> bool {
             | CommandError::Unavailable(_)
             | CommandError::NotLeading(_)
             | CommandError::Stopping
-            | CommandError::DeadlineExceeded
-            | CommandError::Unanswered
             | CommandError::NoOwner { .. }
     )
 }

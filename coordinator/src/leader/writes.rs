@@ -60,6 +60,8 @@ pub(super) struct RolloutProgress {
     pub(super) id: Uuid,
     /// Parts of its items that are stored with it.
     pub(super) parts: Vec<usize>,
+    /// Items of them whose calls are made once this is stored.
+    pub(super) begun: Vec<usize>,
 }
 
 /// How a write ended.
@@ -99,6 +101,8 @@ pub(super) enum WriteOutcome {
     RolloutChanged(Box<RolloutChange>),
     /// It does not have it; whoever asked for it is to be told why.
     RolloutNotChanged(Box<RolloutChange>, store::Error),
+    /// The store has how a rollout goes on: what was begun may be carried out.
+    RolloutStored(RolloutProgress),
     /// The store does not have how a rollout goes on; it is to be offered again.
     RolloutNotStored(RolloutProgress),
     /// The store does not have how a rebalance goes on; it is to be offered again.
@@ -126,7 +130,7 @@ impl Ended {
             Self::Order(change, Err(error)) => WriteOutcome::NotOrdered(change, error),
             Self::Rollout(change, Ok(())) => WriteOutcome::RolloutChanged(change),
             Self::Rollout(change, Err(error)) => WriteOutcome::RolloutNotChanged(change, error),
-            Self::RolloutProgress(_, Ok(())) => WriteOutcome::Nothing,
+            Self::RolloutProgress(progress, Ok(())) => WriteOutcome::RolloutStored(progress),
             Self::RolloutProgress(_, Err(error)) if error.ends_term() => WriteOutcome::TermOver(error),
             Self::RolloutProgress(progress, Err(error)) => {
                 log_limited!(warn, rollout = %progress.id, "progress of a rollout was not stored and will be stored later: {error}");
@@ -267,8 +271,13 @@ impl PendingWrites {
     }
 
     /// Writes how far a rollout is.
-    pub(super) fn rollout_progress(&self, record: RolloutRecord, parts: Vec<(usize, Vec<RolloutItem>)>) {
-        let progress = RolloutProgress { id: record.id, parts: parts.iter().map(|(part, _)| *part).collect() };
+    pub(super) fn rollout_progress(
+        &self,
+        record: RolloutRecord,
+        parts: Vec<(usize, Vec<RolloutItem>)>,
+        begun: Vec<usize>,
+    ) {
+        let progress = RolloutProgress { id: record.id, parts: parts.iter().map(|(part, _)| *part).collect(), begun };
         let pending = self.store.submit(vec![StoreWrite::PutRollout(Box::new(record), parts)]);
         self.pending.push(Box::pin(async move { Ended::RolloutProgress(progress, pending.await) }));
     }

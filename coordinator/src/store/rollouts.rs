@@ -28,6 +28,7 @@ const FAILED: u8 = 4;
 const SKIPPED: u8 = 5;
 const RETURNING: u8 = 6;
 const RETURNED: u8 = 7;
+const NOT_RETURNED: u8 = 8;
 
 pub(super) fn from_record(record: &RolloutRecord) -> rollouts::Model {
     let text = serde_json::to_string(record).expect("plain data with text keys always has a JSON form");
@@ -46,6 +47,7 @@ pub(super) fn from_items(rollout: Uuid, part: usize, items: &[RolloutItem]) -> r
             ItemState::Skipped => (SKIPPED, 0),
             ItemState::Returning(generation) => (RETURNING, generation.get()),
             ItemState::Returned => (RETURNED, 0),
+            ItemState::NotReturned => (NOT_RETURNED, 0),
         };
         // 0 is an image that nobody knows.
         let image = item.former_image.map_or(0, |image| u64::from(image) + 1);
@@ -69,6 +71,7 @@ fn to_items(data: &[u8]) -> Result<Vec<RolloutItem>, Odd> {
             SKIPPED => ItemState::Skipped,
             RETURNING => ItemState::Returning(generation),
             RETURNED => ItemState::Returned,
+            NOT_RETURNED => ItemState::NotReturned,
             _ => return Err(Odd(format!("entry of unknown kind {tag}"))),
         };
         let former_image = match image.checked_sub(1) {
@@ -127,14 +130,15 @@ mod tests {
 
     #[test]
     fn items_are_read_as_they_were_written_and_damage_is_found() {
-        let state = |n: u64| match n % 7 {
+        let state = |n: u64| match n % 8 {
             0 => ItemState::Waiting,
             1 => ItemState::Begun(Generation::new(n)),
             2 => ItemState::Done,
             3 => ItemState::Failed,
             4 => ItemState::Skipped,
             5 => ItemState::Returning(Generation::new(u64::MAX)),
-            _ => ItemState::Returned,
+            6 => ItemState::Returned,
+            _ => ItemState::NotReturned,
         };
         let item = |n: u64| RolloutItem {
             appliance: ApplianceId::from_u128(n.into()),

@@ -25,7 +25,7 @@ use common::{Generation, ModeId, Token};
 use coordinator_core::grants::{Granted, Profile, StoredGrant};
 use coordinator_core::modes::ModeOp;
 use coordinator_core::orders::{OrderOp, Pin};
-use coordinator_core::rollout::{ItemState, Rollout, RolloutAction, RolloutPolicy, RolloutState};
+use coordinator_core::rollout::{Forgiven, ItemState, Rollout, RolloutAction, RolloutPolicy, RolloutState};
 use sea_orm::ConnectionTrait;
 use tempfile::TempDir;
 
@@ -184,6 +184,7 @@ fn rollout(items: u128) -> StoredRollout {
     };
     let action = RolloutAction::SetImage("v2".into());
     let mut rollout = Rollout::new(action.clone(), policy.clone(), (1..=items).map(ApplianceId::from_u128));
+    rollout.forgiven = Forgiven { failed: 3, canary: 1 };
     rollout.images = vec!["v1 \u{1f4a5}".into()];
     rollout.items[0].former_image = Some(0);
     rollout.items[0].state = ItemState::Begun(Generation::new(7));
@@ -194,7 +195,7 @@ fn rollout(items: u128) -> StoredRollout {
         policy,
         state: RolloutState::Running,
         images: rollout.images.clone(),
-        forgiven: 0,
+        forgiven: Forgiven { failed: 3, canary: 1 },
         items: rollout.items.len() as u64,
         selection: "tenant t".into(),
         force: true,

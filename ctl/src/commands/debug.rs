@@ -7,7 +7,7 @@ use common::appliance::Name;
 use common::selector::LabelSelector;
 use proto::admin::v1;
 use proto::admin::v1::debug_scope::What;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::client::{by_id, request_id};
 use crate::commands::{CommandContext, Extent, confirm};
@@ -18,8 +18,11 @@ use crate::output::debug::{Mode, Step, names, scope_text};
 use crate::output::{TextTable, Tone, age, count, short};
 use crate::text::one_line;
 
-/// How long one call waits for a mode to take hold; what it waits for is printed then.
-const ROUND: Duration = Duration::from_secs(3);
+/// How long the call waits for a mode to take hold; after that it is looked how far it is.
+const ROUND: Duration = Duration::from_secs(2);
+
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(300);
 
 /// What is printed of an id: enough to name one of a thousand.
 const SHORT_ID: usize = 8;
@@ -139,10 +142,10 @@ async fn set(context: &CommandContext, args: &SetArgs) -> Result<(), Failure> {
         scope: Some(scope(context, args).await?),
         reason: args.reason.clone(),
         expires_in: args.lasts.map(proto::convert::scalar::duration_to_wire),
-        wait: Some(prost_types::Duration::default()),
+        wait: Some(proto::convert::scalar::duration_to_wire(ROUND)),
     };
     let deadline = Instant::now() + context.wait();
-    let mut mode = context.client.set_debug_mode(request.clone()).await?;
+    let mut mode = context.client.set_debug_mode(request).await?;
     let id = short_id(&mode.id).to_owned();
     let spinner = context.ui.spinner();
     let mut said = String::new();
@@ -152,10 +155,17 @@ async fn set(context: &CommandContext, args: &SetArgs) -> Result<(), Failure> {
             spinner.set_message(format!("debug mode {id} is set; {waits}"));
             said = waits;
         }
-        let round = ROUND.min(deadline.saturating_duration_since(Instant::now()));
-        // The same call waits on for the same mode. Of another leader it is answered by what that one knows.
-        let wait = Some(proto::convert::scalar::duration_to_wire(round));
-        mode = context.client.set_debug_mode(v1::SetDebugModeRequest { wait, ..request.clone() }).await?;
+        sleep(LOOK).await;
+        // Not set again: somebody may have cleared it meanwhile.
+        mode = match context.client.debug_mode(&mode.id).await {
+            Err(failure) if failure.exit == Exit::NotFound => {
+                spinner.finish_and_clear();
+                return Err(Failure::failed(format!(
+                    "debug mode {id} was cleared, or is over, before it had taken hold everywhere"
+                )));
+            }
+            answer => answer?,
+        };
     }
     spinner.finish_and_clear();
     if context.ui.format.is_structured() {

@@ -246,9 +246,11 @@ fn progress(rollout: &v1::Rollout) -> String {
 
 /// The rollout with this id, or the only one whose id begins so.
 async fn find(context: &CommandContext, id: &str) -> Result<v1::Rollout, Failure> {
-    let wanted = id.to_lowercase();
-    let mut found: Vec<_> =
-        context.client.rollouts().await?.into_iter().filter(|rollout| rollout.id.starts_with(&wanted)).collect();
+    // With or without hyphens, as the audit trail has it.
+    let plain = |id: &str| id.replace('-', "").to_lowercase();
+    let wanted = plain(id);
+    let all = context.client.rollouts().await?;
+    let mut found: Vec<_> = all.into_iter().filter(|rollout| plain(&rollout.id).starts_with(&wanted)).collect();
     match (found.pop(), found.len()) {
         (None, _) => Err(Failure::new(Exit::NotFound, format!("there is no rollout {}", one_line(id)))),
         (Some(rollout), 0) => Ok(rollout),
@@ -280,7 +282,7 @@ fn table(rollouts: &[v1::Rollout], now: SystemTime) -> TextTable {
             (action_text(rollout), Tone::Plain),
             (one_line(&rollout.selection), Tone::Plain),
             (state.to_owned(), tone(rollout)),
-            (format!("{}/{}", ended(rollout) - rollout.failed, rollout.total), Tone::Plain),
+            (format!("{}/{}", rollout.done + rollout.returned, rollout.total), Tone::Plain),
             (rollout.failed.to_string(), if rollout.failed > 0 { Tone::Bad } else { Tone::Plain }),
             (age(rollout.start_time.as_ref(), now), Tone::Plain),
             (one_line(note), Tone::Plain),
@@ -322,7 +324,7 @@ fn described(rollout: &v1::Rollout, state: &str) -> String {
         }
     }
     if rollout.waves > 1 {
-        let _ = write!(text, "\nwave {} of {}, up to the {}th", rollout.wave, rollout.waves, rollout.wave_end);
+        let _ = write!(text, "\nwave {} of {}, up to number {}", rollout.wave, rollout.waves, rollout.wave_end);
     }
     for (name, value) in [("note", &rollout.note), ("waits", &rollout.waits), ("reason", &rollout.reason)] {
         if !value.is_empty() {
@@ -465,7 +467,7 @@ mod tests {
         assert_eq!(
             described(&rollout, "stopped"),
             "rollout 6f1c9a52: rebuild of tenant demo\nstopped: 40 of 100 done, 40 waiting, 20 failed\n\
-             wave 2 of 3, up to the 60th\nnote: 20 failed, and 20 are too many\n  failed: demo/web-3: exit status 1"
+             wave 2 of 3, up to number 60\nnote: 20 failed, and 20 are too many\n  failed: demo/web-3: exit status 1"
         );
         assert!(!goes_on(&rollout));
     }
