@@ -682,12 +682,12 @@ mod tests {
     #[tokio::test]
     async fn an_unreachable_server_is_reported_within_the_timeout() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
-        let client = AdminClient::new(&format!("http://{free}"), Duration::from_millis(300)).expect("an address");
+        let client = AdminClient::new(&format!("http://{free}"), Duration::from_secs(2)).expect("an address");
         let started = Instant::now();
         let failure = client.status().await.expect_err("nobody listens");
         assert_eq!(failure.exit, Exit::Unreachable);
         assert!(failure.to_string().contains("refused"), "{failure}");
-        assert!(started.elapsed() < Duration::from_secs(5));
+        assert!(started.elapsed() < Duration::from_secs(20));
     }
 
     #[tokio::test]
