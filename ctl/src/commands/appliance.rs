@@ -462,7 +462,7 @@ pub(crate) fn explanation(context: &CommandContext, explained: &v1::ExplainAppli
     if let Some(error) = error.filter(|error| !error.is_empty()) {
         let _ = writeln!(text, "last error: {}", context.ui.paint(Tone::Bad, &error));
     }
-    for line in debug::lines_about(&explained, SystemTime::now()) {
+    for line in debug::lines_about(explained, SystemTime::now()) {
         let _ = writeln!(text, "debug mode: {line}");
     }
     let _ = writeln!(text, "\nring position {}\n", explained.ring_position);

@@ -29,7 +29,7 @@ pub(crate) enum RolloutCommand {
     /// Rebuild, check or delete appliances, or change their image, a few at a time
     ///
     /// The rollout goes on when this command ends, and under the next leader.
-    Start(StartArgs),
+    Start(Box<StartArgs>),
     /// List rollouts
     List,
     /// Show how far a rollout is

@@ -214,7 +214,7 @@ pub(crate) fn description(ui: &Ui, w: &v1::Worker, now: SystemTime) -> String {
     for limited in &w.limited {
         line("Limited", &one_line(limited));
     }
-    line("Weight", &weight_of(&w));
+    line("Weight", &weight_of(w));
     line("Member", if w.member { "yes" } else { "no: it is not in the ring and is given no appliances" });
     line("Draining", if w.draining { "yes" } else { "" });
     if w.drained && w.immovable > 0 {

@@ -87,16 +87,13 @@ fn column(text: &str) -> Result<CustomColumn, String> {
 }
 
 fn text_at(value: &Value, path: &[PathStep]) -> String {
-    let step = |value: Option<&Value>, step: &PathStep| -> Option<Value> {
-        match step {
-            PathStep::Field(name) => value?.get(name).cloned(),
-            PathStep::Entry(n) => value?.get(n).cloned(),
-        }
-    };
-    let found = path.iter().fold(Some(value.clone()), |value, at| step(value.as_ref(), at));
+    let found = path.iter().try_fold(value, |value, step| match step {
+        PathStep::Field(name) => value.get(name),
+        PathStep::Entry(n) => value.get(n),
+    });
     match found {
         None | Some(Value::Null) => String::new(),
-        Some(Value::String(text)) => text,
+        Some(Value::String(text)) => text.clone(),
         Some(other) => other.to_string(),
     }
 }
