@@ -147,6 +147,24 @@ pub(crate) struct Wait {
     pub(crate) no_wait: bool,
 }
 
+/// What is printed of the ids of debug modes and rollouts: enough to name one of a thousand.
+const SHORT_ID: usize = 8;
+
+/// How an id begins, which names the debug mode or rollout as long as no other one's begins so.
+pub(crate) fn short_id(id: &str) -> &str {
+    id.get(..SHORT_ID).unwrap_or(id)
+}
+
+/// A duration on the command line.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "must be a duration with its unit, such as 10m".to_owned())
+}
+
+/// An id that the caller makes up.
+pub(crate) fn parse_id(text: &str) -> Result<String, String> {
+    uuid::Uuid::parse_str(text).map(|id| id.to_string()).map_err(|problem| format!("is not a UUID: {problem}"))
+}
+
 /// Asks whether to go on, unless `yes` was given.
 pub(crate) async fn confirm(question: &str, extent: Extent, yes: bool) -> Result<(), Failure> {
     if yes {

@@ -10,7 +10,7 @@ use proto::admin::v1::debug_scope::What;
 use tokio::time::{Instant, sleep};
 
 use crate::client::{by_id, request_id};
-use crate::commands::{CommandContext, Extent, confirm};
+use crate::commands::{CommandContext, Extent, confirm, parse_duration, parse_id, short_id};
 use crate::complete;
 use crate::error::{Exit, Failure};
 use crate::names::{ApplianceName, Tenant};
@@ -23,9 +23,6 @@ const ROUND: Duration = Duration::from_secs(2);
 
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(300);
-
-/// What is printed of an id: enough to name one of a thousand.
-const SHORT_ID: usize = 8;
 
 /// Commands.
 #[derive(Debug, Subcommand)]
@@ -116,14 +113,6 @@ fn parse_selector(text: &str) -> Result<LabelSelector, String> {
         Ok(selector) => Ok(selector),
         Err(problem) => Err(problem.to_string()),
     }
-}
-
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|_| "must be a duration with its unit, such as 2h".to_owned())
-}
-
-fn parse_id(text: &str) -> Result<String, String> {
-    uuid::Uuid::parse_str(text).map(|id| id.to_string()).map_err(|problem| format!("is not a UUID: {problem}"))
 }
 
 /// Runs the command.
@@ -335,10 +324,6 @@ fn waits(mode: &v1::DebugMode) -> String {
 fn left(mode: &v1::DebugMode, now: SystemTime) -> String {
     let at = mode.expire_time.and_then(|at| SystemTime::try_from(at).ok());
     at.map_or_else(|| "-".to_owned(), |at| short(at.duration_since(now).unwrap_or_default()))
-}
-
-fn short_id(id: &str) -> &str {
-    id.get(..SHORT_ID).unwrap_or(id)
 }
 
 /// What covers an appliance, and what would have been done to it, for `describe` and `explain`; nothing when nothing does.

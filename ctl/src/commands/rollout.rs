@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::client::request_id;
 use crate::commands::filter::FilterArgs;
-use crate::commands::{CommandContext, Extent, confirm};
+use crate::commands::{CommandContext, Extent, confirm, parse_duration, parse_id, short_id};
 use crate::complete;
 use crate::error::{Exit, Failure};
 use crate::output::{TextTable, Tone, age, count};
@@ -19,9 +19,6 @@ use crate::text::one_line;
 
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(500);
-
-/// What is printed of an id: enough to name one of a hundred.
-const SHORT_ID: usize = 8;
 
 /// Commands.
 #[derive(Debug, Subcommand)]
@@ -123,14 +120,6 @@ pub(crate) struct OrderArgs {
     /// Reason, for the audit trail
     #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
-}
-
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|_| "must be a duration with its unit, such as 10m".to_owned())
-}
-
-fn parse_id(text: &str) -> Result<String, String> {
-    uuid::Uuid::parse_str(text).map(|id| id.to_string()).map_err(|problem| format!("is not a UUID: {problem}"))
 }
 
 /// Runs the command.
@@ -338,10 +327,6 @@ fn described(rollout: &v1::Rollout, state: &str) -> String {
         let _ = write!(text, "\n  failed: {}: {}", one_line(&failure.name), one_line(&failure.detail));
     }
     text
-}
-
-fn short_id(id: &str) -> &str {
-    id.get(..SHORT_ID).unwrap_or(id)
 }
 
 fn action_text(rollout: &v1::Rollout) -> String {

@@ -7,7 +7,7 @@ use proto::admin::v1;
 use runtime::telemetry::{self, Ratio};
 use serde::Serialize;
 
-use crate::commands::CommandContext;
+use crate::commands::{CommandContext, parse_duration};
 use crate::complete;
 use crate::error::Failure;
 use crate::output::{TextTable, Tone, short};
@@ -58,10 +58,6 @@ pub(crate) struct SamplingArgs {
 
 fn parse_filter(text: &str) -> Result<String, String> {
     telemetry::check_filter(text).map(|()| text.to_owned())
-}
-
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|_| "must be a duration with its unit, such as 10m".to_owned())
 }
 
 /// Shows or changes what is logged.

@@ -439,8 +439,8 @@ mod tests {
     #[test]
     fn capabilities_are_the_bytes_that_tooz_writes() {
         // msgpack.packb({"weight": 2, "zone": "a", "drivers": ["process"], "host": "h", "state_dir": "/d",
-        //     "version": "1", "pid": 7, "process": "5f0c2a52-5b0a-4f2e-9d6c-0a1b2c3d4e5f/4026531836/7/123", "offers": {"process": {"state_dir": "/d", "plugs_ports": False,
-        //     "kinds": ["loadbalancer", "custom"]}}})
+        //     "version": "1", "pid": 7, "process": "5f0c2a52-5b0a-4f2e-9d6c-0a1b2c3d4e5f/4026531836/7/123",
+        //     "offers": {"process": {"state_dir": "/d", "plugs_ports": False, "kinds": ["loadbalancer", "custom"]}}})
         let expected = b"\x89\xa6weight\x02\xa4zone\xa1a\xa7drivers\x91\xa7process\xa4host\xa1h\
             \xa9state_dir\xa2/d\xa7version\xa11\xa3pid\x07\
             \xa7process\xd9\x355f0c2a52-5b0a-4f2e-9d6c-0a1b2c3d4e5f/4026531836/7/123\xa6offers\x81\xa7process\x83\xa9state_dir\xa2/d\
