@@ -71,11 +71,13 @@ pub enum Mutant {
     ModeEndedByWorker,
     /// The gate does not ask whether hands are off.
     GateIgnoresMode,
+    /// A budget does not count what is unavailable already.
+    BudgetIgnoresDown,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::NoTermCheck,
         Self::GrantNotPersisted,
         Self::GoneWithStream,
@@ -108,6 +110,7 @@ impl Mutant {
         Self::ModeForgotten,
         Self::ModeEndedByWorker,
         Self::GateIgnoresMode,
+        Self::BudgetIgnoresDown,
     ];
 }
 

@@ -20,7 +20,7 @@ use std::time::Duration;
 use common::appliance::FieldViolation;
 use common::mode::ModeScope;
 use common::telemetry::TelemetryOrder;
-use common::{ApplianceId, Incarnation, ModeId, ProcessIdentity, Site, WorkerId, text};
+use common::{ApplianceId, Incarnation, ModeId, ProcessIdentity, RebalanceId, Site, WorkerId, text};
 use coordinator_core::orders::OrderOp;
 use coordinator_core::rollout::{RolloutAction, RolloutOrder, RolloutPolicy};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use crate::metrics;
 use crate::tuning::TuningChange;
-use crate::views::{Explanation, ModeList, ModeView, PlanView, RolloutView};
+use crate::views::{BudgetStatus, Explanation, ModeList, ModeView, PlanView, RolloutView};
 
 pub use crate::access::Scope;
 pub use change::{Change, ChangeOrigin, ChangeOutcome, Changed, Mutation, RequestKey};
@@ -347,13 +347,37 @@ impl Commands {
         self.ask(context, |reply| Command::Rollouts { reply }).await
     }
 
-    /// Stops all planning, until [`resume`](Self::resume); answered when the catalog shows it.
+    /// Stops planning, or only that anything is taken from a worker that has it, until [`resume`](Self::resume); answered when the
+    /// catalog shows it.
     ///
     /// # Errors
     /// [`CommandError`].
-    pub async fn pause(&self, context: &CommandContext, reason: Reason) -> Result<(), CommandError> {
+    pub async fn pause(&self, context: &CommandContext, moves_only: bool, reason: Reason) -> Result<(), CommandError> {
         let request = operator(context, reason);
-        self.ask(context, |reply| Command::Pause { request, reply }).await
+        self.ask(context, |reply| Command::Pause { moves_only, request, reply }).await
+    }
+
+    /// Has a rebalance, the one that runs where none is named, end with the moves that are under way, and stops moves until
+    /// [`resume`](Self::resume); answered when that is durable, with the rebalance.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn abort_rebalance(
+        &self,
+        context: &CommandContext,
+        rebalance: Option<RebalanceId>,
+        reason: Reason,
+    ) -> Result<RebalanceId, CommandError> {
+        let request = operator(context, reason);
+        self.ask(context, |reply| Command::AbortRebalance { rebalance, request, reply }).await
+    }
+
+    /// How each budget of disruption stands.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn budgets(&self, context: &CommandContext) -> Result<Vec<BudgetStatus>, CommandError> {
+        self.ask(context, |reply| Command::Budgets { reply }).await
     }
 
     /// Gives orders about placement, or takes them back, all of them or none; answered when the catalog shows them. A drain that

@@ -8,6 +8,7 @@ mod appliances;
 mod arriving;
 mod audit;
 mod authorize;
+mod budgets;
 mod call;
 mod cluster;
 pub mod connections;
@@ -73,7 +74,7 @@ pub use watches::BoundWatches;
 use call::Caller;
 
 /// Names of the services whose health is reported; `""` is the server as a whole.
-const SERVICES: [&str; 10] = [
+const SERVICES: [&str; 11] = [
     "",
     "rug.admin.v1.Appliances",
     "rug.admin.v1.Workers",
@@ -83,6 +84,7 @@ const SERVICES: [&str; 10] = [
     "rug.admin.v1.Telemetry",
     "rug.admin.v1.Audit",
     "rug.admin.v1.Debug",
+    "rug.admin.v1.Budgets",
     "rug.admin.v1.Rollouts",
 ];
 
@@ -218,6 +220,7 @@ impl AdminServices {
             .add_service(api::cluster_server::ClusterServer::new(cluster::ClusterService::new(caller.clone())))
             .add_service(api::telemetry_server::TelemetryServer::new(telemetry::TelemetryService::new(caller.clone())))
             .add_service(api::debug_server::DebugServer::new(debug::DebugService::new(caller.clone())))
+            .add_service(api::budgets_server::BudgetsServer::new(budgets::BudgetsService::new(caller.clone())))
             .add_service(api::rollouts_server::RolloutsServer::new(rollouts::RolloutsService::new(caller.clone())))
             .add_service(api::audit_server::AuditServer::new(audit::AuditService::new(caller)))
             .add_service(tonic_health::pb::health_server::HealthServer::new(

@@ -388,7 +388,7 @@ impl Leader<'_> {
             }
             WriteOutcome::Changed(change, caller, reply) => self.changed(*change, &caller, reply),
             WriteOutcome::Unchanged(change, reply, error) => {
-                self.admission.withdraw(*change);
+                self.withdraw(*change);
                 let _ = reply.send(Err(CommandError::Unavailable(error.to_string())));
                 if error.ends_term() {
                     self.end = Some(TermEnd::StoreLost(error));
@@ -396,7 +396,7 @@ impl Leader<'_> {
             }
             WriteOutcome::Paused(change) => self.paused(*change),
             WriteOutcome::NotPaused(change, error) => {
-                let _ = change.reply.send(Err(CommandError::Unavailable(error.to_string())));
+                change.reply.send(Err(CommandError::Unavailable(error.to_string())));
                 if error.ends_term() {
                     self.end = Some(TermEnd::StoreLost(error));
                 }
@@ -487,9 +487,9 @@ impl Leader<'_> {
                         self.admission.withdraw(*change);
                         let _ = reply.send(Err(CommandError::Unavailable(error.to_string())));
                     }
-                    WriteOutcome::Paused(change) => drop(change.reply.send(Ok(()))),
+                    WriteOutcome::Paused(change) => change.reply.send(Ok(())),
                     WriteOutcome::NotPaused(change, error) => {
-                        let _ = change.reply.send(Err(CommandError::Unavailable(error.to_string())));
+                        change.reply.send(Err(CommandError::Unavailable(error.to_string())));
                     }
                     WriteOutcome::Ordered(change) => drop(change.reply.send(Ok(()))),
                     WriteOutcome::NotOrdered(change, error) => self.not_ordered(*change, &error),

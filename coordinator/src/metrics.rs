@@ -216,13 +216,12 @@ impl RebalanceTally {
             RebalanceEvent::Moved { id, .. } => {
                 moved(self.0.get(id).map_or(OTHER, |(cause, _)| cause), "done", 1);
             }
-            RebalanceEvent::Closed { id, moves, done, superseded } => {
+            RebalanceEvent::Closed { id, moves, done, end } => {
                 let Some((cause, began)) = self.0.remove(id) else { return };
                 if moves > done {
                     moved(cause, "given_up", moves - done);
                 }
-                let outcome = if *superseded { "superseded" } else { "completed" };
-                let labels = [KeyValue::new("cause", cause), KeyValue::new("outcome", outcome)];
+                let labels = [KeyValue::new("cause", cause), KeyValue::new("outcome", end.name())];
                 INSTRUMENTS.rebalances.record(began.elapsed().as_secs_f64(), &labels);
             }
         }

@@ -64,11 +64,14 @@ pub enum RebalanceOutcome {
     Superseded,
     /// Its leader ended before it, and the next one went on with a newer one.
     Interrupted,
+    /// An operator had it end with the moves that were under way.
+    Aborted,
 }
 
 impl RebalanceOutcome {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Running, Self::Completed, Self::Superseded, Self::Interrupted];
+    pub const ALL: [Self; 5] =
+        [Self::Running, Self::Completed, Self::Superseded, Self::Interrupted, Self::Aborted];
 
     /// The name in tables, traces and the store.
     #[must_use]
@@ -78,6 +81,7 @@ impl RebalanceOutcome {
             Self::Completed => "completed",
             Self::Superseded => "superseded",
             Self::Interrupted => "interrupted",
+            Self::Aborted => "aborted",
         }
     }
 }
@@ -148,7 +152,7 @@ pub struct AdoptionRecord {
     pub time: SystemTime,
 }
 
-/// An operator's stop of all planning. It lasts until it is resumed, whoever leads.
+/// An operator's stop of planning, or of moves alone. It lasts until it is resumed, whoever leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PauseRecord {
     /// Why, in the operator's words; may be empty.
@@ -157,6 +161,10 @@ pub struct PauseRecord {
     pub by: String,
     /// Since when.
     pub since: SystemTime,
+    /// What has no owner still gets one.
+    pub moves_only: bool,
+    /// The rebalance that was aborted with it.
+    pub aborts: Option<RebalanceId>,
 }
 
 /// Who gave an order, when and why.

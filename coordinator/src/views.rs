@@ -17,7 +17,7 @@ pub use cluster::{
     PausedView, PlacementView, RingView, UnownedAppliance, UnownedView, ViolationsView,
 };
 pub use mode::{ModeList, ModeView, WithheldStep};
-pub use orders::{MAX_ORDERED, OrdersView, PinView, WorkerOrdersView};
+pub use orders::{BudgetStatus, MAX_ORDERED, OrdersView, PinView, WorkerOrdersView};
 pub use plan::{MAX_PLAN_UNPLACED, PlanView, PlannedMoveView, UnplacedView};
 pub use rebalance::{MoveView, RebalanceView};
 pub use rollout::{RolloutItemView, RolloutView};

@@ -18,6 +18,7 @@ use common::cluster::ClusterRef;
 use proto::admin::v1;
 use proto::admin::v1::appliances_client::AppliancesClient;
 use proto::admin::v1::audit_client::AuditClient;
+use proto::admin::v1::budgets_client::BudgetsClient;
 use proto::admin::v1::cluster_client::ClusterClient;
 use proto::admin::v1::debug_client::DebugClient;
 use proto::admin::v1::placement_client::PlacementClient;
@@ -418,9 +419,33 @@ impl AdminClient {
         self.call(request, false, |c, r| async move { PlacementClient::new(c).unpin(r).await }).await
     }
 
-    /// Pauses placement.
-    pub(crate) async fn pause(&self, reason: &str) -> Result<v1::PlacementState, Failure> {
-        let request = v1::PausePlacementRequest { reason: reason.to_owned() };
+    /// Sets a budget of disruption.
+    pub(crate) async fn set_budget(&self, request: v1::SetBudgetRequest) -> Result<v1::Budget, Failure> {
+        self.call(request, false, |c, r| async move { BudgetsClient::new(c).set(r).await }).await
+    }
+
+    /// Takes a budget back.
+    pub(crate) async fn clear_budget(&self, name: &str, reason: &str) -> Result<(), Failure> {
+        let request = v1::ClearBudgetRequest { name: name.to_owned(), reason: reason.to_owned() };
+        self.call(request, false, |c, r| async move { BudgetsClient::new(c).clear(r).await }).await.map(drop)
+    }
+
+    /// All budgets of disruption.
+    pub(crate) async fn budgets(&self) -> Result<Vec<v1::Budget>, Failure> {
+        let request = v1::ListBudgetsRequest {};
+        let list = self.call(request, false, |c, r| async move { BudgetsClient::new(c).list(r).await }).await?;
+        Ok(list.budgets)
+    }
+
+    /// Has a rebalance end with the moves that are under way; the one that runs when `id` is empty.
+    pub(crate) async fn abort_rebalance(&self, id: &str, reason: &str) -> Result<v1::Rebalance, Failure> {
+        let request = v1::AbortRebalanceRequest { id: id.to_owned(), reason: reason.to_owned() };
+        self.call(request, false, |c, r| async move { RebalancesClient::new(c).abort(r).await }).await
+    }
+
+    /// Pauses placement, or moves alone.
+    pub(crate) async fn pause(&self, reason: &str, moves_only: bool) -> Result<v1::PlacementState, Failure> {
+        let request = v1::PausePlacementRequest { reason: reason.to_owned(), moves_only };
         self.call(request, false, |c, r| async move { PlacementClient::new(c).pause(r).await }).await
     }
 

@@ -17,6 +17,7 @@ use crate::suggest;
 pub(crate) mod appliance;
 pub(crate) mod apply;
 pub(crate) mod audit;
+pub(crate) mod budget;
 pub(crate) mod cluster;
 pub(crate) mod context;
 pub(crate) mod debug;

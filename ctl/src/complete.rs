@@ -82,6 +82,11 @@ pub(crate) fn debug_modes() -> ArgValueCompleter {
     asked(async |client, _| Ok(client.debug_modes().await?.into_iter().map(|mode| mode.id).collect()))
 }
 
+/// Names of budgets.
+pub(crate) fn budgets() -> ArgValueCompleter {
+    asked(async |client, _| Ok(client.budgets().await?.into_iter().map(|budget| budget.name).collect()))
+}
+
 /// Ids of rollouts.
 pub(crate) fn rollouts() -> ArgValueCompleter {
     asked(async |client, _| Ok(client.rollouts().await?.into_iter().map(|rollout| rollout.id).collect()))

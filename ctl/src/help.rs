@@ -69,7 +69,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("worker forget", &["rugctl worker forget worker-1 --reason scrapped"]),
     ("ring locate", &["rugctl ring locate web-1", "rugctl ring locate --key some-text --count 5"]),
     ("ring show", &["rugctl ring show", "rugctl ring show --points"]),
-    ("placement pause", &["rugctl placement pause --reason maintenance"]),
+    ("placement pause", &["rugctl placement pause --reason maintenance", "rugctl placement pause --moves-only"]),
     ("placement resume", &["rugctl placement resume"]),
     ("placement unbind", &["rugctl placement unbind web-1 --reason host-lost --yes"]),
     (
@@ -87,7 +87,16 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         "placement pin",
         &["rugctl placement pin web-1 worker-2", "rugctl placement pin web-1 worker-2 --strict --reason licence"],
     ),
-    ("placement unpin", &["rugctl placement unpin web-1"]),
+    ("placement unpin", &["rugctl placement unpin web-1", "rugctl placement unpin --undo-of r3-17 --yes"]),
+    (
+        "budget set",
+        &[
+            "rugctl budget set per-tenant --per tenant --max-unavailable 1",
+            "rugctl budget set web -l app=web --max-unavailable 10% --reason promised",
+        ],
+    ),
+    ("budget clear", &["rugctl budget clear per-tenant"]),
+    ("budget list", &["rugctl budget list"]),
     (
         "rollout start",
         &[
@@ -114,6 +123,8 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("rebalance list", &["rugctl rebalance list --limit 10", "rugctl history"]),
     ("rebalance get", &["rugctl rebalance get r3-17"]),
     ("rebalance trace", &["rugctl rebalance trace r3-17", "rugctl rebalance trace r3-17 -o otlp"]),
+    ("rebalance abort", &["rugctl rebalance abort --reason too-much-at-once"]),
+    ("rebalance undo", &["rugctl rebalance undo r3-17 --reason worse-than-before"]),
     ("rebalance watch", &["rugctl rebalance watch"]),
     ("audit", &["rugctl audit --since 2h", "rugctl audit web-1 -o json", "rugctl audit --action delete --follow"]),
     (

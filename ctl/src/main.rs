@@ -13,7 +13,7 @@ use runtime::tls;
 
 use crate::commands::wait as wait_command;
 use crate::commands::{
-    CommandContext, appliance, apply, audit, cluster, context, debug, delete, diff, doctor, edit, placement, plan,
+    CommandContext, appliance, apply, audit, budget, cluster, context, debug, delete, diff, doctor, edit, placement, plan,
     rebalance, ring, rollout, telemetry, watch, worker,
 };
 use crate::contexts::{Contexts, NamedContext};
@@ -93,6 +93,9 @@ enum RugctlCommand {
     /// Keep hands off appliances, and show what would have been done to them
     #[command(subcommand)]
     Debug(debug::DebugCommand),
+    /// Limit how many appliances are made unavailable on purpose at a time
+    #[command(subcommand)]
+    Budget(budget::BudgetCommand),
     /// Rebuild, check or delete many appliances, or change their image, a few at a time
     #[command(subcommand)]
     Rollout(rollout::RolloutCommand),
@@ -280,6 +283,7 @@ async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(
         RugctlCommand::Ring(command) => ring::run(context, command).await,
         RugctlCommand::Placement(command) => placement::run(context, command).await,
         RugctlCommand::Debug(command) => debug::run(context, command).await,
+        RugctlCommand::Budget(command) => budget::run(context, command).await,
         RugctlCommand::Rollout(command) => rollout::run(context, command).await,
         RugctlCommand::Plan(args) => plan::run(context, args).await,
         RugctlCommand::Rebalance(args) => rebalance::run(context, args).await,

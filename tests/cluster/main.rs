@@ -6,6 +6,7 @@
 mod api;
 mod balancer;
 mod boot;
+mod budgets;
 mod closed;
 mod contexts;
 mod coordinator;

@@ -14,6 +14,7 @@ pub fn machine(machine: &Machine) -> Vec<String> {
     check_rows(machine, &mut wrong);
     check_conflicts(machine, &mut wrong);
     check_tallies(machine, &mut wrong);
+    check_budgets(machine, &mut wrong);
     wrong
 }
 
@@ -63,6 +64,14 @@ fn check_conflicts(machine: &Machine, wrong: &mut Vec<String>) {
                 wrong.push(format!("{} bars slot {} under {token}, which was given elsewhere", life.worker, slot.0));
             }
         }
+    }
+}
+
+/// Counts anew how many are unavailable.
+fn check_budgets(machine: &Machine, wrong: &mut Vec<String>) {
+    if !machine.budget_ledger().is_idle() && machine.budget_ledger().counts() != machine.counted_anew().counts() {
+        let (kept, anew) = (machine.budget_ledger().counts(), machine.counted_anew().counts());
+        wrong.push(format!("budgets count {kept:?}, which is {anew:?}"));
     }
 }
 

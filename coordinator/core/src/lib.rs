@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod brake;
+pub mod budget;
 pub mod checks;
 mod display;
 pub mod grants;

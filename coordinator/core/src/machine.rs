@@ -9,6 +9,7 @@
 //! The shell calls [`Machine::step`] for each event in order, carries out the actions in order, and sends `Event::Tick`
 //! when `wake_at` has come and whenever its input queue is empty.
 
+mod budgets;
 #[cfg(feature = "canon")]
 mod canon;
 mod config;
@@ -45,6 +46,7 @@ use self::pacing::Pacing;
 use self::tallies::Tallies;
 use self::writes::Writes;
 use crate::brake::Brake;
+use crate::budget::Ledger;
 use crate::grants::{Granted, Profile, StoredGrant, StoredMember};
 use crate::handoff::HandoffState;
 use crate::membership::Membership;
@@ -58,7 +60,7 @@ use crate::unowned::{self, UnownedCause};
 use crate::violation::ViolationKind;
 
 pub use config::Config;
-pub use events::{Action, BatchId, Commit, Counters, Event, Output, Refusal, Restored, TermClaim};
+pub use events::{Action, BatchId, Commit, Counters, Event, Output, Pause, Refusal, Restored, TermClaim};
 pub use fence_delays::FenceWait;
 pub use hands_off::{HandsOff, ModeNumber, ModeOutcome, ModeProgress, ModeWait};
 pub use placement::SLOW;
@@ -99,6 +101,8 @@ pub struct Machine {
     modes: Modes,
     /// What operators order about placement.
     orders: Orders,
+    /// How many are unavailable, where operators limit that.
+    budgets: Ledger,
     pacing: Pacing,
     /// What this step leads to.
     out: Outgoing,
@@ -139,16 +143,19 @@ impl Machine {
             }),
             modes,
             orders: restored.orders,
+            budgets: Ledger::default(),
             pacing: Pacing::new(due, brake, Rebalances::new(term, restored.unfinished), restored.paused),
             out: Outgoing::default(),
             counters: Counters::default(),
             config,
         };
         this.forget_missed(now);
+        this.budgets.set_rules(this.orders.budgets().clone());
         this.refresh_members();
         for (seed, stored) in restored.appliances {
             this.restore(seed, stored);
         }
+        this.abort_rebalance();
         this
     }
 
@@ -200,6 +207,8 @@ impl Machine {
             subject: Box::new(seed.subject),
             mode: self.modes.first(),
             quiet: None,
+            // Known once its owner has said so in this term.
+            available: false,
         };
         let id = entry.id;
         let Some(slot) = self.table.insert(entry) else {
@@ -224,6 +233,7 @@ impl Machine {
             self.set_state(slot, state);
         }
         self.refresh_mode(slot);
+        self.note_budget(slot);
         if self.versions_excluded(slot).next().is_some() {
             self.tell_excluded(slot);
         }
@@ -248,7 +258,7 @@ impl Machine {
             Event::Evict(life) => self.evict(now, &life),
             Event::Witnessed(life, gather) => self.witnessed(now, &life, gather),
             Event::Forget(name) => self.forget_worker(now, &name),
-            Event::Pause(why) => self.pause(now, why),
+            Event::Pause(pause) => self.pause(now, pause),
             Event::Resume => self.resume(now),
             Event::Orders(ops) => self.take_orders(&ops),
             Event::Closed(conn) => self.closed(now, conn),
@@ -261,6 +271,7 @@ impl Machine {
             Event::ClearMode(id, number) => self.clear_mode(id, number),
             Event::Unbind { id, site, number } => self.unbind(now, id, site.as_ref(), number),
             Event::Check(id, number) => self.check(id, number),
+            Event::Disrupt { id, begins } => self.disrupt(id, begins),
             Event::FellBehind => self.membership.start_waits_anew(now),
             Event::Tick => self.tick(now),
         }
@@ -294,7 +305,7 @@ impl Machine {
         });
         let (write, forgive) = (self.writes.wake_at(now), self.pacing.next_forgiven());
         // What keeps everything from being planned ends by an event, not by time.
-        let plan = self.pacing.due.due_at(now).filter(|_| self.members.has_read() && self.pacing.paused.is_none());
+        let plan = self.pacing.due.due_at(now).filter(|_| self.members.has_read() && !self.pacing.plans_nothing());
         let claim = self.sessions.greetings.wake_at();
         let mode = self.modes.next_expiry();
         [watch, write, forgive, plan, claim, mode].into_iter().flatten().min()

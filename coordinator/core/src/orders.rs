@@ -1,14 +1,17 @@
-//! What operators order about placement: workers that are given nothing new or give up what they have, other weights, and
-//! appliances that belong to one worker.
+//! What operators order about placement: workers that are given nothing new or give up what they have, other weights, appliances
+//! that belong to one worker, and budgets of disruption.
 //!
-//! Orders are inputs of the planner and of nothing else: who owns what, and how that changes hands, does not depend on them. They
+//! Orders are inputs of the planner and of when its moves are begun: who owns what, and how that changes hands, does not depend on them. They
 //! are about names, so that they hold for every life of a worker, and for one that is away. The store has an order before the
 //! machine is told of it, and a new leader begins with those of the store. Who gave one, when and why is for people, and kept
 //! by the leader beside this.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use common::appliance::Name;
 use common::{ApplianceId, WorkerId};
+
+use crate::budget::{Budget, MAX_BUDGETS};
 
 /// Most orders about workers. Each is a row of the store and looked at when members change.
 pub const MAX_WORKER_ORDERS: usize = 1_000;
@@ -56,6 +59,13 @@ pub enum OrderOp {
         /// Where it is to be; anywhere when absent.
         pin: Option<Pin>,
     },
+    /// So many appliances may be unavailable for another one to be made unavailable on purpose.
+    Budget {
+        /// Names the rule.
+        name: Name,
+        /// The rule; none from now on when absent.
+        budget: Option<Budget>,
+    },
 }
 
 impl OrderOp {
@@ -66,15 +76,16 @@ impl OrderOp {
             Self::Cordon { set, .. } | Self::Drain { set, .. } => *set,
             Self::Weight { weight, .. } => weight.is_some(),
             Self::Pin { pin, .. } => pin.is_some(),
+            Self::Budget { budget, .. } => budget.is_some(),
         }
     }
 
-    /// The worker that it is about; none for a pin, which is about an appliance.
+    /// The worker that it is about; none for one that is about appliances.
     #[must_use]
     pub const fn worker(&self) -> Option<&WorkerId> {
         match self {
             Self::Cordon { worker, .. } | Self::Drain { worker, .. } | Self::Weight { worker, .. } => Some(worker),
-            Self::Pin { .. } => None,
+            Self::Pin { .. } | Self::Budget { .. } => None,
         }
     }
 }
@@ -86,6 +97,7 @@ pub struct Orders {
     drained: BTreeSet<WorkerId>,
     weights: BTreeMap<WorkerId, u32>,
     pins: BTreeMap<ApplianceId, Pin>,
+    budgets: BTreeMap<Name, Budget>,
 }
 
 impl Orders {
@@ -113,6 +125,8 @@ impl Orders {
             OrderOp::Weight { worker, weight: None } => _ = self.weights.remove(worker),
             OrderOp::Pin { appliance, pin: Some(pin) } => _ = self.pins.insert(*appliance, pin.clone()),
             OrderOp::Pin { appliance, pin: None } => _ = self.pins.remove(appliance),
+            OrderOp::Budget { name, budget: Some(budget) } => _ = self.budgets.insert(name.clone(), budget.clone()),
+            OrderOp::Budget { name, budget: None } => _ = self.budgets.remove(name),
         }
     }
 
@@ -145,6 +159,12 @@ impl Orders {
         self.pins.iter().map(|(appliance, pin)| (*appliance, pin))
     }
 
+    /// Budgets of disruption, by name.
+    #[must_use]
+    pub const fn budgets(&self) -> &BTreeMap<Name, Budget> {
+        &self.budgets
+    }
+
     /// Whether there are as many orders of this sort as there may be, and this one would be another.
     #[must_use]
     pub fn has_no_room_for(&self, op: &OrderOp) -> bool {
@@ -152,6 +172,7 @@ impl Orders {
         match op {
             _ if !op.is_set() => false,
             OrderOp::Pin { appliance, .. } => self.pins.len() >= MAX_PINS && !self.pins.contains_key(appliance),
+            OrderOp::Budget { name, .. } => self.budgets.len() >= MAX_BUDGETS && !self.budgets.contains_key(name),
             OrderOp::Cordon { worker, .. } => of_workers() >= MAX_WORKER_ORDERS && !self.is_cordoned(worker),
             OrderOp::Drain { worker, .. } => of_workers() >= MAX_WORKER_ORDERS && !self.is_drained(worker),
             OrderOp::Weight { worker, .. } => of_workers() >= MAX_WORKER_ORDERS && self.weight(worker).is_none(),
@@ -160,7 +181,8 @@ impl Orders {
 
     #[cfg(feature = "canon")]
     pub(crate) fn canon(&self, to: &mut common::canon::Canon) {
-        let Self { cordoned, drained, weights, pins } = self;
+        // No world of the model has budgets.
+        let Self { cordoned, drained, weights, pins, budgets: _ } = self;
         to.list(cordoned);
         to.list(drained);
         to.list(weights.iter().map(|(worker, weight)| (worker, *weight)));

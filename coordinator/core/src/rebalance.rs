@@ -87,6 +87,32 @@ impl fmt::Display for RebalanceCause {
     }
 }
 
+/// How a rebalance ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RebalanceEnd {
+    /// All of its moves were made, or were not needed any more.
+    Completed,
+    /// A newer plan took over what was left.
+    Superseded,
+    /// An operator had it end with the moves that were under way.
+    Aborted,
+}
+
+impl RebalanceEnd {
+    /// Every name, for metrics.
+    pub const NAMES: [&'static str; 3] = ["completed", "superseded", "aborted"];
+
+    /// The word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Superseded => "superseded",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
 /// Event of a rebalance, for history and traces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RebalanceEvent {
@@ -130,7 +156,7 @@ pub enum RebalanceEvent {
         /// Why.
         reason: Reason,
     },
-    /// All of its moves ended; `superseded` when a newer plan took over what was left.
+    /// All of its moves ended.
     Closed {
         /// Identity.
         id: RebalanceId,
@@ -138,8 +164,8 @@ pub enum RebalanceEvent {
         moves: u64,
         /// Moves made; at most as many.
         done: u64,
-        /// A newer plan took over what was left.
-        superseded: bool,
+        /// How it ended.
+        end: RebalanceEnd,
     },
 }
 
@@ -152,7 +178,7 @@ struct OpenRebalance {
     done: u64,
     /// What it has moved.
     moved: BTreeSet<ApplianceId>,
-    superseded: bool,
+    end: RebalanceEnd,
 }
 
 /// A rebalance that a former leader began and did not end.
@@ -182,7 +208,7 @@ impl Rebalances {
         let current = unfinished.as_ref().map(|unfinished| unfinished.id);
         let open = unfinished.into_iter().map(|UnfinishedRebalance { id, moved }| {
             let made = moved.len() as u64;
-            (id, OpenRebalance { planned: made, begun: made, under_way: 0, done: made, moved, superseded: false })
+            (id, OpenRebalance { planned: made, begun: made, under_way: 0, done: made, moved, end: RebalanceEnd::Completed })
         });
         Self { term, last: 0, open: open.collect(), current, inherited: current.is_some() }
     }
@@ -237,7 +263,7 @@ impl Rebalances {
             under_way: 0,
             done: 0,
             moved: BTreeSet::new(),
-            superseded: false,
+            end: RebalanceEnd::Completed,
         };
         self.open.insert(id, open);
         self.current = Some(id);
@@ -246,7 +272,7 @@ impl Rebalances {
         if let Some(former) = former
             && let Some(open) = self.open.get_mut(&former)
         {
-            open.superseded = true;
+            open.end = RebalanceEnd::Superseded;
             self.close_if_done(former, events);
         }
         id
@@ -301,12 +327,30 @@ impl Rebalances {
         }
     }
 
+    /// An operator has one end with the moves that are under way: it makes no further ones. Returns whether it was open.
+    pub fn abort(&mut self, id: RebalanceId, events: &mut Vec<RebalanceEvent>) -> bool {
+        let Some(open) = self.open.get_mut(&id) else { return false };
+        (open.end, open.planned) = (RebalanceEnd::Aborted, open.begun);
+        if self.current == Some(id) {
+            self.current = None;
+            self.inherited = false;
+        }
+        self.close_if_done(id, events);
+        true
+    }
+
+    /// Whether one has not ended.
+    #[must_use]
+    pub fn is_open(&self, id: RebalanceId) -> bool {
+        self.open.contains_key(&id)
+    }
+
     fn close_if_done(&mut self, id: RebalanceId, events: &mut Vec<RebalanceEvent>) {
         if self.open.get(&id).is_some_and(|o| o.under_way == 0)
             && let Some(open) = self.open.remove(&id)
         {
-            let OpenRebalance { begun: moves, done, superseded, .. } = open;
-            events.push(RebalanceEvent::Closed { id, moves, done, superseded });
+            let OpenRebalance { begun: moves, done, end, .. } = open;
+            events.push(RebalanceEvent::Closed { id, moves, done, end });
         }
     }
 }
@@ -352,7 +396,7 @@ mod tests {
         r.begin(id);
         r.end(id, Some(ApplianceId::from_u128(3)), &mut events);
         r.nothing_left(&mut events);
-        assert_eq!(events[1], RebalanceEvent::Closed { id, moves: 3, done: 3, superseded: false });
+        assert_eq!(events[1], RebalanceEvent::Closed { id, moves: 3, done: 3, end: RebalanceEnd::Completed });
     }
 
     #[test]
@@ -361,11 +405,11 @@ mod tests {
         let mut events = vec![];
         let former = r.current().expect("inherited");
         let next = r.open(RebalanceCause::Drift, 1, NOW, &mut events);
-        assert_eq!(events[1], RebalanceEvent::Closed { id: former, moves: 1, done: 1, superseded: true });
+        assert_eq!(events[1], RebalanceEvent::Closed { id: former, moves: 1, done: 1, end: RebalanceEnd::Superseded });
         assert_eq!((next.term, r.is_inherited()), (Term::new(4), false));
         let mut r = Rebalances::new(Term::new(4), unfinished(&[]));
         r.nothing_left(&mut events);
-        assert_eq!(events[2], RebalanceEvent::Closed { id: former, moves: 0, done: 0, superseded: false });
+        assert_eq!(events[2], RebalanceEvent::Closed { id: former, moves: 0, done: 0, end: RebalanceEnd::Completed });
         assert_eq!((r.current(), r.is_inherited()), (None, false));
     }
 
@@ -378,10 +422,23 @@ mod tests {
         let second = r.open(RebalanceCause::Drift, 1, NOW, &mut events);
         assert_eq!(events.len(), 2, "the first still has a move under way");
         r.end(first, Some(ApplianceId::from_u128(1)), &mut events);
-        assert_eq!(events[2], RebalanceEvent::Closed { id: first, moves: 1, done: 1, superseded: true });
+        assert_eq!(events[2], RebalanceEvent::Closed { id: first, moves: 1, done: 1, end: RebalanceEnd::Superseded });
         r.nothing_left(&mut events);
-        assert_eq!(events[3], RebalanceEvent::Closed { id: second, moves: 0, done: 0, superseded: false });
+        assert_eq!(events[3], RebalanceEvent::Closed { id: second, moves: 0, done: 0, end: RebalanceEnd::Completed });
         assert_eq!(r.open_count(), 0);
+    }
+
+    #[test]
+    fn one_that_is_aborted_ends_with_its_last_move() {
+        let mut r = Rebalances::new(Term::new(1), None);
+        let mut events = vec![];
+        let id = r.open(RebalanceCause::Start, 9, NOW, &mut events);
+        r.begin(id);
+        assert!(r.abort(id, &mut events));
+        assert_eq!((events.len(), r.current()), (1, None), "a move is under way");
+        r.end(id, Some(ApplianceId::from_u128(1)), &mut events);
+        assert_eq!(events[1], RebalanceEvent::Closed { id, moves: 1, done: 1, end: RebalanceEnd::Aborted });
+        assert!(!r.abort(id, &mut events) && !r.is_open(id));
     }
 
     #[test]
@@ -401,7 +458,7 @@ mod tests {
         r.begin(id);
         r.end(id, None, &mut events);
         r.nothing_left(&mut events);
-        assert_eq!(events[2], RebalanceEvent::Closed { id, moves: 2, done: 1, superseded: false });
+        assert_eq!(events[2], RebalanceEvent::Closed { id, moves: 2, done: 1, end: RebalanceEnd::Completed });
         assert!(!r.has_moved(appliance));
     }
 }

@@ -358,9 +358,14 @@ impl Rollout {
         ends
     }
 
-    /// What follows. `condition` says how the item at a place is now.
+    /// What follows. `condition` says how the item at a place is now, and `admit` whether it may be made unavailable besides those
+    /// that it said so of before: it is asked of those alone that would be begun.
     #[must_use]
-    pub fn next(&mut self, mut condition: impl FnMut(usize) -> Condition) -> RolloutStep {
+    pub fn next(
+        &mut self,
+        mut condition: impl FnMut(usize) -> Condition,
+        mut admit: impl FnMut(usize) -> bool,
+    ) -> RolloutStep {
         let mut step = RolloutStep::default();
         while self.items.get(self.first_open).is_some_and(|item| item.state.has_ended()) {
             self.first_open += 1;
@@ -375,7 +380,7 @@ impl Rollout {
                 } else {
                     let (_, end) = self.wave();
                     let waiting = (self.first_open..end).filter(|at| self.items[*at].state == ItemState::Waiting);
-                    step.begin = self.within_limits(waiting.collect(), &mut condition);
+                    step.begin = self.within_limits(waiting.collect(), &mut condition, &mut admit);
                 }
             }
             RolloutState::RollingBack => {
@@ -383,7 +388,7 @@ impl Rollout {
                 let is_open = |item: &RolloutItem| matches!(item.state, ItemState::Begun(_) | ItemState::Returning(_));
                 if self.items.iter().any(|item| changed(item) || is_open(item)) {
                     let all = (0..self.items.len()).filter(|at| changed(&self.items[*at]));
-                    step.give_back = self.within_limits(all.collect(), &mut condition);
+                    step.give_back = self.within_limits(all.collect(), &mut condition, &mut admit);
                 } else {
                     step.state = Some(RolloutState::RolledBack);
                 }
@@ -396,7 +401,12 @@ impl Rollout {
 
     /// Those of some items that may be begun now: what is down already as long as fewer than `max_unavailable` are under way,
     /// others as long as fewer than that are unavailable.
-    fn within_limits(&self, some: Vec<usize>, condition: &mut impl FnMut(usize) -> Condition) -> Vec<usize> {
+    fn within_limits(
+        &self,
+        some: Vec<usize>,
+        condition: &mut impl FnMut(usize) -> Condition,
+        admit: &mut impl FnMut(usize) -> bool,
+    ) -> Vec<usize> {
         let conditions: Vec<Condition> = (0..self.items.len()).map(condition).collect();
         let is_open = |at: &usize| matches!(self.items[*at].state, ItemState::Begun(_) | ItemState::Returning(_));
         let under_way = (0..self.items.len()).filter(is_open).count();
@@ -406,7 +416,10 @@ impl Rollout {
         let room = if self.action.disrupts() { free.saturating_sub(down) } else { free };
         let allowed = some.into_iter().filter(|at| !conditions[*at].held);
         let (is_down, is_up): (Vec<_>, Vec<_>) = allowed.partition(|at| conditions[*at].down && self.action.disrupts());
-        let mut chosen: Vec<usize> = is_down.into_iter().chain(is_up.into_iter().take(room)).take(free).collect();
+        let disrupts = self.action.disrupts();
+        let is_up = is_up.into_iter().filter(|at| !disrupts || admit(*at)).take(room);
+        let mut chosen: Vec<usize> = is_down.into_iter().take(free).collect();
+        chosen.extend(is_up.take(free - chosen.len()));
         chosen.sort_unstable();
         chosen
     }
@@ -497,7 +510,7 @@ mod tests {
 
     /// Carries out a step as a world in which everything fails that `fails` names.
     fn play(rollout: &mut Rollout, fails: impl Fn(usize) -> bool) -> Vec<usize> {
-        let step = rollout.next(|_| Condition::default());
+        let step = rollout.next(|_| Condition::default(), |_| true);
         if let Some(state) = step.state {
             rollout.state = state;
         }
@@ -535,16 +548,16 @@ mod tests {
     #[test]
     fn what_is_down_already_counts_and_what_is_held_is_left_out() {
         let mut it = rollout(20, policy());
-        assert_eq!(it.next(with(&[17, 18, 19], &[])).begin, [0, 1, 17, 18, 19], "what is down takes nothing down");
+        assert_eq!(it.next(with(&[17, 18, 19], &[]), |_| true).begin, [0, 1, 17, 18, 19], "what is down takes nothing down");
         let all: Vec<usize> = (0..20).collect();
-        assert_eq!(it.next(with(&all, &[])).begin, [0, 1, 2, 3, 4], "and as many as that at a time");
+        assert_eq!(it.next(with(&all, &[]), |_| true).begin, [0, 1, 2, 3, 4], "and as many as that at a time");
         it.items[17].state = ItemState::Failed;
         it.items[0].state = ItemState::Begun(Generation::new(2));
-        assert_eq!(it.next(with(&[17], &[])).begin, [1, 2, 3], "one that failed and is down counts");
-        assert_eq!(it.next(with(&[17], &[1])).begin, [2, 3, 4]);
+        assert_eq!(it.next(with(&[17], &[]), |_| true).begin, [1, 2, 3], "one that failed and is down counts");
+        assert_eq!(it.next(with(&[17], &[1]), |_| true).begin, [2, 3, 4]);
         // A probe takes nothing down.
         it.action = RolloutAction::Check;
-        assert_eq!(it.next(with(&all, &[])).begin.len(), 4);
+        assert_eq!(it.next(with(&all, &[]), |_| true).begin.len(), 4);
     }
 
     #[test]
@@ -554,9 +567,9 @@ mod tests {
         it.items.iter_mut().for_each(|item| (item.state, item.former_image) = (ItemState::Done, image));
         it.items[8] = RolloutItem { state: ItemState::Begun(Generation::default()), ..it.items[8] };
         it.order(RolloutOrder::Rollback).expect("images are known");
-        assert_eq!(it.next(with(&[], &[0])).give_back, [1, 2, 3, 4], "the one that is asked for is under way");
+        assert_eq!(it.next(with(&[], &[0]), |_| true).give_back, [1, 2, 3, 4], "the one that is asked for is under way");
         it.items[8].state = ItemState::Failed;
-        assert_eq!(it.next(with(&[5, 8], &[0])).give_back, [1, 2, 3, 5, 8]);
+        assert_eq!(it.next(with(&[5, 8], &[0]), |_| true).give_back, [1, 2, 3, 5, 8]);
     }
 
     #[test]
@@ -611,7 +624,7 @@ mod tests {
         let mut it = rollout(3, policy());
         assert_eq!(it.order(RolloutOrder::Resume), Err(OrderRefused::State(RolloutState::Running)));
         it.order(RolloutOrder::Pause).expect("it runs");
-        assert_eq!(it.next(|_| Condition::default()), RolloutStep::default());
+        assert_eq!(it.next(|_| Condition::default(), |_| true), RolloutStep::default());
         it.order(RolloutOrder::Abort).expect("it has not ended");
         for order in [RolloutOrder::Abort, RolloutOrder::Pause, RolloutOrder::Resume] {
             assert_eq!(it.order(order), Err(OrderRefused::State(RolloutState::Aborted)));
@@ -629,5 +642,18 @@ mod tests {
             play(&mut it, |_| false);
         }
         assert_eq!((it.state, it.counts().returned), (RolloutState::RolledBack, 3));
+    }
+
+    #[test]
+    fn what_may_not_be_made_unavailable_is_passed_over() {
+        let mut it = Rollout::new(RolloutAction::Rebuild, policy(), (0..20).map(ApplianceId::from_u128));
+        (it.policy.canary, it.policy.waves, it.policy.max_unavailable) = (0, Vec::new(), 3);
+        let mut asked = Vec::new();
+        let even = |at: usize| {
+            asked.push(at);
+            at % 2 == 0
+        };
+        assert_eq!(it.next(|_| Condition::default(), even).begin, [0, 2, 4]);
+        assert_eq!(asked, [0, 1, 2, 3, 4], "nobody is asked who would not be begun");
     }
 }

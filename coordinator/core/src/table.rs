@@ -70,6 +70,8 @@ pub struct TableRow {
     pub mode: Mode,
     /// That its holder, or a former one, keeps to an edition of that.
     pub quiet: Option<Box<Quiet>>,
+    /// Its owner has said that it is configured, of its newest generation.
+    pub available: bool,
 }
 
 /// Where an appliance goes, and why: what its last plan and the move under way say.

@@ -72,6 +72,7 @@ const CLUSTER: &str = "rug.admin.v1.Cluster";
 const TELEMETRY: &str = "rug.admin.v1.Telemetry";
 const DEBUG: &str = "rug.admin.v1.Debug";
 const ROLLOUTS: &str = "rug.admin.v1.Rollouts";
+const BUDGETS: &str = "rug.admin.v1.Budgets";
 const AUDIT: &str = "rug.admin.v1.Audit";
 
 /// Every call that can be made.
@@ -109,6 +110,9 @@ pub const CALLS: &[Call] = &[
     call(PLACEMENT, "Apply", Permission::Operate),
     call(PLACEMENT, "Pin", Permission::Operate),
     call(PLACEMENT, "Unpin", Permission::Operate),
+    call(BUDGETS, "Set", Permission::Operate),
+    call(BUDGETS, "Clear", Permission::Operate),
+    call(BUDGETS, "List", Permission::ReadCluster),
     call(ROLLOUTS, "Start", Permission::Operate),
     call(ROLLOUTS, "Get", Permission::ReadCluster),
     call(ROLLOUTS, "List", Permission::ReadCluster),
@@ -119,6 +123,7 @@ pub const CALLS: &[Call] = &[
     call(REBALANCES, "List", Permission::ReadCluster),
     call(REBALANCES, "Get", Permission::ReadCluster),
     call(REBALANCES, "Watch", Permission::ReadCluster),
+    call(REBALANCES, "Abort", Permission::Operate),
     call(CLUSTER, "Identify", Permission::Identify),
     call(CLUSTER, "Status", Permission::ReadCluster),
     call(CLUSTER, "Watch", Permission::ReadCluster),

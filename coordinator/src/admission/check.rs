@@ -80,7 +80,7 @@ impl Admission {
                 }
                 Ok(checked.into())
             }
-            Change::Rebuild { target, image } => {
+            Change::Rebuild { target, image, force: _ } => {
                 let entry = self.current(target)?.ok_or_else(|| CommandError::NotFound(target.clone()))?;
                 if entry.record.deleting {
                     return Err(CommandError::Deleting(entry.record.id));

@@ -75,7 +75,7 @@ fn delete(target: ApplianceTarget) -> Mutation {
 }
 
 fn rebuild(target: ApplianceTarget) -> Mutation {
-    mutation(Change::Rebuild { target, image: None })
+    mutation(Change::Rebuild { target, image: None, force: false })
 }
 
 fn admit(admission: &mut Admission, mutation: &Mutation) -> AdmittedChange {
@@ -478,11 +478,11 @@ fn a_delete_that_found_nothing_is_remembered() {
 fn a_rebuild_raises_the_revision_and_takes_the_image() {
     let mut admission = admission();
     let web = made(&mut admission, 1, "web", None);
-    let image = mutation(Change::Rebuild { target: web.clone(), image: Some("v2".into()) });
+    let image = mutation(Change::Rebuild { target: web.clone(), image: Some("v2".into()), force: false });
     run(&mut admission, &image).expect("in order");
     let record = record(&admission, &web);
     assert_eq!((record.revision, record.generation.get(), record.spec.image.as_deref()), (1, 2, Some("v2")));
-    let too_long = mutation(Change::Rebuild { target: web, image: Some("x".repeat(5000)) });
+    let too_long = mutation(Change::Rebuild { target: web, image: Some("x".repeat(5000)), force: false });
     assert_eq!(violation(refused(&mut admission, &too_long)).0, "image");
 }
 

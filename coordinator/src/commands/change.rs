@@ -141,6 +141,8 @@ pub enum Change {
         target: ApplianceTarget,
         /// Image from now on; unchanged when absent.
         image: Option<String>,
+        /// Also where a budget of disruption has no room.
+        force: bool,
     },
 }
 

@@ -5,7 +5,8 @@ use std::fmt;
 use common::appliance::{FieldViolation, Name};
 use common::change::ApplianceTarget;
 use common::manager::Manager;
-use common::{ApplianceId, CoordinatorId, Generation, Incarnation, ModeId, Site, WorkerId};
+use common::{ApplianceId, CoordinatorId, Generation, Incarnation, ModeId, RebalanceId, Site, WorkerId};
+use coordinator_core::budget::{BudgetSpent, MAX_BUDGETS};
 use coordinator_core::orders::{MAX_PINS, MAX_WORKER_ORDERS};
 use coordinator_core::rollout::OrderRefused;
 use uuid::Uuid;
@@ -181,9 +182,23 @@ pub enum CommandError {
     },
     /// There are as many orders as there may be.
     #[error(
-        "there are {MAX_WORKER_ORDERS} orders about workers, or {MAX_PINS} pins, which is all there may be: take some back"
+        "there are {MAX_WORKER_ORDERS} orders about workers, {MAX_PINS} pins, or {MAX_BUDGETS} budgets, which is all there may be: take some back"
     )]
     TooManyOrders,
+    /// A budget of disruption has no room.
+    #[error("appliance {appliance} is not made unavailable: {spent}; with --force it is all the same")]
+    BudgetSpent {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// The budget, and how it stands.
+        spent: BudgetSpent,
+    },
+    /// There is no such rebalance that runs.
+    #[error("{}", .0.map_or_else(|| "no rebalance runs".to_owned(), |id| format!("rebalance {id} does not run (any more)")))]
+    NotRebalancing(Option<RebalanceId>),
+    /// A rebalance has not ended.
+    #[error("rebalance {0} runs: abort it first")]
+    StillRebalancing(RebalanceId),
     /// A plan that was shown would be another one now.
     #[error("the plan was made from {planned}, and now it would be {current}: nothing was changed; plan again")]
     StalePlan {

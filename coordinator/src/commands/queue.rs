@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use common::telemetry::TelemetryOrder;
-use common::{ApplianceId, Incarnation, ModeId, ProcessIdentity, Site, WorkerId};
+use common::{ApplianceId, Incarnation, ModeId, ProcessIdentity, RebalanceId, Site, WorkerId};
 use coordinator_core::orders::OrderOp;
 use coordinator_core::rollout::RolloutOrder;
 use tokio::sync::mpsc::error::TryRecvError;
@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{Changed, CommandError, Mutation, NewMode, NewRollout, Operator, PlanAssumptions, PlanPart, ShownPlan};
 use crate::tuning::TuningChange;
-use crate::views::{Explanation, ModeList, ModeView, PlanView, RolloutView};
+use crate::views::{BudgetStatus, Explanation, ModeList, ModeView, PlanView, RolloutView};
 
 /// Where the answer to a command goes. A caller that has given up drops the other end.
 pub type Reply<T> = oneshot::Sender<Result<T, CommandError>>;
@@ -158,12 +158,28 @@ pub enum Command {
         /// Answered at once.
         reply: Reply<Vec<RolloutView>>,
     },
-    /// Stop all planning, until [`Resume`](Self::Resume).
+    /// Stop planning, or moves alone, until [`Resume`](Self::Resume).
     Pause {
+        /// What has no owner still gets one.
+        moves_only: bool,
         /// The reason is shown in [`PausedView`](crate::views::PausedView).
         request: Operator,
         /// Answered when it is in force and the catalog shows it.
         reply: Reply<()>,
+    },
+    /// Have a rebalance end with the moves that are under way, and stop moves until [`Resume`](Self::Resume).
+    AbortRebalance {
+        /// Which; the one that runs when absent.
+        rebalance: Option<RebalanceId>,
+        /// Why, and who asks.
+        request: Operator,
+        /// Answered with the rebalance, when it is in force.
+        reply: Reply<RebalanceId>,
+    },
+    /// How each budget of disruption stands.
+    Budgets {
+        /// Answered at once.
+        reply: Reply<Vec<BudgetStatus>>,
     },
     /// Give orders about placement, or take them back.
     Order {
@@ -235,6 +251,8 @@ impl Command {
                 drop(reply.send(Err(error)));
             }
             Self::Rollouts { reply } => drop(reply.send(Err(error))),
+            Self::AbortRebalance { reply, .. } => drop(reply.send(Err(error))),
+            Self::Budgets { reply } => drop(reply.send(Err(error))),
             Self::Unbind { reply, .. } => drop(reply.send(Err(error))),
             Self::Plan { reply, .. } => drop(reply.send(Err(error))),
             Self::Tune { reply, .. } | Self::Tuning { reply } => drop(reply.send(Err(error))),

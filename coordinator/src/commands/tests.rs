@@ -88,7 +88,7 @@ async fn waiting_ends_at_the_deadline() {
     assert!(leader.await.expect("no panic").is_none(), "it was not asked again");
 
     let (commands, _queue) = channel();
-    let unread = commands.pause(&within(Duration::from_secs(2)), Reason::default()).await;
+    let unread = commands.pause(&within(Duration::from_secs(2)), false, Reason::default()).await;
     assert_eq!(unread, Err(CommandError::DeadlineExceeded), "nobody answers");
 }
 

@@ -149,7 +149,7 @@ impl wire::appliances_server::Appliances for AppliancesService {
         // Another image is another specification.
         let access = if image.is_some() { access.narrowed(Permission::EditAppliances)? } else { access };
         self.caller.check_target(&access, &target)?;
-        let change = Change::Rebuild { target, image };
+        let change = Change::Rebuild { target, image, force: message.force };
         let done = self.change(&context, client(&access, false), change, false, key).await?;
         Ok(Response::new(changed(&done, &access)))
     }

@@ -1,18 +1,20 @@
 //! The service `Placement`: queries about the ring, pausing placement, freeing appliances from lost hosts, pinning them, and plans.
 
+use std::collections::{HashMap, HashSet};
+
 use common::appliance::FieldViolation;
 use common::change::ApplianceTarget;
 use common::ring::position;
 use common::site::SITE_RULE;
-use common::{Site, WorkerId};
-use coordinator_core::orders::{OrderOp, Pin};
+use common::{RebalanceId, Site, WorkerId};
+use coordinator_core::orders::{MAX_PINS, OrderOp, Pin};
 use proto::admin::v1 as wire;
 use tonic::{Request, Response, Status};
 
 use super::call::{Caller, access, context, reason};
 use super::wire as to_wire;
 use super::{Access, plans, status};
-use crate::commands::{CommandContext, CommandError, ShownPlan};
+use crate::commands::{CommandContext, CommandError, PlanAssumptions, ShownPlan};
 
 /// Default number of members in a `Locate` response.
 const DEFAULT_COUNT: usize = 3;
@@ -99,8 +101,9 @@ impl wire::placement_server::Placement for PlacementService {
         request: Request<wire::PausePlacementRequest>,
     ) -> Result<Response<wire::PlacementState>, Status> {
         let context = context(&request)?;
-        let reason = reason(request.into_inner().reason)?;
-        self.state_after(self.caller.commands.pause(&context, reason).await)
+        let wire::PausePlacementRequest { reason: why, moves_only } = request.into_inner();
+        let reason = reason(why)?;
+        self.state_after(self.caller.commands.pause(&context, moves_only, reason).await)
     }
 
     async fn resume(
@@ -136,11 +139,11 @@ impl wire::placement_server::Placement for PlacementService {
     async fn plan(&self, request: Request<wire::PlanRequest>) -> Result<Response<wire::PlacementPlan>, Status> {
         let (context, access) = (context(&request)?, access(&request)?);
         let wire::PlanRequest { assumptions, page_size, page_token } = request.into_inner();
-        let assumptions =
-            plans::assumptions(assumptions, |reference| Ok(self.caller.find(&access, reference)?.record.id))?;
+        let (assumptions, notes) = self.assumptions(&access, assumptions).await?;
         let part = plans::part(page_size, &page_token)?;
         let view = self.caller.commands.plan(&context, assumptions, part.clone()).await;
-        Ok(Response::new(plans::to_wire(&view.map_err(|e| status::from_command(&e))?, &part)))
+        let plan = plans::to_wire(&view.map_err(|e| status::from_command(&e))?, &part);
+        Ok(Response::new(wire::PlacementPlan { notes, ..plan }))
     }
 
     async fn apply(
@@ -149,8 +152,7 @@ impl wire::placement_server::Placement for PlacementService {
     ) -> Result<Response<wire::ApplyPlanResponse>, Status> {
         let (context, access) = (context(&request)?, access(&request)?);
         let wire::ApplyPlanRequest { assumptions, id, version, force, reason: why } = request.into_inner();
-        let assumptions =
-            plans::assumptions(assumptions, |reference| Ok(self.caller.find(&access, reference)?.record.id))?;
+        let (assumptions, _) = self.assumptions(&access, assumptions).await?;
         let (shown, reason) = (ShownPlan { id, version }, reason(why)?);
         let applied = self.caller.commands.apply_plan(&context, assumptions, shown, force, reason).await;
         applied.map_err(|e| status::from_command(&e))?;
@@ -173,6 +175,72 @@ impl wire::placement_server::Placement for PlacementService {
 }
 
 impl PlacementService {
+    /// What a plan assumes, and what to know about it.
+    async fn assumptions(
+        &self,
+        access: &Access,
+        assumed: Option<wire::PlanAssumptions>,
+    ) -> Result<(PlanAssumptions, Vec<String>), Status> {
+        let undo = assumed.as_ref().map(|assumed| assumed.undo.clone()).unwrap_or_default();
+        let find = |reference| Ok(self.caller.find(access, reference)?.record.id);
+        let mut assumptions = plans::assumptions(assumed, find)?;
+        if undo.is_empty() {
+            return Ok((assumptions, Vec::new()));
+        }
+        let (pins, notes) = self.undo(&undo).await?;
+        assumptions.orders.extend(pins);
+        Ok((assumptions, notes))
+    }
+
+    /// The pins that undo a rebalance: whatever it moved from one worker to another, and is where it came to, to its former owner.
+    async fn undo(&self, id: &str) -> Result<(Vec<OrderOp>, Vec<String>), Status> {
+        let id: RebalanceId = id.parse().map_err(|e: common::id::InvalidRebalanceId| {
+            status::invalid(&[FieldViolation::new("assumptions.undo", e.to_string())])
+        })?;
+        if self.caller.catalog.rebalance(id).is_some_and(|view| view.record.ended.is_none()) {
+            return Err(status::from_command(&CommandError::StillRebalancing(id)));
+        }
+        let stored = self.caller.history.rebalance(id).await.map_err(|e| status::from_history(&e))?;
+        let (_, moves) = stored.ok_or_else(|| status::not_found("rebalance", &id.to_string()))?;
+        let view = self.caller.catalog.ring().ok_or_else(status::starting)?;
+        let members: HashSet<&WorkerId> = view.ring.members().map(|(id, _)| id).collect();
+        let (mut first, mut last) = (HashMap::new(), HashMap::new());
+        for made in moves.iter().filter(|made| made.done) {
+            if let Some(from) = &made.from {
+                first.entry(made.appliance).or_insert(from);
+            }
+            last.insert(made.appliance, &made.to);
+        }
+        let (mut pins, mut moved_on, mut gone) = (Vec::new(), 0, 0);
+        let mut ordered: Vec<_> = first.into_iter().collect();
+        ordered.sort();
+        for (appliance, from) in ordered {
+            let entry = self.caller.catalog.get(&ApplianceTarget::Id(appliance));
+            let owner = entry.filter(|entry| !entry.record.deleting).and_then(|e| e.assignment.worker.clone());
+            if owner.as_ref() != last.get(&appliance).copied() {
+                moved_on += 1;
+            } else if !members.contains(from) {
+                gone += 1;
+            } else if owner.as_ref() != Some(from) {
+                pins.push(OrderOp::Pin { appliance, pin: Some(Pin { worker: from.clone(), strict: false }) });
+            }
+        }
+        if pins.len() > MAX_PINS {
+            return Err(status::from_command(&CommandError::TooManyOrders));
+        }
+        let mut notes = Vec::new();
+        if !pins.is_empty() {
+            notes.push(format!("undo of {id}: {} pinned to the workers that had them before; unpin them to let the balance decide again", pins.len()));
+        }
+        if moved_on > 0 {
+            notes.push(format!("{moved_on} that {id} moved are gone, or elsewhere by now, and left alone"));
+        }
+        if gone > 0 {
+            notes.push(format!("{gone} that {id} moved came from workers that are not there any more, and are left alone"));
+        }
+        Ok((pins, notes))
+    }
+
     async fn set_pin(
         &self,
         (context, access): (&CommandContext, &Access),

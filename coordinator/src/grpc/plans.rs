@@ -38,6 +38,8 @@ pub(super) fn assumptions(
         pin,
         strategy,
         band,
+        // Read by the caller, who knows the history.
+        undo: _,
     } = assumed.unwrap_or_default();
     let lengths = [leave.len(), lost_zones.len(), join.len(), uncordon.len(), undrain.len(), weight_as_published.len()];
     let more = [unpin.len(), cordon.len(), drain.len(), weight.len(), pin.len()];
@@ -182,6 +184,7 @@ pub(super) fn to_wire(view: &PlanView, part: &PlanPart) -> wire::PlacementPlan {
         hand_off: prost_types::Duration::try_from(view.hand_off).ok(),
         measured: view.measured,
         not_appliable: view.not_appliable.clone().unwrap_or_default(),
+        notes: Vec::new(),
     }
 }
 

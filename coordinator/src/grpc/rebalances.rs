@@ -12,7 +12,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tonic::{Request, Response, Status};
 
-use super::call::Caller;
+use super::call::{Caller, context, reason};
 use super::wire as to_wire;
 use super::{page, status};
 use crate::views::RebalanceView;
@@ -105,6 +105,22 @@ impl wire::rebalances_server::Rebalances for RebalancesService {
             (None, Some(view)) => Ok(Response::new(self.linked(to_wire::rebalance(&view)))),
             (None, None) => Err(status::not_found("rebalance", &id.to_string())),
         }
+    }
+
+    async fn abort(&self, request: Request<wire::AbortRebalanceRequest>) -> Result<Response<wire::Rebalance>, Status> {
+        let context = context(&request)?;
+        let wire::AbortRebalanceRequest { id, reason: why } = request.into_inner();
+        let reason = reason(why)?;
+        let id = match id.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|e: common::id::InvalidRebalanceId| {
+                status::invalid(&[FieldViolation::new("id", e.to_string())])
+            })?),
+        };
+        let aborted = self.caller.commands.abort_rebalance(&context, id, reason).await;
+        let id = aborted.map_err(|e| status::from_command(&e))?;
+        let view = self.caller.catalog.rebalance(id).ok_or_else(|| status::not_found("rebalance", &id.to_string()))?;
+        Ok(Response::new(self.linked(to_wire::rebalance(&view))))
     }
 
     type WatchStream = BoxStream<'static, Result<wire::Rebalance, Status>>;

@@ -98,6 +98,12 @@ pub fn from_command(error: &CommandError) -> Status {
         CommandError::RingDecides(subject) => precondition("RING_DECIDES", subject, &text),
         CommandError::LastAble { worker, .. } => precondition("LAST_ABLE", worker.as_str(), &text),
         CommandError::CannotTake { appliance, .. } => precondition("CANNOT_TAKE", &appliance.to_string(), &text),
+        CommandError::BudgetSpent { appliance, .. } => precondition("BUDGET_SPENT", &appliance.to_string(), &text),
+        CommandError::NotRebalancing(id) => {
+            let subject = id.map(|id| id.to_string()).unwrap_or_default();
+            precondition("REBALANCE_ENDED", &subject, &text)
+        }
+        CommandError::StillRebalancing(id) => precondition("REBALANCE_RUNS", &id.to_string(), &text),
         CommandError::StalePlan { planned, current } => {
             let facts = [("planned", planned), ("current", current)];
             let facts = facts.map(|(k, v)| (k.to_owned(), v.clone())).into();

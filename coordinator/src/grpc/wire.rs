@@ -186,7 +186,13 @@ pub(super) fn frozen(view: &FrozenView) -> wire::Frozen {
 }
 
 pub(super) fn paused(view: &PausedView) -> wire::Paused {
-    wire::Paused { reason: view.reason.clone(), since: Some(time_to_wire(view.since)), by: view.by.clone() }
+    wire::Paused {
+        reason: view.reason.clone(),
+        since: Some(time_to_wire(view.since)),
+        by: view.by.clone(),
+        moves_only: view.moves_only,
+        aborted: view.aborts.map(|id| id.to_string()).unwrap_or_default(),
+    }
 }
 
 pub(super) fn identity(identity: &ClusterIdentity) -> wire::ClusterIdentity {

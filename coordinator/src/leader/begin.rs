@@ -17,7 +17,7 @@ use runtime::process::ProcessWatch;
 use tracing::{error, info};
 
 use super::causes::Causes;
-use super::commands::why_paused;
+use super::commands::in_force;
 use super::connections::Connections;
 use super::convert::seed;
 use super::inquiries::Inquiries;
@@ -112,7 +112,7 @@ impl<'a> Leader<'a> {
         let mut admission = Admission::new(Arc::clone(&catalog), term, &requests, Arc::clone(&setup.settled));
         let mut config = setup.machine.clone();
         config.authority = if roster.is_some() { LeaseAuthority::External } else { LeaseAuthority::Embedded };
-        let paused = pause.as_ref().map(why_paused);
+        let paused = pause.as_ref().map(in_force);
         let inherited = unfinished.as_ref().map(|unfinished| unfinished.id);
         let modes = modes.into_iter().map(|rule| stored_mode(rule, SystemTime::now())).collect();
         let known: HashSet<ApplianceId> = appliances.iter().map(|(seed, _)| seed.id).collect();

@@ -5,9 +5,10 @@ use std::time::SystemTime;
 use common::appliance::FieldViolation;
 use common::change::ApplianceTarget;
 use common::telemetry::{SamplingOrder, TelemetryOrder};
-use common::{ApplianceId, Incarnation, Life, Site, WorkerId};
+use common::{ApplianceId, Incarnation, Life, RebalanceId, Site, WorkerId};
+use coordinator_core::budget::BudgetView;
 use coordinator_core::grants::GrantOp;
-use coordinator_core::machine::{Commit, Event, UnbindNumber, UnbindRefused};
+use coordinator_core::machine::{Commit, Event, Pause, UnbindNumber, UnbindRefused};
 use runtime::{clock, telemetry};
 use tracing::{Span, info};
 
@@ -15,13 +16,13 @@ use super::Leader;
 use super::convert::{self, seed, size, subject};
 use super::inquiries::ChangeCall;
 use super::waiting::UnbindCaller;
-use super::writes::PauseChange;
+use super::writes::{PauseChange, PauseReply};
 use crate::admission::{Admitted, AdmittedChange};
-use crate::commands::{ChangeOutcome, Changed, Command, CommandError, Operator, Reply};
+use crate::commands::{Change, ChangeOutcome, Changed, Command, CommandError, Mutation, Operator, Reply};
 use crate::record::{AuditEvent, PauseRecord};
 use crate::store::StoreWrite;
 use crate::tuning::TuningChange;
-use crate::views::{Explanation, PausedView};
+use crate::views::{BudgetStatus, Explanation, PausedView};
 
 impl Leader<'_> {
     pub(super) fn on_command(&mut self, command: Command) {
@@ -54,7 +55,11 @@ impl Leader<'_> {
             }
             Command::Rollout { rollout, reply } => drop(reply.send(self.rollout(rollout))),
             Command::Rollouts { reply } => drop(reply.send(Ok(self.rollout_list()))),
-            Command::Pause { request, reply } => self.pause(&request, reply),
+            Command::Pause { moves_only, request, reply } => self.pause(moves_only, &request, reply),
+            Command::AbortRebalance { rebalance, request, reply } => {
+                self.abort_rebalance(rebalance, &request, reply);
+            }
+            Command::Budgets { reply } => drop(reply.send(Ok(self.budgets()))),
             Command::Resume { request, reply } => self.resume(&request, reply),
             Command::Order { ops, force, request, reply } => self.order(ops, force, &request, reply),
             Command::Plan { assumptions, part, reply } => {
@@ -113,7 +118,34 @@ impl Leader<'_> {
         match self.admission.admit(&mutation, SystemTime::now()) {
             Err(error) => drop(reply.send(Err(error))),
             Ok(Admitted::Done(changed)) => drop(reply.send(Ok(Changed { warning, ..changed }))),
-            Ok(Admitted::Write(change)) => self.writes.change(change.with_warning(warning), &caller, reply),
+            Ok(Admitted::Write(change)) => match self.spent_by(&mutation, &change) {
+                Some(error) => {
+                    self.admission.withdraw(change);
+                    drop(reply.send(Err(error)));
+                }
+                None => self.writes.change(change.with_warning(warning), &caller, reply),
+            },
+        }
+    }
+
+    /// Why a budget keeps a change from being made that replaces instances, if one does. Otherwise what it replaces is counted from now
+    /// on.
+    fn spent_by(&mut self, mutation: &Mutation, change: &AdmittedChange) -> Option<CommandError> {
+        let Change::Rebuild { force, .. } = mutation.change else { return None };
+        let id = change.record()?.id;
+        if let Some(spent) = self.machine.refuses_disruption(id).filter(|_| !force) {
+            return Some(CommandError::BudgetSpent { appliance: id, spent });
+        }
+        self.step(Event::Disrupt { id, begins: true });
+        None
+    }
+
+    /// A change is not made: what was counted for it is not made unavailable.
+    pub(super) fn withdraw(&mut self, change: AdmittedChange) {
+        let id = change.record().map(|record| record.id);
+        self.admission.withdraw(change);
+        if let Some(id) = id {
+            self.step(Event::Disrupt { id, begins: false });
         }
     }
 
@@ -135,8 +167,13 @@ impl Leader<'_> {
         });
         let changed = caller.in_scope(|| self.admission.commit(change));
         // Of a new appliance its creation says it.
+        let id = changed.entry.as_ref().map(|entry| entry.record.id);
         for event in labelled.into_iter().chain(event) {
             self.step(event);
+        }
+        // From now on it shows by itself that it has not acted on its newest generation.
+        if let Some(id) = id {
+            self.step(Event::Disrupt { id, begins: false });
         }
         let _ = reply.send(Ok(changed));
     }
@@ -235,18 +272,42 @@ impl Leader<'_> {
     }
 
     /// Stops planning once that is stored: it holds until an operator resumes, whoever leads.
-    fn pause(&mut self, request: &Operator, reply: Reply<()>) {
-        let audit = audit_event("pause", "placement", request);
+    fn pause(&mut self, moves_only: bool, request: &Operator, reply: Reply<()>) {
+        let audit = audit_event("pause", if moves_only { "moves" } else { "placement" }, request);
         let Operator { reason, actor } = request.clone();
-        let pause = PauseRecord { reason, by: actor, since: SystemTime::now() };
-        self.change_pause(Some(pause), audit, reply);
+        let pause = PauseRecord { reason, by: actor, since: SystemTime::now(), moves_only, aborts: None };
+        self.change_pause(Some(pause), audit, PauseReply::Paused(reply));
+    }
+
+    /// Ends a rebalance with the moves that are under way, and pauses moves, once that is stored.
+    fn abort_rebalance(&mut self, rebalance: Option<RebalanceId>, request: &Operator, reply: Reply<RebalanceId>) {
+        let current = self.machine.current_rebalance();
+        let running = rebalance.or(current).filter(|id| self.machine.is_rebalancing(*id));
+        let Some(id) = running else {
+            return drop(reply.send(Err(CommandError::NotRebalancing(rebalance))));
+        };
+        let audit = audit_event("abort", &id.to_string(), request);
+        let Operator { reason, actor } = request.clone();
+        // A pause of everything is not weakened.
+        let moves_only = self.machine.paused().is_none_or(|pause| pause.moves_only);
+        let pause = PauseRecord { reason, by: actor, since: SystemTime::now(), moves_only, aborts: Some(id) };
+        self.change_pause(Some(pause), audit, PauseReply::Aborted(id, reply));
+    }
+
+    /// How each budget stands.
+    fn budgets(&self) -> Vec<BudgetStatus> {
+        let status = |view: BudgetView| {
+            let note = self.publisher.orders.budget(&view.name)?;
+            Some(BudgetStatus { view, note })
+        };
+        self.machine.budgets().into_iter().filter_map(status).collect()
     }
 
     fn resume(&mut self, request: &Operator, reply: Reply<()>) {
-        self.change_pause(None, audit_event("resume", "placement", request), reply);
+        self.change_pause(None, audit_event("resume", "placement", request), PauseReply::Paused(reply));
     }
 
-    fn change_pause(&mut self, pause: Option<PauseRecord>, audit: AuditEvent, reply: Reply<()>) {
+    fn change_pause(&mut self, pause: Option<PauseRecord>, audit: AuditEvent, reply: PauseReply) {
         if reply.is_closed() {
             // The caller's deadline has passed, as for changes.
             return;
@@ -261,12 +322,12 @@ impl Leader<'_> {
         audit.log();
         // Two that were stored together may be told of in either order.
         if self.waiting.is_newest_pause(number) {
-            let event = pause.as_ref().map_or(Event::Resume, |pause| Event::Pause(why_paused(pause)));
+            let event = pause.as_ref().map_or(Event::Resume, |pause| Event::Pause(in_force(pause)));
             self.publisher.set_paused(pause.map(PausedView::from));
             self.step(event);
             self.publisher.show_cluster(&self.machine, &self.notes, clock::now());
         }
-        let _ = reply.send(Ok(()));
+        reply.send(Ok(()));
     }
 
     /// Lines of the audit trail that are to be stored together with this commit.
@@ -316,7 +377,12 @@ fn unbound_subject(appliance: ApplianceId, site: &Site) -> String {
     format!("{appliance} from {site}")
 }
 
-/// Why planning is paused, for those who wait.
-pub(super) fn why_paused(PauseRecord { reason, by, .. }: &PauseRecord) -> String {
-    if reason.is_empty() { format!("by {by}") } else { reason.clone() }
+/// What the machine is told of a pause.
+pub(super) fn in_force(PauseRecord { reason, by, moves_only, aborts, .. }: &PauseRecord) -> Pause {
+    let why = if reason.is_empty() { format!("by {by}") } else { reason.clone() };
+    let why = match aborts {
+        Some(id) => format!("rebalance {id} was aborted: {why}"),
+        None => why,
+    };
+    Pause { why, moves_only: *moves_only, aborts: *aborts }
 }

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use common::appliance::FieldViolation;
+use common::appliance::{FieldViolation, Name};
 use common::change::ApplianceTarget;
 use common::ring::MAX_WEIGHT;
 use common::{ApplianceId, WorkerId};
@@ -31,6 +31,7 @@ const MAX_LISTED: usize = 3;
 pub(super) struct OrderBook {
     workers: BTreeMap<WorkerId, Arc<WorkerOrdersView>>,
     pins: BTreeMap<ApplianceId, Arc<PinView>>,
+    budgets: BTreeMap<Name, OrderNote>,
 }
 
 impl OrderBook {
@@ -38,7 +39,7 @@ impl OrderBook {
     pub(super) fn restore(mut records: Vec<OrderRecord>, is_there: impl Fn(ApplianceId) -> bool) -> (Self, Orders) {
         records.retain(|record| match &record.order {
             OrderOp::Pin { appliance, .. } => is_there(*appliance),
-            OrderOp::Cordon { .. } | OrderOp::Drain { .. } | OrderOp::Weight { .. } => true,
+            OrderOp::Cordon { .. } | OrderOp::Drain { .. } | OrderOp::Weight { .. } | OrderOp::Budget { .. } => true,
         });
         let orders = Orders::of(records.iter().map(|record| &record.order));
         let mut book = Self::default();
@@ -48,6 +49,13 @@ impl OrderBook {
 
     pub(super) fn apply(&mut self, OrderRecord { order, note }: OrderRecord) {
         let note = order.is_set().then_some(note);
+        if let OrderOp::Budget { name, .. } = order {
+            match note {
+                Some(note) => _ = self.budgets.insert(name, note),
+                None => _ = self.budgets.remove(&name),
+            }
+            return;
+        }
         if let OrderOp::Pin { appliance, pin } = order {
             let view = pin.zip(note).map(|(Pin { worker, strict }, note)| PinView { worker, strict, note });
             match view {
@@ -62,7 +70,7 @@ impl OrderBook {
             OrderOp::Cordon { .. } => view.cordon = note,
             OrderOp::Drain { .. } => view.drain = note,
             OrderOp::Weight { weight, .. } => view.weight = weight.zip(note),
-            OrderOp::Pin { .. } => {}
+            OrderOp::Pin { .. } | OrderOp::Budget { .. } => {}
         }
         if view.is_empty() {
             self.workers.remove(&worker);
@@ -74,6 +82,11 @@ impl OrderBook {
     /// What is ordered about a worker, if anything is.
     pub(super) fn worker(&self, worker: &WorkerId) -> Option<Arc<WorkerOrdersView>> {
         self.workers.get(worker).cloned()
+    }
+
+    /// Who set a budget.
+    pub(super) fn budget(&self, name: &Name) -> Option<OrderNote> {
+        self.budgets.get(name).cloned()
     }
 
     /// Where an appliance is to be.
@@ -152,6 +165,7 @@ impl Leader<'_> {
                 OrderOp::Drain { worker, .. } => orders.is_drained(worker),
                 OrderOp::Weight { worker, .. } => orders.weight(worker).is_some(),
                 OrderOp::Pin { appliance, .. } => orders.pin(*appliance).is_some(),
+                OrderOp::Budget { name, .. } => orders.budgets().contains_key(name),
             }
     }
 
@@ -165,7 +179,8 @@ impl Leader<'_> {
         if !op.is_set() {
             return Ok(());
         }
-        if self.machine.config().planner.strategy == Strategy::Ring && !matches!(op, OrderOp::Drain { .. }) {
+        if self.machine.config().planner.strategy == Strategy::Ring && !matches!(op, OrderOp::Drain { .. } | OrderOp::Budget { .. })
+        {
             let subject = is_about.map(ToString::to_string).unwrap_or_default();
             return Err(CommandError::RingDecides(subject));
         }
@@ -173,7 +188,7 @@ impl Leader<'_> {
             return Err(CommandError::TooManyOrders);
         }
         match op {
-            OrderOp::Cordon { .. } => Ok(()),
+            OrderOp::Cordon { .. } | OrderOp::Budget { .. } => Ok(()),
             OrderOp::Drain { worker, .. } if force || self.machine.orders().is_drained(worker) => Ok(()),
             OrderOp::Drain { worker, .. } => self.check_drain(worker),
             OrderOp::Weight { weight, .. } => {
@@ -245,9 +260,14 @@ fn order_event(op: &OrderOp, request: &Operator) -> AuditEvent {
             ("pin", if *strict { format!("to {worker} alone") } else { format!("to {worker}") })
         }
         OrderOp::Pin { pin: None, .. } => ("unpin", String::new()),
+        OrderOp::Budget { budget: Some(budget), .. } => {
+            ("budget-set", format!("{} unavailable per {}", budget.max_unavailable, budget.per.name()))
+        }
+        OrderOp::Budget { budget: None, .. } => ("budget-clear", String::new()),
     };
     let subject = match op {
         OrderOp::Pin { appliance, .. } => appliance.to_string(),
+        OrderOp::Budget { name, .. } => name.to_string(),
         OrderOp::Cordon { worker, .. } | OrderOp::Drain { worker, .. } | OrderOp::Weight { worker, .. } => {
             worker.to_string()
         }

@@ -40,11 +40,14 @@ impl HandOffTimes {
         self.newest.push_back(took.min(SLOW));
     }
 
-    /// For how long one keeps others from beginning, and of how many that is the mean.
-    fn mean(&self) -> (Duration, u64) {
-        match u32::try_from(self.newest.len()) {
-            Ok(0) | Err(_) => (HAND_OFF, 0),
-            Ok(count) => (self.newest.iter().sum::<Duration>() / count, count.into()),
+    /// For how long one keeps others from beginning, and of how many that is the median: a few that waited for a worker which was just
+    /// starting say nothing about the next ones.
+    fn typical(&self) -> (Duration, u64) {
+        let mut sorted: Vec<Duration> = self.newest.iter().copied().collect();
+        sorted.sort_unstable();
+        match sorted.get(sorted.len() / 2) {
+            None => (HAND_OFF, 0),
+            Some(median) => (*median, sorted.len() as u64),
         }
     }
 }
@@ -201,7 +204,7 @@ impl Leader<'_> {
                 .is_some_and(|row| row.state.wants_owner() && row.placement.unplaced.is_some()),
         });
         let config = self.machine.config();
-        let (hand_off, measured) = self.rebalances.hand_off_times().mean();
+        let (hand_off, measured) = self.rebalances.hand_off_times().typical();
         let hand_offs = forecast.duration(hand_off, config.moves_at_once, config.max_moves_in_flight);
         let joins = if assumptions.join.is_empty() { Duration::ZERO } else { config.debounce };
         let grants = if plan.moves().len() as u64 > forecast.hand_offs { hand_off } else { Duration::ZERO };
@@ -233,13 +236,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_hand_offs_last_is_the_mean_of_the_newest_and_slow_ones_hold_up_no_others() {
+    fn what_hand_offs_last_is_the_median_of_the_newest_and_slow_ones_hold_up_no_others() {
         let mut times = HandOffTimes::default();
-        assert_eq!(times.mean(), (HAND_OFF, 0));
+        assert_eq!(times.typical(), (HAND_OFF, 0));
         times.add(Duration::from_millis(10));
         times.add(Duration::from_secs(60));
-        assert_eq!(times.mean(), ((Duration::from_millis(10) + SLOW) / 2, 2));
+        assert_eq!(times.typical(), (SLOW, 2));
+        times.add(Duration::from_millis(12));
+        assert_eq!(times.typical(), (Duration::from_millis(12), 3));
         (0..MEASURED).for_each(|_| times.add(Duration::from_millis(4)));
-        assert_eq!(times.mean(), (Duration::from_millis(4), MEASURED as u64));
+        assert_eq!(times.typical(), (Duration::from_millis(4), MEASURED as u64));
     }
 }

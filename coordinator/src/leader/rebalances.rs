@@ -12,7 +12,7 @@ use common::session::DeltaEntry;
 use common::{ApplianceId, CoordinatorId, RebalanceId, Term, WorkerId};
 use coordinator_core::grants::GrantOp;
 use coordinator_core::machine::{BatchId, Commit, Machine, StreamId};
-use coordinator_core::rebalance::{RebalanceCause, RebalanceEvent, UnfinishedRebalance};
+use coordinator_core::rebalance::{RebalanceCause, RebalanceEnd, RebalanceEvent, UnfinishedRebalance};
 use opentelemetry::KeyValue;
 use runtime::clock;
 use runtime::meter::TraceRef;
@@ -47,7 +47,7 @@ struct OpenRebalance {
 
 #[derive(Debug)]
 struct Closing {
-    superseded: bool,
+    how: RebalanceEnd,
     /// When the last thing happened that belongs to it.
     last: SystemTime,
     /// Adoptions are waited for until then.
@@ -194,7 +194,7 @@ impl RebalanceHistory {
                 let (reason, times) = (reason.text().to_owned(), MoveTimes::default());
                 self.moved(MoveRecord { rebalance: id, appliance, from, to, reason, done: true, times, time: now });
             }
-            RebalanceEvent::Closed { id, moves, done, superseded } => self.closed(id, (moves, done), superseded, now),
+            RebalanceEvent::Closed { id, moves, done, end } => self.closed(id, (moves, done), end, now),
         }
     }
 
@@ -261,7 +261,7 @@ impl RebalanceHistory {
     }
 
     /// A rebalance has made its last move, after so many that were begun and made.
-    fn closed(&mut self, id: RebalanceId, (moves, done): (u64, u64), superseded: bool, now: SystemTime) {
+    fn closed(&mut self, id: RebalanceId, (moves, done): (u64, u64), how: RebalanceEnd, now: SystemTime) {
         let Some(open) = self.open.get_mut(&id) else { return };
         (open.view.record.moves, open.view.record.done) = (moves, done);
         for (appliance, hand_off) in open.hand_offs.extract_if(|_, hand_off| hand_off.ended.is_none()) {
@@ -271,7 +271,7 @@ impl RebalanceHistory {
         for at in open.shown.values() {
             open.view.moves[*at].state = "dropped";
         }
-        open.closing = Some(Closing { superseded, last: now, until: Instant::now() + ADOPTION });
+        open.closing = Some(Closing { how, last: now, until: Instant::now() + ADOPTION });
         self.changed.insert(id);
         self.end_adopted(id);
     }
@@ -336,10 +336,14 @@ impl RebalanceHistory {
         }
         let record = &mut open.view.record;
         record.ended = Some(closing.last);
-        record.outcome = if closing.superseded { RebalanceOutcome::Superseded } else { RebalanceOutcome::Completed };
+        record.outcome = match closing.how {
+            RebalanceEnd::Completed => RebalanceOutcome::Completed,
+            RebalanceEnd::Superseded => RebalanceOutcome::Superseded,
+            RebalanceEnd::Aborted => RebalanceOutcome::Aborted,
+        };
         let seconds = closing.last.duration_since(record.started).unwrap_or_default().as_secs_f64();
-        let (done, superseded) = (record.done, closing.superseded);
-        info!(rebalance = %id, done, superseded, seconds, trace_id = %open.trace.id(), "rebalance ends");
+        let (done, outcome) = (record.done, record.outcome.name());
+        info!(rebalance = %id, done, outcome, seconds, trace_id = %open.trace.id(), "rebalance ends");
         let record = record.clone();
         let root = Some(open.trace.root(&record, self.coordinator.as_str()));
         self.records.push(StoredRebalance { record, root });

@@ -13,6 +13,8 @@ use std::time::{Duration, SystemTime};
 use common::change::ApplianceTarget;
 use common::status::Phase;
 use common::{ApplianceId, Generation};
+use coordinator_core::budget::BudgetSpent;
+use coordinator_core::machine::Event;
 use coordinator_core::rollout::{
     Condition, Forgiven, ItemState, MAX_ACTIVE, MAX_IMAGES, Rollout, RolloutAction, RolloutItem, RolloutOrder,
     RolloutState,
@@ -510,13 +512,20 @@ impl Leader<'_> {
             return;
         }
         let unanswered = kept.unanswered();
+        let disrupts = kept.rollout.action.disrupts();
         for (at, back) in unanswered.iter().take(room) {
+            if disrupts {
+                // Of one that a former leader began nobody has counted that yet.
+                self.step(Event::Disrupt { id: kept.rollout.items[*at].appliance, begins: true });
+            }
             self.call(kept, *at, *back);
         }
         if !unanswered.is_empty() {
             return;
         }
-        let (mut conditions, mut unavailable, mut held) = (Vec::with_capacity(kept.rollout.items.len()), 0, 0);
+        let (mut conditions, mut unavailable, mut held, mut spent) =
+            (Vec::with_capacity(kept.rollout.items.len()), 0, 0, None);
+        let ids: Vec<ApplianceId> = kept.rollout.items.iter().map(|item| item.appliance).collect();
         let (_, wave_end) = kept.rollout.wave();
         for at in 0..kept.rollout.items.len() {
             let RolloutItem { appliance, state, .. } = kept.rollout.items[at];
@@ -530,7 +539,17 @@ impl Leader<'_> {
             held += usize::from(is_held && state == ItemState::Waiting && at < wave_end);
             conditions.push(Condition { down, held: is_held });
         }
-        let step = kept.rollout.next(|at| conditions[at]);
+        let admit = |at: usize| match self.machine.refuses_disruption(ids[at]) {
+            Some(refused) => {
+                spent = Some(refused);
+                false
+            }
+            None => {
+                self.step(Event::Disrupt { id: ids[at], begins: true });
+                true
+            }
+        };
+        let step = kept.rollout.next(|at| conditions[at], admit);
         if let Some(state) = step.state {
             let note = match state {
                 RolloutState::Stopped | RolloutState::RollingBack => kept.rollout.why_stopped().unwrap_or_default(),
@@ -540,13 +559,19 @@ impl Leader<'_> {
             kept.enter(state, note);
         }
         let idle = step.begin.is_empty() && step.give_back.is_empty();
-        kept.waits = waits(kept, idle, unavailable, held);
+        kept.waits = waits(kept, idle, unavailable, held, spent.as_ref());
         let begin = step.begin.into_iter().map(|at| (at, false));
         let all = begin.chain(step.give_back.into_iter().map(|at| (at, true)));
         // The call forward is answered before the one back is made.
-        let all: Vec<_> = all.filter(|(at, _)| !kept.calls.contains(at)).take(room).collect();
-        for (at, back) in all {
-            self.begin_item(kept, at, back);
+        let mut room = room;
+        for (at, back) in all.collect::<Vec<_>>() {
+            if room > 0 && !kept.calls.contains(&at) {
+                self.begin_item(kept, at, back);
+                room -= 1;
+            }
+            if disrupts && !kept.unstored.contains_key(&at) {
+                self.step(Event::Disrupt { id: ids[at], begins: false });
+            }
         }
     }
 
@@ -600,11 +625,13 @@ impl Leader<'_> {
                 }));
                 return;
             }
-            RolloutAction::Rebuild => Change::Rebuild { target, image: None },
-            RolloutAction::SetImage(image) if !back => Change::Rebuild { target, image: Some(image.clone()) },
+            RolloutAction::Rebuild => Change::Rebuild { target, image: None, force: false },
+            RolloutAction::SetImage(image) if !back => {
+                Change::Rebuild { target, image: Some(image.clone()), force: false }
+            }
             RolloutAction::SetImage(_) => {
                 let former = former_image.and_then(|image| kept.rollout.images.get(usize::from(image)).cloned());
-                Change::Rebuild { target, image: former }
+                Change::Rebuild { target, image: former, force: false }
             }
             RolloutAction::Delete => Change::Delete { target, expected: None, allow_missing: true, at_once: false },
         };
@@ -643,8 +670,11 @@ impl Leader<'_> {
     fn call_ended(&mut self, CallEnded { rollout, item: at, back, result }: CallEnded) {
         let Some(kept) = self.rollouts.known.get_mut(&rollout) else { return };
         kept.calls.remove(&at);
-        let entry = self.catalog.get(&ApplianceTarget::Id(kept.rollout.items[at].appliance));
+        let id = kept.rollout.items[at].appliance;
+        let entry = self.catalog.get(&ApplianceTarget::Id(id));
         let name = entry.as_deref().map(named).unwrap_or_default();
+        // What was changed shows by itself that it has not acted on it yet.
+        let ended = !matches!(result, Err(CommandError::DeadlineExceeded | CommandError::Unanswered));
         match result {
             Ok(CallResult::Changed(changed)) => match changed.entry {
                 None => kept.set(at, ItemState::Done),
@@ -679,6 +709,9 @@ impl Leader<'_> {
                 }
                 kept.fail(at, name, error.to_string());
             }
+        }
+        if ended {
+            self.step(Event::Disrupt { id, begins: false });
         }
     }
 
@@ -739,7 +772,7 @@ const fn is_passing(error: &CommandError) -> bool {
 }
 
 /// What a rollout waits for, one clause; empty while it begins something, or has nothing to begin.
-fn waits(kept: &Kept, idle: bool, unavailable: usize, held: usize) -> String {
+fn waits(kept: &Kept, idle: bool, unavailable: usize, held: usize, spent: Option<&BudgetSpent>) -> String {
     let Rollout { state, policy, action, .. } = &kept.rollout;
     let goes_on = matches!(state, RolloutState::Running | RolloutState::RollingBack);
     if !idle || !goes_on {
@@ -753,6 +786,7 @@ fn waits(kept: &Kept, idle: bool, unavailable: usize, held: usize) -> String {
     let full = down > 0 && open + down >= most;
     parts.extend(full.then(|| format!("{down} more unavailable, of {most} that may be")));
     parts.extend((held > 0).then(|| format!("{held} under a debug mode")));
+    parts.extend(spent.map(ToString::to_string));
     parts.join("; ")
 }
 

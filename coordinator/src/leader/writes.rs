@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use common::{Life, Term};
+use common::{Life, RebalanceId, Term};
 use coordinator_core::machine::{BatchId, Commit};
 use coordinator_core::rollout::RolloutItem;
 use futures::StreamExt;
@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::rebalances::StoredRebalance;
 use crate::admission::AdmittedChange;
-use crate::commands::{Changed, Reply};
+use crate::commands::{Changed, CommandError, Reply};
 use crate::record::{AuditEvent, OrderRecord, PauseRecord, RolloutRecord, StoredRollout};
 use crate::store::{self, Store, StoreWrite};
 use crate::views::RolloutView;
@@ -31,7 +31,33 @@ pub(super) struct PauseChange {
     /// `None`: planning goes on.
     pub(super) pause: Option<PauseRecord>,
     pub(super) audit: AuditEvent,
-    pub(super) reply: Reply<()>,
+    pub(super) reply: PauseReply,
+}
+
+/// Whoever waits for a change of a pause.
+#[derive(Debug)]
+pub(super) enum PauseReply {
+    /// It is about the pause.
+    Paused(Reply<()>),
+    /// It is about this rebalance.
+    Aborted(RebalanceId, Reply<RebalanceId>),
+}
+
+impl PauseReply {
+    /// Whether nobody waits any more.
+    pub(super) fn is_closed(&self) -> bool {
+        match self {
+            Self::Paused(reply) => reply.is_closed(),
+            Self::Aborted(_, reply) => reply.is_closed(),
+        }
+    }
+
+    pub(super) fn send(self, result: Result<(), CommandError>) {
+        match self {
+            Self::Paused(reply) => drop(reply.send(result)),
+            Self::Aborted(id, reply) => drop(reply.send(result.map(|()| id))),
+        }
+    }
 }
 
 /// Operators give orders about placement, or take them back: all of them at once.

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use common::kind::KindName;
 use common::status::Phase;
 use coordinator_core::handoff::HandoffState;
-use coordinator_core::rebalance::RebalanceCause;
+use coordinator_core::rebalance::{RebalanceCause, RebalanceEnd};
 use coordinator_core::unowned::UnownedCause;
 use coordinator_core::violation::ViolationKind;
 use prost::Message as _;
@@ -112,7 +112,7 @@ metric_group! {
         .by(&[CAUSE, Label::fixed("outcome", &["done", "given_up"])]);
     REBALANCES = Metric::histogram(
         "rug.rebalance.duration", Unit::Seconds, LONG, "How long rebalances took that have ended, by their cause.")
-        .by(&[CAUSE, Label::fixed("outcome", &["completed", "superseded"])]);
+        .by(&[CAUSE, Label::fixed("outcome", &RebalanceEnd::NAMES)]);
     PLANS = Metric::counter("rug.plans", Unit::Things("{plan}"), "Plans made.");
     PLAN_DURATION = Metric::histogram(
         "rug.plan.duration", Unit::Seconds, COMPUTATION, "How long the leader took to make a plan and to begin with it.");

@@ -14,7 +14,7 @@ use sea_orm::{ActiveModelTrait, ConnectionTrait, IntoActiveModel, Iterable, Prim
 
 use super::StoreWrite;
 use super::entities::{
-    appliances, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress, rebalances, requests,
+    appliances, budgets, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress, rebalances, requests,
     rollout_items, rollouts, statuses, worker_orders, workers,
 };
 use super::ledger::{self, LogPacker, LogPosition};
@@ -152,6 +152,12 @@ impl Bulky for debug_modes::Model {
 impl Bulky for worker_orders::Model {}
 impl Bulky for pins::Model {}
 
+impl Bulky for budgets::Model {
+    fn bytes(&self) -> usize {
+        self.rule.len()
+    }
+}
+
 impl Bulky for rollouts::Model {
     fn bytes(&self) -> usize {
         self.record.len()
@@ -179,6 +185,7 @@ pub(super) struct Batch {
     debug_modes: RowChanges<String, debug_modes::Model>,
     worker_orders: RowChanges<(String, String), worker_orders::Model>,
     pins: RowChanges<Uuid, pins::Model>,
+    budgets: RowChanges<String, budgets::Model>,
     rollouts: RowChanges<String, rollouts::Model>,
     rollout_items: RowChanges<(String, i32), rollout_items::Model>,
     requests: RowChanges<Uuid, requests::Model>,
@@ -226,6 +233,9 @@ impl Batch {
                     batch.worker_orders.insert(key.clone(), row.clone());
                 }
                 PreparedWrite::Order(OrderRow::Pin(key, row)) => drop(batch.pins.insert(*key, row.clone())),
+                PreparedWrite::Order(OrderRow::Budget(key, row)) => {
+                    batch.budgets.insert(key.clone(), row.clone());
+                }
                 PreparedWrite::Rollout(row, parts) => {
                     batch.rollouts.insert(row.id.clone(), Some(row.clone()));
                     let parts = parts.iter().map(|part| ((part.rollout.clone(), part.part), Some(part.clone())));
@@ -333,6 +343,10 @@ impl Batch {
         upsert::<worker_orders::ActiveModel, _>(db, &self.worker_orders).await?;
         delete::<pins::Entity, _>(db, pins::Column::Appliance, &gone(&self.pins)).await?;
         upsert::<pins::ActiveModel, _>(db, &self.pins).await?;
+        for name in gone(&self.budgets) {
+            budgets::Entity::delete_by_id(name).exec(db).await?;
+        }
+        upsert::<budgets::ActiveModel, _>(db, &self.budgets).await?;
         for id in gone(&self.rollouts) {
             let items = rollout_items::Entity::delete_many().filter(rollout_items::Column::Rollout.eq(id.as_str()));
             items.exec(db).await?;

@@ -8,7 +8,7 @@ use sea_orm::entity::prelude::*;
 
 use super::dialect::failure;
 use super::entities::{
-    appliances, clusters, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress, rebalances,
+    appliances, budgets, clusters, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress, rebalances,
     requests, rollouts, statuses, worker_orders, workers,
 };
 use super::error::Error;
@@ -48,6 +48,7 @@ pub(super) async fn dump(db: &impl ConnectionTrait, out: &mut impl Write) -> Res
     count::<rollouts::Entity>(db, out).await?;
     count::<worker_orders::Entity>(db, out).await?;
     count::<pins::Entity>(db, out).await?;
+    count::<budgets::Entity>(db, out).await?;
     count::<grants::Entity>(db, out).await?;
     let mut pages = Pages::after(LogPosition::default(), &[ledger::LOG, ledger::CHUNK, ledger::LAST_CHUNK]);
     while let Some(rows) = pages.next(db).await? {

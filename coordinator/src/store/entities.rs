@@ -216,6 +216,10 @@ pub(super) mod pauses {
         #[sea_orm(column_type = "Text")]
         pub actor: String,
         pub since_ns: i64,
+        /// Of moves alone.
+        pub moves_only: bool,
+        /// The rebalance that was aborted with it; empty when none was.
+        pub aborts: String,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -281,6 +285,31 @@ pub(super) mod pins {
         pub appliance: Uuid,
         pub worker: String,
         pub strict: bool,
+        #[sea_orm(column_type = "Text")]
+        pub reason: String,
+        #[sea_orm(column_type = "Text")]
+        pub actor: String,
+        pub since_ns: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// Budgets of disruption.
+pub(super) mod budgets {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "budgets")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub name: String,
+        /// The rule as JSON.
+        #[sea_orm(column_type = "Text")]
+        pub rule: String,
         #[sea_orm(column_type = "Text")]
         pub reason: String,
         #[sea_orm(column_type = "Text")]

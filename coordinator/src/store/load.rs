@@ -13,7 +13,7 @@ use sea_orm::{Condition, ConnectionTrait, DeleteMany, QueryOrder, QuerySelect};
 
 use super::dialect::failure;
 use super::entities::{
-    appliances, clusters, debug_modes, events, leadership, members, moves, pauses, pins, progress, rebalances,
+    appliances, budgets, clusters, debug_modes, events, leadership, members, moves, pauses, pins, progress, rebalances,
     requests, statuses, worker_orders,
 };
 use super::error::Error;
@@ -126,7 +126,9 @@ pub(super) async fn everything<C: ConnectionTrait>(db: &C, former: Term) -> Resu
     let modes = debug_modes::Entity::find().all(db).await.map_err(|e| failure("read debug modes", &e))?;
     let orders = worker_orders::Entity::find().all(db).await.map_err(|e| failure("read orders", &e))?;
     let pins = pins::Entity::find().all(db).await.map_err(|e| failure("read pins", &e))?;
+    let budgets = budgets::Entity::find().all(db).await.map_err(|e| failure("read budgets", &e))?;
     let orders = orders.into_iter().map(rows::to_worker_order).chain(pins.into_iter().map(rows::to_pin));
+    let orders = orders.chain(budgets.into_iter().map(rows::to_budget));
     let (mut records, mut unreadable) = (Vec::with_capacity(stored.len()), Vec::new());
     for row in stored {
         let (id, tenant, name) = (ApplianceId::new(row.id), row.tenant.clone(), row.name.clone());

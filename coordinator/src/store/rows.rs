@@ -13,6 +13,7 @@ use common::mode::{ModeRule, ModeScope};
 use common::secret::LifeSeal;
 use common::status::{InstanceStatus, Phase, Progress, Status};
 use common::{ApplianceId, Generation, Incarnation, ModeId, RebalanceId, Term, WorkerId, text};
+use coordinator_core::budget::{Budget, BudgetGroup, BudgetScope, MaxUnavailable};
 use coordinator_core::grants::{Profile, StoredMember};
 use coordinator_core::orders::{OrderOp, Pin};
 use serde::de::DeserializeOwned;
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{self, Odd, Packer, ROW_BYTES, Unpacker};
 use super::entities::{
-    appliances, debug_modes, events, members, moves, pauses, pins, progress, rebalances, requests, statuses,
+    appliances, budgets, debug_modes, events, members, moves, pauses, pins, progress, rebalances, requests, statuses,
     worker_orders, workers,
 };
 use super::error::Error;
@@ -456,13 +457,22 @@ pub(super) fn to_event(row: events::Model) -> NumberedEvent {
 }
 
 pub(super) fn from_pause(pause: &PauseRecord) -> pauses::Model {
-    let PauseRecord { reason, by, since } = pause;
-    pauses::Model { id: pauses::ROW, reason: plain(reason), actor: plain(by), since_ns: nanos(*since) }
+    let PauseRecord { reason, by, since, moves_only, aborts } = pause;
+    pauses::Model {
+        id: pauses::ROW,
+        reason: plain(reason),
+        actor: plain(by),
+        since_ns: nanos(*since),
+        moves_only: *moves_only,
+        aborts: aborts.map(|id| id.to_string()).unwrap_or_default(),
+    }
 }
 
 pub(super) fn to_pause(row: pauses::Model) -> PauseRecord {
-    let pauses::Model { id: _, reason, actor, since_ns } = row;
-    PauseRecord { reason: plain(&reason), by: plain(&actor), since: time(since_ns) }
+    let pauses::Model { id: _, reason, actor, since_ns, moves_only, aborts } = row;
+    // An id that cannot be read is that of no rebalance that runs.
+    let aborts = aborts.parse().ok();
+    PauseRecord { reason: plain(&reason), by: plain(&actor), since: time(since_ns), moves_only, aborts }
 }
 
 pub(super) fn from_mode(rule: &ModeRule) -> debug_modes::Model {
@@ -491,6 +501,7 @@ pub(super) fn to_mode(row: &debug_modes::Model) -> Result<ModeRule, Error> {
 pub(super) enum OrderRow {
     Worker((String, String), Option<worker_orders::Model>),
     Pin(uuid::Uuid, Option<pins::Model>),
+    Budget(String, Option<budgets::Model>),
 }
 
 const CORDON: &str = "cordon";
@@ -512,6 +523,17 @@ pub(super) fn from_order(record: &OrderRecord) -> OrderRow {
                 since_ns,
             });
             return OrderRow::Pin(appliance, row);
+        }
+        OrderOp::Budget { name, budget } => {
+            let name = name.as_str().to_owned();
+            let row = budget.as_ref().map(|rule| budgets::Model {
+                name: name.clone(),
+                rule: json(rule),
+                reason,
+                actor,
+                since_ns,
+            });
+            return OrderRow::Budget(name, row);
         }
         OrderOp::Cordon { worker, .. } => (worker, CORDON, 0),
         OrderOp::Drain { worker, .. } => (worker, DRAIN, 0),
@@ -551,6 +573,27 @@ pub(super) fn to_pin(row: pins::Model) -> Result<OrderRecord, Error> {
     let pin = Some(Pin { worker: at.parse("worker", &worker)?, strict });
     let order = OrderOp::Pin { appliance: ApplianceId::new(appliance), pin };
     Ok(OrderRecord { order, note: OrderNote { reason: plain(&reason), by: plain(&actor), since: time(since_ns) } })
+}
+
+/// A budget. One that cannot be read, as that of a newer version may be, is taken to allow nothing: it can be seen and cleared, and
+/// nothing is made unavailable on purpose meanwhile.
+pub(super) fn to_budget(row: budgets::Model) -> Result<OrderRecord, Error> {
+    let budgets::Model { name, rule, reason, actor, since_ns } = row;
+    let at = RowName { what: "budget", key: &name };
+    let (rule, reason) = match at.json::<Budget>("rule", &rule) {
+        Ok(rule) => (rule, plain(&reason)),
+        Err(error) => {
+            tracing::error!("a budget is taken to allow nothing until it is cleared: {error}");
+            let nothing = Budget {
+                scope: BudgetScope::default(),
+                per: BudgetGroup::All,
+                max_unavailable: MaxUnavailable::Count(0),
+            };
+            (nothing, "it is stored and cannot be read, so that it is taken to allow nothing until it is cleared".to_owned())
+        }
+    };
+    let order = OrderOp::Budget { name: at.parse::<Name>("name", &name)?, budget: Some(rule) };
+    Ok(OrderRecord { order, note: OrderNote { reason, by: plain(&actor), since: time(since_ns) } })
 }
 
 pub(super) fn from_request(request: &RequestRecord) -> requests::Model {

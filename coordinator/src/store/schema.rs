@@ -5,6 +5,7 @@
 //! schema; an interrupted migration is continued there, so every statement must be repeatable. On MariaDB byte strings
 //! and long texts get the types that hold more than 64 KiB, and names compare byte by byte as on the others.
 
+mod budgets;
 mod orders;
 mod rollouts;
 
@@ -36,6 +37,7 @@ impl MigratorTrait for Migrator {
             Box::new(DebugModes),
             Box::new(orders::Orders),
             Box::new(rollouts::Rollouts),
+            Box::new(budgets::Budgets),
         ]
     }
 }

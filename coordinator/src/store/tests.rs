@@ -259,7 +259,7 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
         appliance: id(1),
         time: SystemTime::now() - Duration::from_secs(60),
     };
-    let pause = PauseRecord { reason: "network work".into(), by: "rug://role/operator".into(), since: at(8) };
+    let pause = PauseRecord { reason: "network work".into(), by: "rug://role/operator".into(), since: at(8), moves_only: true, aborts: None };
     let mut lb = record(2, "lb");
     lb.deleting = true;
     lb.created = UNIX_EPOCH - Duration::new(5, 1);

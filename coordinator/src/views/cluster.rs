@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use common::appliance::Name;
 use common::cluster::ClusterIdentity;
 use common::ring::Ring;
-use common::{ApplianceId, CoordinatorId, Term, WorkerId};
+use common::{ApplianceId, CoordinatorId, RebalanceId, Term, WorkerId};
 use coordinator_core::planner::Strategy;
 
 use crate::record::PauseRecord;
@@ -179,7 +179,7 @@ pub struct FrozenView {
     pub missing: Vec<WorkerId>,
 }
 
-/// An operator's stop of all planning.
+/// An operator's stop of planning, or of moves alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PausedView {
     /// Why, in the operator's words; may be empty.
@@ -188,11 +188,15 @@ pub struct PausedView {
     pub since: SystemTime,
     /// Who asked for it.
     pub by: String,
+    /// What has no owner still gets one.
+    pub moves_only: bool,
+    /// The rebalance that was aborted with it.
+    pub aborts: Option<RebalanceId>,
 }
 
 impl From<PauseRecord> for PausedView {
-    fn from(PauseRecord { reason, by, since }: PauseRecord) -> Self {
-        Self { reason, since, by }
+    fn from(PauseRecord { reason, by, since, moves_only, aborts }: PauseRecord) -> Self {
+        Self { reason, since, by, moves_only, aborts }
     }
 }
 

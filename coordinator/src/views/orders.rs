@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use common::WorkerId;
+use coordinator_core::budget::BudgetView;
 
 use crate::record::OrderNote;
 
@@ -50,3 +51,12 @@ pub struct OrdersView {
 
 /// Most workers whose orders are shown with the cluster.
 pub const MAX_ORDERED: usize = 50;
+
+/// How a budget of disruption stands, and who set it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BudgetStatus {
+    /// How it stands.
+    pub view: BudgetView,
+    /// Who set it, when and why.
+    pub note: OrderNote,
+}

@@ -126,6 +126,9 @@ pub(crate) struct RebuildArgs {
     /// New image
     #[arg(long)]
     image: Option<String>,
+    /// Also where a budget of disruption has no room
+    #[arg(long)]
+    force: bool,
     /// Do not ask for confirmation
     #[arg(short, long)]
     yes: bool,
@@ -528,6 +531,7 @@ async fn rebuild_one(
         appliance: Some(by_id(&named.id)),
         image: args.image.clone().unwrap_or_default(),
         request_id: request_id(),
+        force: args.force,
     };
     let appliance = context.client.rebuild(request).await?;
     if !args.wait.no_wait {

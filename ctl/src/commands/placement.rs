@@ -11,9 +11,9 @@ use crate::client::by_id;
 use crate::commands::{CommandContext, Extent, TargetCluster, confirm};
 use crate::complete;
 use crate::document::view::{Appliance, Secrets};
-use crate::error::Failure;
+use crate::error::{Exit, Failure};
 use crate::names::Tenant;
-use crate::output::{age, view as shown};
+use crate::output::{age, count, view as shown};
 use crate::text::one_line;
 
 /// Commands.
@@ -21,6 +21,9 @@ use crate::text::one_line;
 pub(crate) enum PlacementCommand {
     /// Pause placement: nothing is placed, moved or released until `resume`
     Pause {
+        /// Pause moves alone: what has no owner still gets one
+        #[arg(long)]
+        moves_only: bool,
         /// Reason, shown to other operators
         #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
@@ -58,13 +61,22 @@ pub(crate) struct PinArgs {
 #[derive(Args, Debug)]
 pub(crate) struct UnpinArgs {
     /// Name or id
-    #[arg(add = complete::appliances())]
-    name: String,
+    #[arg(required_unless_present_any = ["undo_of", "all"], conflicts_with_all = ["undo_of", "all"], add = complete::appliances())]
+    name: Option<String>,
+    /// Every appliance that is pinned because this rebalance was undone
+    #[arg(long, value_name = "REBALANCE", conflicts_with = "all", add = complete::rebalances())]
+    undo_of: Option<String>,
+    /// Every appliance that is pinned
+    #[arg(long)]
+    all: bool,
     #[command(flatten)]
     tenant: Tenant,
     /// Reason, for the audit trail
     #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
+    /// Do not ask for confirmation
+    #[arg(short, long)]
+    yes: bool,
 }
 
 /// Arguments of `unbind`.
@@ -94,7 +106,7 @@ struct UnboundSite {
 /// Runs the command.
 pub(crate) async fn run(context: &CommandContext, command: &PlacementCommand) -> Result<(), Failure> {
     let state = match command {
-        PlacementCommand::Pause { reason } => context.client.pause(reason).await?,
+        PlacementCommand::Pause { moves_only, reason } => context.client.pause(reason, *moves_only).await?,
         PlacementCommand::Resume => context.client.resume().await?,
         PlacementCommand::Unbind(args) => return unbind(context, args).await,
         PlacementCommand::Pin(args) => return pin(context, args).await,
@@ -127,10 +139,42 @@ async fn pin(context: &CommandContext, args: &PinArgs) -> Result<(), Failure> {
 }
 
 async fn unpin(context: &CommandContext, args: &UnpinArgs) -> Result<(), Failure> {
-    let appliance = context.find(&args.name, args.tenant.tenant.as_ref()).await?;
-    let request = v1::UnpinRequest { appliance: Some(by_id(&appliance.id)), reason: args.reason.clone() };
-    let after = context.client.unpin(request).await?;
-    shown_pin(context, &after, &format!("{} is not pinned", context.ui.label(&after)))
+    let request =
+        |id: &str| v1::UnpinRequest { appliance: Some(by_id(id)), reason: args.reason.clone() };
+    if let Some(name) = &args.name {
+        let appliance = context.find(name, args.tenant.tenant.as_ref()).await?;
+        let after = context.client.unpin(request(&appliance.id)).await?;
+        return shown_pin(context, &after, &format!("{} is not pinned", context.ui.label(&after)));
+    }
+    let (cluster, context) = &context.identified().await?;
+    let mark = args.undo_of.as_deref().map(undo_reason);
+    let tenant = args.tenant.tenant.as_ref().map(ToString::to_string).unwrap_or_default();
+    let all = context.client.list(v1::ApplianceFilter { tenant, ..v1::ApplianceFilter::default() }).await?;
+    let is_meant = |appliance: &&v1::Appliance| {
+        let pin = appliance.assignment.as_ref().and_then(|assignment| assignment.pin.as_ref());
+        pin.is_some_and(|pin| mark.as_ref().is_none_or(|mark| pin.reason.starts_with(mark.as_str())))
+    };
+    let pinned: Vec<&v1::Appliance> = all.iter().filter(is_meant).collect();
+    if !pinned.is_empty() {
+        let question = format!("unpin {} in {cluster}?", count(pinned.len() as u64, "appliance"));
+        confirm(&question, Extent::Found, args.yes).await?;
+    }
+    for appliance in &pinned {
+        match context.client.unpin(request(&appliance.id)).await {
+            // It was removed meanwhile, and its pin with it.
+            Err(failure) if failure.exit == Exit::NotFound => {}
+            answer => drop(answer?),
+        }
+    }
+    if context.ui.format.is_structured() {
+        return context.ui.print_value(&pinned.iter().map(|appliance| appliance.id.clone()).collect::<Vec<_>>());
+    }
+    context.ui.print(&format!("{} not pinned any more", count(pinned.len() as u64, "appliance")))
+}
+
+/// How the reason of pins begins that undo a rebalance, by which they are found again.
+pub(crate) fn undo_reason(rebalance: &str) -> String {
+    format!("undo of {rebalance}")
 }
 
 fn shown_pin(context: &CommandContext, appliance: &v1::Appliance, text: &str) -> Result<(), Failure> {
@@ -208,7 +252,12 @@ pub(crate) fn why_frozen(frozen: &v1::Frozen, now: SystemTime) -> String {
 pub(crate) fn why_paused(paused: &v1::Paused, now: SystemTime) -> String {
     let reason = one_line(&paused.reason);
     let reason = if reason.is_empty() { "no reason given".to_owned() } else { reason };
-    format!("{reason} (by {}, {} ago)", one_line(&paused.by), age(paused.since.as_ref(), now))
+    let aborted = match paused.aborted.as_str() {
+        "" => String::new(),
+        id => format!("rebalance {} was aborted: ", one_line(id)),
+    };
+    let what = if paused.moves_only { "moves alone: " } else { "" };
+    format!("{what}{aborted}{reason} (by {}, {} ago)", one_line(&paused.by), age(paused.since.as_ref(), now))
 }
 
 #[cfg(test)]
@@ -241,7 +290,7 @@ mod tests {
             missing: vec!["w1".into(), "w2".into()],
             missing_count: 3,
         };
-        let paused = v1::Paused { reason: String::new(), since, by: "10.0.0.1:5".into() };
+        let paused = v1::Paused { since, by: "10.0.0.1:5".into(), ..v1::Paused::default() };
         let state = v1::PlacementState { frozen: Some(frozen), paused: Some(paused) };
         assert_eq!(
             describe(&state, now),

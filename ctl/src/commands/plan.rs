@@ -16,6 +16,7 @@ use proto::admin::v1::plan_assumptions::{AssumedPin, Joiner};
 use serde::{Deserialize, Serialize};
 
 use crate::client::by_id;
+use crate::commands::placement::undo_reason;
 use crate::commands::{CommandContext, Extent, confirm};
 use crate::complete;
 use crate::error::{Exit, Failure};
@@ -99,6 +100,9 @@ struct AssumedArgs {
     /// All workers of a failure zone are gone
     #[arg(long, value_name = "ZONE")]
     lose_zone: Vec<String>,
+    /// What a rebalance moved goes back, and is pinned there
+    #[arg(long, value_name = "REBALANCE", add = complete::rebalances())]
+    undo: Option<String>,
     /// Another placement strategy
     #[arg(long, value_parser = ["bounded", "ring"])]
     strategy: Option<String>,
@@ -144,6 +148,7 @@ struct KeptPlan {
     drain: Vec<String>,
     weight: BTreeMap<String, u32>,
     pin: Vec<(String, String, bool)>,
+    undo: String,
 }
 
 impl KeptPlan {
@@ -165,6 +170,7 @@ impl KeptPlan {
             drain: assumed.drain,
             weight: assumed.weight.into_iter().collect(),
             pin: assumed.pin.into_iter().map(|pin| (id(&pin.appliance), pin.worker, pin.strict)).collect(),
+            undo: assumed.undo,
         }
     }
 
@@ -183,6 +189,7 @@ impl KeptPlan {
             drain: self.drain.clone(),
             weight: self.weight.clone().into_iter().collect(),
             pin: self.pin.iter().map(pin).collect(),
+            undo: self.undo.clone(),
             ..v1::PlanAssumptions::default()
         }
     }
@@ -302,12 +309,36 @@ async fn assumptions(context: &CommandContext, args: &AssumedArgs) -> Result<v1:
         pin,
         strategy: args.strategy.clone().unwrap_or_default(),
         band: args.band,
+        undo: args.undo.clone().unwrap_or_default(),
     })
 }
 
 async fn plan(context: &CommandContext, args: &PlanArgs) -> Result<(), Failure> {
     let assumed = assumptions(context, &args.assumed).await?;
-    let everything = args.all || context.ui.format.is_structured();
+    show(context, assumed, args.all).await.map(drop)
+}
+
+/// What a rebalance moved goes back, once that is confirmed.
+pub(crate) async fn undo(context: &CommandContext, id: &str, reason: &str, yes: bool) -> Result<(), Failure> {
+    let assumed = v1::PlanAssumptions { undo: id.to_owned(), ..v1::PlanAssumptions::default() };
+    let plan = show(context, assumed, false).await?;
+    if !plan.not_appliable.is_empty() {
+        return Err(Failure::failed(format!("{id} cannot be undone: {}", one_line(&plan.not_appliable))));
+    }
+    let reason = match reason {
+        "" => undo_reason(id),
+        reason => format!("{}: {reason}", undo_reason(id)),
+    };
+    apply(context, &ApplyPlanArgs { id: plan.id, force: false, reason, yes }).await
+}
+
+/// Shows what would change, and keeps it.
+async fn show(
+    context: &CommandContext,
+    assumed: v1::PlanAssumptions,
+    all: bool,
+) -> Result<v1::PlacementPlan, Failure> {
+    let everything = all || context.ui.format.is_structured();
     let mut request =
         v1::PlanRequest { assumptions: Some(assumed.clone()), page_size: PAGE, page_token: String::new() };
     let mut plan = context.client.plan(request.clone()).await?;
@@ -321,9 +352,13 @@ async fn plan(context: &CommandContext, args: &PlanArgs) -> Result<(), Failure> 
         folder()?.keep(&KeptPlan::of(&plan, &assumed))?;
     }
     if context.ui.format.is_structured() {
-        return context.ui.print_value(&PlanValue::from(&plan));
+        context.ui.print_value(&PlanValue::from(&plan))?;
+        return Ok(plan);
     }
     let mut text = describe(&plan);
+    for note in &plan.notes {
+        let _ = writeln!(text, "{:<14}{}", "Note", one_line(note));
+    }
     let moves = moves(&plan, if everything { u64::MAX } else { SHOWN });
     if plan.moves > 0 {
         let _ = writeln!(text, "\n{}", context.ui.table_text(&moves, 0));
@@ -336,7 +371,8 @@ async fn plan(context: &CommandContext, args: &PlanArgs) -> Result<(), Failure> 
     if !plan.loads.is_empty() {
         let _ = writeln!(text, "\n{}", context.ui.table_text(&loads, 0));
     }
-    context.ui.print(&text)
+    context.ui.print(&text)?;
+    Ok(plan)
 }
 
 async fn apply(context: &CommandContext, args: &ApplyPlanArgs) -> Result<(), Failure> {
@@ -456,6 +492,8 @@ struct PlanValue {
     unplaced: Vec<UnplacedValue>,
     #[serde(skip_serializing_if = "String::is_empty")]
     not_appliable: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
     r#move: Vec<MoveValue>,
 }
 
@@ -519,6 +557,7 @@ impl From<&v1::PlacementPlan> for PlanValue {
             unplaced_count: p.unplaced_count,
             unplaced: p.unplaced.into_iter().map(unplaced).collect(),
             not_appliable: p.not_appliable,
+            notes: p.notes,
             r#move: p.r#move.into_iter().map(planned).collect(),
         }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Subcommand};
 use proto::admin::v1;
 
-use crate::commands::{CommandContext, appliance, watch};
+use crate::commands::{CommandContext, appliance, plan, watch};
 use crate::complete;
 use crate::error::Failure;
 use crate::output::{OutputFormat, TextTable, Tone, Ui, age, moment, view as shown};
@@ -52,6 +52,29 @@ enum RebalanceCommand {
         #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
     },
+    /// Have the rebalance that runs end with the moves that are under way, and pause moves until `placement resume`
+    Abort {
+        /// Id, such as r3-17; the one that runs when absent
+        #[arg(add = complete::rebalances())]
+        id: Option<String>,
+        /// Reason, shown to other operators
+        #[arg(long, default_value = "", hide_default_value = true)]
+        reason: String,
+    },
+    /// Show what undoing a rebalance comes to, and do it: what it moved goes back and is pinned there
+    ///
+    /// The pins hold until `placement unpin --undo-of ID`.
+    Undo {
+        /// Id, such as r3-17
+        #[arg(add = complete::rebalances())]
+        id: String,
+        /// Reason, shown to other operators
+        #[arg(long, default_value = "", hide_default_value = true)]
+        reason: String,
+        /// Do not ask for confirmation
+        #[arg(short, long)]
+        yes: bool,
+    },
     /// Watch rebalances begin, progress and end
     Watch,
 }
@@ -63,6 +86,8 @@ pub(crate) async fn run(context: &CommandContext, args: &RebalanceArgs) -> Resul
         Some(RebalanceCommand::List { limit }) => list(context, *limit as usize).await,
         Some(RebalanceCommand::Get { id }) => get(context, id).await,
         Some(RebalanceCommand::Trace { id, limit }) => trace::run(context, id, *limit as usize).await,
+        Some(RebalanceCommand::Abort { id, reason }) => abort(context, id.as_deref(), reason).await,
+        Some(RebalanceCommand::Undo { id, reason, yes }) => plan::undo(context, id, reason, *yes).await,
         Some(RebalanceCommand::Watch) => watch::rebalances(context).await,
     }
 }
@@ -113,6 +138,17 @@ fn table(rebalances: &[v1::Rebalance], links: bool, now: SystemTime) -> TextTabl
         table.row(row);
     }
     table
+}
+
+async fn abort(context: &CommandContext, id: Option<&str>, reason: &str) -> Result<(), Failure> {
+    let aborted = context.client.abort_rebalance(id.unwrap_or_default(), reason).await?;
+    if context.ui.format.is_structured() {
+        return context.ui.print_value(&shown::Rebalance::from(&aborted));
+    }
+    context.ui.print(&format!(
+        "rebalance {} ends with the moves that are under way; moves are paused until `rugctl placement resume`",
+        aborted.id
+    ))
 }
 
 async fn get(context: &CommandContext, id: &str) -> Result<(), Failure> {

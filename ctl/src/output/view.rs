@@ -462,11 +462,14 @@ struct Paused {
     reason: String,
     since: Option<String>,
     by: String,
+    moves_only: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    aborted: String,
 }
 
 impl From<v1::Paused> for Paused {
     fn from(p: v1::Paused) -> Self {
-        Self { reason: p.reason, since: time(p.since), by: p.by }
+        Self { reason: p.reason, since: time(p.since), by: p.by, moves_only: p.moves_only, aborted: p.aborted }
     }
 }
 

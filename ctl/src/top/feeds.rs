@@ -183,7 +183,7 @@ async fn make(client: &AdminClient, change: Change) -> Result<String, Failure> {
             format!("{worker} is evicted")
         }
         Change::Pause => {
-            client.pause(REASON).await?;
+            client.pause(REASON, false).await?;
             "placement is paused".to_owned()
         }
         Change::Resume => {

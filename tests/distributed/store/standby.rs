@@ -94,7 +94,7 @@ async fn others(api: &Api) -> Result<()> {
     ensure!(located.preference.len() == 2);
     let ring = placement.get_ring(v1::GetRingRequest { points: true }).await.context("ring")?.into_inner();
     ensure!(ring.members.len() == all.len() && !ring.points.is_empty());
-    let pause = v1::PausePlacementRequest { reason: "a test".to_owned() };
+    let pause = v1::PausePlacementRequest { reason: "a test".to_owned(), ..Default::default() };
     ensure!(placement.pause(pause).await.context("pause")?.into_inner().paused.is_some_and(|p| p.reason == "a test"));
     ensure!(placement.resume(v1::ResumePlacementRequest {}).await.context("resume")?.into_inner().paused.is_none());
 

@@ -33,6 +33,8 @@ impl Canonical for Machine {
             quarantine,
             modes,
             orders,
+            // Counted from the table, and empty: no world of the model has budgets.
+            budgets: _,
             pacing,
             out,
             // For people.
@@ -66,7 +68,7 @@ impl Canonical for Machine {
         modes.canon(to);
         orders.canon(to);
         to.put(brake);
-        to.put(&paused.is_some());
+        to.put(&paused.as_ref().map(|pause| pause.moves_only));
         self.canon_members(to);
         to.put(rebalances);
         self.canon_placement(to);
@@ -135,6 +137,8 @@ impl Canonical for TableRow {
             subject: _,
             mode,
             quiet,
+            // Asked by budgets alone.
+            available: _,
         } = self;
         // Reasons are for people.
         let RowPlacement { preferred, moved_from, reason: _, unplaced: _, rebalance } = placement;

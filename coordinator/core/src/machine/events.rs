@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::kind::KindName;
 use common::session::{Envelope, RefusedReason, StatusReport, ToCoordinator, ToWorker};
-use common::{ApplianceId, Edition, Life, ModeId, ModeSubject, Site, StreamNumber, Term, Timestamp, WorkerId};
+use common::{ApplianceId, Edition, Life, ModeId, ModeSubject, RebalanceId, Site, StreamNumber, Term, Timestamp, WorkerId};
 
 use super::StreamId;
 use super::hands_off::{ModeNumber, ModeOutcome};
@@ -51,8 +51,8 @@ pub enum Event {
     Witnessed(Life, Duration),
     /// An operator says that a worker does not come back. One that has a life is not forgotten.
     Forget(WorkerId),
-    /// An operator stops all planning, for this reason.
-    Pause(String),
+    /// An operator stops planning, or a part of it. The newest one counts.
+    Pause(Pause),
     /// An operator lets planning go on, also where the brake holds it.
     Resume,
     /// The store has a batch.
@@ -91,10 +91,29 @@ pub enum Event {
     },
     /// A client wants an appliance probed now.
     Check(ApplianceId, u64),
+    /// Somebody is about to make an appliance unavailable on purpose, after [`Machine::refuses_disruption`](super::Machine::refuses_disruption),
+    /// or has not done so after all.
+    Disrupt {
+        /// The appliance.
+        id: ApplianceId,
+        /// `false`: it is not about to any more. What it did is seen by the appliance itself.
+        begins: bool,
+    },
     /// What workers say has waited so long to be read that a lease may seem over which is not.
     FellBehind,
     /// Nothing but time has passed.
     Tick,
+}
+
+/// An operator stops planning, or a part of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pause {
+    /// Why.
+    pub why: String,
+    /// What has no owner is still given one: nothing is taken from a worker that has it.
+    pub moves_only: bool,
+    /// This rebalance ends with the moves that are under way.
+    pub aborts: Option<RebalanceId>,
 }
 
 /// When to try again what fails for a reason that is over soon.
@@ -257,8 +276,8 @@ pub struct Restored {
     pub members: Vec<StoredMember>,
     /// How long this term lasts at least before a worker that has met a higher one ends it.
     pub raise_after: Duration,
-    /// Why an operator stopped all planning, in a term before this one.
-    pub paused: Option<String>,
+    /// An operator stopped planning, or a part of it, in a term before this one.
+    pub paused: Option<Pause>,
     /// The rebalance that the former leader did not end.
     pub unfinished: Option<UnfinishedRebalance>,
     /// Rules that are in force, read in the transaction that raised the term.

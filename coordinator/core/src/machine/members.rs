@@ -15,6 +15,7 @@ use common::mutant::{self, Mutant};
 use common::session::{Envelope, ToWorker};
 use common::{Life, Timestamp, WorkerId};
 
+use super::events::Pause;
 use super::placement::SLOW;
 use super::view::Departed;
 use super::{Action, Machine, Profile, Refusal, StreamId};
@@ -344,10 +345,21 @@ impl Machine {
         self.out.worker_changed(name.clone());
     }
 
-    pub(super) fn pause(&mut self, now: Timestamp, why: String) {
-        self.pacing.paused = Some(why);
+    pub(super) fn pause(&mut self, now: Timestamp, pause: Pause) {
+        self.pacing.paused = Some(pause);
+        self.abort_rebalance();
+        // One that was paused altogether may give owners again.
+        self.pacing.due.drifted();
         self.show_waiting();
         self.forget_missed(now);
+    }
+
+    /// Has the rebalance end that an operator aborted.
+    pub(super) fn abort_rebalance(&mut self) {
+        let Some(id) = self.pacing.paused.as_ref().and_then(|pause| pause.aborts) else { return };
+        let mut events = Vec::new();
+        self.pacing.rebalances.abort(id, &mut events);
+        self.out.rebalance(events);
     }
 
     /// What waits for an owner does so for another reason from now on.

@@ -21,8 +21,12 @@ impl Machine {
                 OrderOp::Cordon { worker, .. } | OrderOp::Drain { worker, .. } | OrderOp::Weight { worker, .. } => {
                     self.out.worker_changed(worker.clone());
                 }
+                OrderOp::Budget { .. } => {}
             }
             self.orders.apply(op);
+        }
+        if ops.iter().any(|op| matches!(op, OrderOp::Budget { .. })) {
+            self.refresh_budgets();
         }
         self.refresh_members();
         self.pacing.due.drifted();

@@ -101,7 +101,12 @@ impl Machine {
         }
         if moves {
             self.refresh_mode(slot);
+            if let Some(entry) = self.table.get_mut(slot) {
+                // Its next owner has not said how it is.
+                entry.available = false;
+            }
         }
+        self.note_budget(slot);
         self.tell_planner(slot);
         self.out.push(Action::Assigned(id));
     }
@@ -349,6 +354,7 @@ impl Machine {
         entry.edition = edition;
         entry.size = size;
         entry.deleting = deleting;
+        entry.available &= !newer;
         if entry.needs.kind != kind {
             entry.needs.kind = kind;
             let needs = entry.needs.clone();
@@ -359,6 +365,7 @@ impl Machine {
             self.planner.set_deleting(slot);
             self.pacing.due.deleting(self.epoch.last_step);
         }
+        self.note_budget(slot);
         let Some(entry) = self.table.get_mut(slot) else { return };
         if newer && self.quarantine.changed(id, deleting) {
             entry.placement.unplaced = None;
@@ -388,6 +395,7 @@ impl Machine {
         {
             *entry.subject = subject;
             self.refresh_mode(slot);
+            self.note_budget(slot);
             self.tell_excluded(slot);
             self.pacing.due.drifted();
         }
@@ -405,6 +413,7 @@ impl Machine {
         self.conflicts.forget(slot);
         self.pacing.declined.remove(&slot);
         self.planner.remove(slot);
+        self.budgets.note(slot, None);
         if let Some(entry) = self.table.remove(slot) {
             self.quarantine.forget(entry.id);
             // The store forgets the pin with the appliance.
@@ -445,6 +454,7 @@ impl Machine {
                 entry.placement.preferred = target;
             }
         }
+        self.note_budget(slot);
         let Some(rebalance) = rebalance else { return };
         let mut events = Vec::new();
         if let (Some(to), Some(reason)) = (&to, reason) {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Timestamp, WorkerId};
 
+use super::events::Pause;
 use super::placement::{Due, InFlight};
 use crate::brake::Brake;
 use crate::planner::Slot;
@@ -23,14 +24,24 @@ pub(super) struct Pacing {
     pub(super) brake: Brake,
     /// Rebalances that have not ended.
     pub(super) rebalances: Rebalances,
-    /// Why an operator stopped all planning.
-    pub(super) paused: Option<String>,
+    /// An operator stopped planning, or a part of it.
+    pub(super) paused: Option<Pause>,
 }
 
 impl Pacing {
-    /// Nothing is under way; `paused` says why an operator stopped all planning in an earlier term.
-    pub(super) fn new(due: Due, brake: Brake, rebalances: Rebalances, paused: Option<String>) -> Self {
+    /// Nothing is under way; an operator may have `paused` planning in an earlier term.
+    pub(super) fn new(due: Due, brake: Brake, rebalances: Rebalances, paused: Option<Pause>) -> Self {
         Self { due, in_flight: InFlight::default(), declined: BTreeMap::new(), brake, rebalances, paused }
+    }
+
+    /// Whether an operator stopped all planning.
+    pub(super) fn plans_nothing(&self) -> bool {
+        self.paused.as_ref().is_some_and(|pause| !pause.moves_only)
+    }
+
+    /// Whether an operator has everything stay with the worker that has it.
+    pub(super) const fn moves_nothing(&self) -> bool {
+        self.paused.is_some()
     }
 
     /// A worker declined an appliance and is not asked again before `until`.

@@ -361,7 +361,14 @@ impl Machine {
             })
             .collect();
         if self.planner.members() != members {
+            let zones = |members: &[PlannerMember]| -> Vec<_> {
+                members.iter().map(|member| (member.id.clone(), member.zone.clone())).collect()
+            };
+            let moved = !self.budgets.is_idle() && zones(self.planner.members()) != zones(&members);
             self.planner.set_members(members);
+            if moved {
+                self.count_budgets();
+            }
         }
     }
 
@@ -373,7 +380,7 @@ impl Machine {
         if self.pacing.due.waiting(now) || now < self.pacing.due.not_before || !asked || !self.members.has_read() {
             return;
         }
-        if self.pacing.paused.is_some() {
+        if self.pacing.plans_nothing() {
             self.tell_leavers(&BTreeSet::new());
             return;
         }
@@ -428,6 +435,7 @@ impl Machine {
         let moves: Vec<PlannedMove<'_>> = plan.moves().filter(|m| !waits(m) && self.allows(now, m)).collect();
         self.name_rebalance(cause, &moves, since);
         let movers = moves.iter().filter_map(|m| m.from.cloned()).collect();
+        self.budgets.release_held();
         let mut begun = 0;
         for m in &moves {
             begun += usize::from(self.begin(now, m));
@@ -435,7 +443,8 @@ impl Machine {
         self.tell_leavers(&movers);
         self.note_stuck(&movers);
         // What a former leader began has not ended while moves are held back that it would have made.
-        let held_back = self.pacing.rebalances.is_inherited() && plan.moves().next().is_some();
+        let held_back = self.budgets.holds_any()
+            || self.pacing.rebalances.is_inherited() && plan.moves().next().is_some();
         if begun == 0 && self.pacing.in_flight.len() == 0 && !held_back {
             let mut events = Vec::new();
             self.pacing.rebalances.nothing_left(&mut events);
@@ -461,7 +470,7 @@ impl Machine {
             // A balance that a missing name upset is not mended before that name had its time.
             let balance = matches!(m.reason, Reason::OverCeiling | Reason::UnderFloor | Reason::RingOwner);
             let waits = frozen || (balance && self.pacing.brake.in_grace(now));
-            return answers && !waits && !self.members.is_handing_back(from);
+            return answers && !waits && !self.pacing.moves_nothing() && !self.members.is_handing_back(from);
         }
         let Some(former) = self.former(m.slot) else { return true };
         if !self.pacing.brake.waits_for(now, &former) {
@@ -592,6 +601,10 @@ impl Machine {
                     || !has_room(from)
                     || !has_room(m.to)
                 {
+                    return false;
+                }
+                if let Some(spent) = self.refuses_move(m) {
+                    self.budgets.hold(&spent.budget);
                     return false;
                 }
                 self.take(now, m, from.clone())

@@ -16,6 +16,7 @@ use common::session::{
     Ack, AnnouncedStep, Declined, Delta, DeltaEntry, Envelope, GrantRef, Hello, OwnedDigest, OwnedGrant, Release,
     Report, StatusReport, ToCoordinator, ToWorker, Welcome,
 };
+use common::status::Phase;
 use common::{ApplianceId, Edition, Life, Mode, StreamNumber, Term, Timestamp, Token, WorkerId};
 
 use super::greeting::Greetings;
@@ -608,11 +609,32 @@ impl Machine {
             let holder = row.and_then(|row| row.state.holder());
             holder.is_some_and(|g| g.token == status.token && g.is_of(&life))
         });
+        for status in &statuses {
+            self.take_status(status);
+        }
         if !statuses.is_empty() {
             self.out.push(Action::Reports(statuses));
         }
         if let Some(owned) = owned {
             self.audit(now, conn, life, owned);
+        }
+    }
+}
+
+impl Machine {
+    /// Its owner has said how an appliance is.
+    fn take_status(&mut self, report: &StatusReport) {
+        let Some(slot) = self.table.slot(report.appliance) else { return };
+        let Some(row) = self.table.get_mut(slot) else { return };
+        let StatusReport { status, .. } = report;
+        let available =
+            status.phase == Phase::Configured && status.observed_generation >= row.edition.generation;
+        if std::mem::replace(&mut row.available, available) != available {
+            self.note_budget(slot);
+            if self.budgets.holds_any() {
+                // One that is down may be moved.
+                self.pacing.due.drifted();
+            }
         }
     }
 }

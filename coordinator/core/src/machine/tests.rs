@@ -2,6 +2,7 @@
 //! simulator's part.
 
 mod audited;
+mod budgets;
 mod conflicting;
 mod departed;
 mod external;
@@ -21,7 +22,7 @@ mod terms;
 
 use crate::grants::GrantOp;
 use crate::membership::ObservedLease;
-use crate::rebalance::{RebalanceCause, RebalanceEvent, UnfinishedRebalance};
+use crate::rebalance::{RebalanceCause, RebalanceEnd, RebalanceEvent, UnfinishedRebalance};
 use common::driver::{DriverCapabilities, DriverName, DriverOffers};
 use common::kind::KindName;
 use common::mode::Quiet;

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use common::driver::DriverOffers;
 use common::mutant::{self, Mutant};
-use common::{ApplianceId, Incarnation, Life, ProcessIdentity, Timestamp, WorkerId};
+use common::{ApplianceId, Incarnation, Life, ProcessIdentity, RebalanceId, Timestamp, WorkerId};
 
-use super::{Counters, HandsOff, Machine};
+use super::{Counters, HandsOff, Machine, Pause};
 use crate::audit::AuditCounts;
 use crate::grants::Profile;
+use crate::handoff::HandoffState;
 use crate::health::{self, Health};
 use crate::orders::{Orders, Pin};
 use crate::planner::{PlacementCandidate, Planner, Slot};
@@ -177,6 +178,9 @@ impl Machine {
             HandsOff::Off(_) => format!("{summary}; hands are off it"),
             HandsOff::Waits(why) => format!("{summary}; hands are to be off it: {why}"),
         };
+        let owned = matches!(entry.state, HandoffState::Owned(_));
+        let held = if owned { self.held_by(id) } else { Vec::new() };
+        let summary = held.into_iter().fold(summary, |summary, why| format!("{summary}; {why}"));
         Some(OwnershipExplanation { summary, candidates: self.planner.explain(slot) })
     }
 
@@ -195,8 +199,8 @@ impl Machine {
         }
         match (&entry.placement.unplaced, entry.placement.reason, entry.state.wants_owner()) {
             (Some(why), _, true) => Cow::Owned(why.to_string()),
-            (None, _, true) => match &self.pacing.paused {
-                Some(why) => Cow::Owned(format!("placement is paused: {why}")),
+            (None, _, true) => match self.pacing.paused.as_ref().filter(|pause| !pause.moves_only) {
+                Some(pause) => Cow::Owned(format!("placement is paused: {}", pause.why)),
                 None => Cow::Borrowed("waits for the next plan"),
             },
             (_, Some(reason), false) => Cow::Borrowed(reason.text()),
@@ -207,7 +211,7 @@ impl Machine {
     /// Why nothing is placed right now, if nothing is.
     #[must_use]
     pub fn waiting(&self, now: Timestamp) -> Option<String> {
-        if let Some(why) = &self.pacing.paused {
+        if let Some(Pause { why, moves_only: false, .. }) = &self.pacing.paused {
             return Some(format!("paused: {why}"));
         }
         if !self.members.has_read() {
@@ -228,10 +232,33 @@ impl Machine {
         })
     }
 
-    /// Why an operator paused planning.
+    /// What an operator stopped, and why.
     #[must_use]
-    pub fn paused(&self) -> Option<&str> {
-        self.pacing.paused.as_deref()
+    pub const fn paused(&self) -> Option<&Pause> {
+        self.pacing.paused.as_ref()
+    }
+
+    /// The rebalance that makes moves, if one does.
+    #[must_use]
+    pub const fn current_rebalance(&self) -> Option<RebalanceId> {
+        self.pacing.rebalances.current()
+    }
+
+    /// Whether a rebalance has not ended.
+    #[must_use]
+    pub fn is_rebalancing(&self, id: RebalanceId) -> bool {
+        self.pacing.rebalances.is_open(id)
+    }
+
+    /// What keeps an appliance with its owner, of what keeps others as well; one sentence each.
+    #[must_use]
+    pub fn held_by(&self, id: ApplianceId) -> Vec<String> {
+        let mut held = Vec::new();
+        if let Some(Pause { why, moves_only: true, .. }) = &self.pacing.paused {
+            held.push(format!("moves are paused: {why}"));
+        }
+        held.extend(self.refuses_disruption(id).map(|spent| spent.to_string()));
+        held
     }
 
     /// Orders of operators about placement.

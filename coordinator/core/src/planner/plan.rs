@@ -136,7 +136,7 @@ impl Assumptions {
                 OrderOp::Weight { weight, .. } if strategy == Strategy::Bounded => {
                     member.weight = weight.unwrap_or(member.published_weight);
                 }
-                OrderOp::Cordon { .. } | OrderOp::Weight { .. } | OrderOp::Pin { .. } => {}
+                OrderOp::Cordon { .. } | OrderOp::Weight { .. } | OrderOp::Pin { .. } | OrderOp::Budget { .. } => {}
             }
         }
         members

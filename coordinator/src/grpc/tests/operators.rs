@@ -33,9 +33,11 @@ fn obey(catalog: &Arc<Catalog>, mut received: CommandQueue) -> mpsc::UnboundedRe
     tokio::spawn(async move {
         while let Some(command) = received.recv().await {
             let (request, paused) = match command {
-                Command::Pause { request, reply } => {
+                Command::Pause { request, reply, .. } => {
                     let by = request.actor.clone();
-                    let paused = PausedView { reason: request.reason.clone(), since: SystemTime::UNIX_EPOCH, by };
+                    let since = SystemTime::UNIX_EPOCH;
+                    let reason = request.reason.clone();
+                    let paused = PausedView { reason, since, by, moves_only: false, aborts: None };
                     catalog.set_cluster(placed(PlacementView { paused: Some(paused), ..PlacementView::default() }));
                     (request, Some(reply))
                 }
@@ -143,7 +145,7 @@ async fn start() -> (Arc<Catalog>, Channel, mpsc::UnboundedReceiver<Operator>) {
 async fn placement_is_paused_and_resumed() {
     let (_catalog, channel, mut told) = start().await;
     let mut client = PlacementClient::new(channel);
-    let pause = |reason: &str| wire::PausePlacementRequest { reason: reason.into() };
+    let pause = |reason: &str| wire::PausePlacementRequest { reason: reason.into(), ..Default::default() };
     let paused = client.pause(pause("network work")).await.expect("in order").into_inner().paused;
     let paused = paused.expect("it is paused");
     assert_eq!(paused.reason, "network work");

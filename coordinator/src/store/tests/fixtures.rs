@@ -4,6 +4,7 @@ use common::SiteId;
 use common::appliance::Timing;
 use common::secret::LifeSecret;
 use common::status::{EndCause, InstanceEnd};
+use coordinator_core::budget::{Budget, BudgetGroup, BudgetScope, MaxUnavailable};
 
 use super::*;
 
@@ -53,6 +54,19 @@ pub(super) fn record(n: u128, name: &str) -> Record {
     }
 }
 
+fn budget() -> Budget {
+    Budget {
+        scope: BudgetScope {
+            tenant: Some(Name::new("acme").expect("a name")),
+            kind: Some(common::kind::KindName::Custom),
+            zone: Some("east".into()),
+            labels: Some("tier in (web,db)".parse().expect("a selector")),
+        },
+        per: BudgetGroup::Zone,
+        max_unavailable: MaxUnavailable::Percent(10),
+    }
+}
+
 /// Every sort of order, or that they are taken back.
 pub(super) fn orders(set: bool) -> Vec<OrderRecord> {
     let pin = |n, strict| OrderOp::Pin { appliance: id(n), pin: set.then(|| Pin { worker: worker(9), strict }) };
@@ -64,6 +78,7 @@ pub(super) fn orders(set: bool) -> Vec<OrderRecord> {
         pin(1, true),
         pin(2, false),
         pin(3, true),
+        OrderOp::Budget { name: Name::new("fleet").expect("a name"), budget: set.then(budget) },
     ];
     let note = OrderNote { reason: "new disks".into(), by: "rug://role/operator".into(), since: at(6) };
     orders.into_iter().map(|order| OrderRecord { order, note: note.clone() }).collect()

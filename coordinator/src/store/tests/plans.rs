@@ -164,7 +164,7 @@ async fn exercise(home: &Home) {
         GrantOp::Free { appliance: id(2), progress: progress(), fence_delay: Duration::ZERO },
         GrantOp::Remove { appliance: id(3) },
     ]);
-    let pause = PauseRecord { reason: "work".into(), by: "admin".into(), since: at(3) };
+    let pause = PauseRecord { reason: "work".into(), by: "admin".into(), since: at(3), moves_only: true, aborts: None };
     store.submit(vec![StoreWrite::Pause(Some(pause))]).await.expect("stored");
     store.submit(vec![StoreWrite::Pause(None)]).await.expect("stored");
     let rolled = rollout(2_500);

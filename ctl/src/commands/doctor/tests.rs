@@ -219,7 +219,7 @@ fn every_other_fault_is_reported_with_advice() {
     let since = ago(60);
     let frozen =
         v1::Frozen { reason: "3 of 4 workers vanished".into(), since, missing: vec!["w1".into()], missing_count: 1 };
-    let paused = v1::Paused { reason: "network work".into(), since, by: "10.0.0.1:5".into() };
+    let paused = v1::Paused { reason: "network work".into(), since, by: "10.0.0.1:5".into(), ..v1::Paused::default() };
     let cases: [(v1::ClusterStatus, &str, Severity); 13] = [
         (v1::ClusterStatus { frozen: Some(frozen), ..status() }, "placement", Severity::Problem),
         (v1::ClusterStatus { paused: Some(paused), ..status() }, "placement", Severity::Warning),

@@ -479,7 +479,7 @@ fn a_new_life_under_a_name_does_not_end_the_former_one() {
 #[test]
 fn a_paused_leader_places_nothing() {
     let mut s = cluster(Config::default(), &["w1", "w2"], 10);
-    s.w.step(Event::Pause("maintenance".to_owned()));
+    s.w.step(Event::Pause(Pause { why: "maintenance".to_owned(), ..Pause::default() }));
     s.w.create([11]);
     s.w.pass(Duration::from_secs(1));
     assert_eq!(s.w.holder(11), None);

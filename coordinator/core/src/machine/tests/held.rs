@@ -109,7 +109,7 @@ fn a_release_says_what_is_left_and_nobody_counts_it_down() {
     w.pass(Duration::from_secs(1));
     let conn = w.puppets[&worker("w1")].conn;
     let envelope = w.envelope(conn);
-    w.step(Event::Pause("so that nobody takes it".to_owned()));
+    w.step(Event::Pause(Pause { why: "so that nobody takes it".to_owned(), ..Pause::default() }));
     release(&mut w, "w1", left);
     w.step(Event::Received(conn, envelope, ToCoordinator::Leave));
     w.puppets.clear();
@@ -142,7 +142,7 @@ fn a_release_leaves_no_longer_fence_delay_than_its_worker_can_have() {
     let owner = w.holder(1).expect("one has it").to_owned();
     let owner = owner.as_str();
     let other = if owner == "w1" { "w2" } else { "w1" };
-    w.step(Event::Pause("so that nobody takes it".to_owned()));
+    w.step(Event::Pause(Pause { why: "so that nobody takes it".to_owned(), ..Pause::default() }));
     w.kill(owner);
     w.pass(Duration::from_secs(6));
     w.puppets.get_mut(&worker(other)).expect("lives").held.insert(id(1), Token::new(Term::new(1), 1));

@@ -26,7 +26,7 @@ fn a_dead_worker_loses_its_appliances_after_its_lease_and_not_before() {
     assert!(matches!(&w.gone[..], [(life, _)] if life.worker == worker("w1")), "said once: {:?}", w.gone);
     assert_eq!(w.moved(), 5);
     assert!(
-        matches!(w.events.last(), Some(RebalanceEvent::Closed { done: 5, superseded: false, .. })),
+        matches!(w.events.last(), Some(RebalanceEvent::Closed { done: 5, end: RebalanceEnd::Completed, .. })),
         "{:?}",
         w.events
     );

@@ -174,7 +174,7 @@ fn a_new_leader_goes_on_with_the_rebalance_it_finds_and_ends_it() {
     assert_eq!(next.causes(), Vec::<String>::new(), "no other one is opened");
     let resumed = RebalanceEvent::Resumed { id: rebalance, cause: RebalanceCause::Start, moves: 4 };
     assert_eq!(next.events.first(), Some(&resumed));
-    let closed = RebalanceEvent::Closed { id: rebalance, moves: 4, done: 4, superseded: false };
+    let closed = RebalanceEvent::Closed { id: rebalance, moves: 4, done: 4, end: RebalanceEnd::Completed };
     assert_eq!(next.events.last(), Some(&closed));
     assert_eq!(next.loads().iter().max(), Some(&4));
 }
@@ -183,7 +183,7 @@ fn a_new_leader_goes_on_with_the_rebalance_it_finds_and_ends_it() {
 fn a_new_leader_ends_a_rebalance_that_has_nothing_left() {
     let (mut next, rebalance) = successor(&two(), &[1, 2]);
     next.pass(Duration::from_secs(1));
-    let closed = RebalanceEvent::Closed { id: rebalance, moves: 2, done: 2, superseded: false };
+    let closed = RebalanceEvent::Closed { id: rebalance, moves: 2, done: 2, end: RebalanceEnd::Completed };
     assert_eq!(next.events, [closed]);
 }
 

@@ -8,7 +8,7 @@ use common::kind::KindName;
 use common::session::{Ack, Hello, ToCoordinator};
 
 use super::super::tests::{L, Puppet, World, id, profile, seed, worker};
-use super::super::{Config, Event, Restored};
+use super::super::{Config, Event, Pause, Restored};
 use super::*;
 use crate::grants::{Profile, StoredGrant};
 use crate::planner::Needs;
@@ -109,7 +109,7 @@ fn an_appliance_that_was_released_before_its_host_was_lost_is_unbound_as_well() 
     let puppet = w.puppets[&worker("w1")].clone();
     let envelope = w.envelope(puppet.conn);
     let token = puppet.held[&id(1)];
-    w.step(Event::Pause("so that nothing is granted".to_owned()));
+    w.step(Event::Pause(Pause { why: "so that nothing is granted".to_owned(), ..Pause::default() }));
     w.puppets.get_mut(&worker("w1")).expect("lives").held.clear();
     let released = vec![common::session::Release { appliance: id(1), token, carryover: Carryover::default() }];
     let ack = Ack { applied: puppet.version, released, ..Ack::default() };
@@ -151,7 +151,7 @@ fn what_is_being_granted_or_released_is_not_unbound() {
         carryover: Carryover::default(),
     }];
     let ack = Ack { applied: puppet.version, released, ..Ack::default() };
-    w.step(Event::Pause("so that nothing is granted".to_owned()));
+    w.step(Event::Pause(Pause { why: "so that nothing is granted".to_owned(), ..Pause::default() }));
     w.puppets.get_mut(&worker("w1")).expect("lives").held.clear();
     w.step(Event::Received(puppet.conn, envelope, ToCoordinator::Ack(ack)));
     assert_eq!(refusal(&mut w), "a change of its ownership is being stored");

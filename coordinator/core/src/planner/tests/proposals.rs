@@ -120,6 +120,7 @@ fn come_true(planner: &mut Planner, assumed: &Assumptions) {
                 let slot = planner.book.ids().find(|(_, id)| **id == appliance).map(|(slot, _)| Slot(slot));
                 slot.into_iter().for_each(|slot| planner.set_pin(slot, pin.clone()));
             }
+            OrderOp::Budget { .. } => {}
         }
     }
     let bounded = planner.config.strategy == Strategy::Bounded;
