@@ -44,7 +44,7 @@ use crate::leadership::{self, Terms};
 use crate::listen::Listening;
 use crate::metrics;
 use crate::opening::Opening;
-use crate::record::{AuditFilter, AuditPart, MoveRecord, NumberedEvent, RebalanceRecord};
+use crate::record::{AuditFilter, AuditPart, MemberThen, MoveRecord, NumberedEvent, RebalanceRecord};
 use crate::sessions::{MAX_MESSAGE, Sessions};
 use crate::sources::custom_resources::CustomResources;
 use crate::sources::worker_pods::WorkerPods;
@@ -360,6 +360,10 @@ impl History for StoreHistory {
         id: RebalanceId,
     ) -> BoxFuture<'_, Result<Option<(RebalanceRecord, Vec<MoveRecord>)>, HistoryError>> {
         Box::pin(async move { self.store()?.rebalance(id).await.map_err(unreadable) })
+    }
+
+    fn members_of(&self, id: RebalanceId) -> BoxFuture<'_, Result<Vec<MemberThen>, HistoryError>> {
+        Box::pin(async move { self.store()?.members_of(id).await.map_err(unreadable) })
     }
 
     fn moves_of(&self, appliance: ApplianceId, limit: u64) -> BoxFuture<'_, Result<Vec<MoveRecord>, HistoryError>> {

@@ -3,7 +3,7 @@
 use common::{ApplianceId, RebalanceId};
 use futures::future::BoxFuture;
 
-use crate::record::{AuditFilter, AuditPart, MoveRecord, NumberedEvent, RebalanceRecord};
+use crate::record::{AuditFilter, AuditPart, MemberThen, MoveRecord, NumberedEvent, RebalanceRecord};
 
 /// An answer from the history, once it comes.
 pub type HistoryAnswer<'a, T> = BoxFuture<'a, Result<T, HistoryError>>;
@@ -15,6 +15,9 @@ pub trait History: Send + Sync + 'static {
 
     /// One rebalance and its moves.
     fn rebalance(&self, id: RebalanceId) -> HistoryAnswer<'_, Option<(RebalanceRecord, Vec<MoveRecord>)>>;
+
+    /// Who was there when a rebalance began; empty where that is not known.
+    fn members_of(&self, id: RebalanceId) -> HistoryAnswer<'_, Vec<MemberThen>>;
 
     /// Latest moves of an appliance, newest first, at most `limit`.
     fn moves_of(&self, appliance: ApplianceId, limit: u64) -> HistoryAnswer<'_, Vec<MoveRecord>>;

@@ -349,6 +349,14 @@ impl Leader<'_> {
 
     fn on_rebalance(&mut self, event: RebalanceEvent, began: SystemTime) {
         self.publisher.count_rebalance(&event);
+        let begins = match &event {
+            RebalanceEvent::Opened { id, .. } | RebalanceEvent::Resumed { id, .. } => Some(*id),
+            RebalanceEvent::Planned { .. } | RebalanceEvent::Moved { .. } | RebalanceEvent::Closed { .. } => None,
+        };
+        if let Some(id) = begins {
+            let members = self.machine.planner().members().iter().map(convert::member_then).collect();
+            self.writes.history("members of a rebalance", StoreWrite::Members(id, members));
+        }
         self.rebalances.take_in(event, began);
         self.store_history();
     }

@@ -107,6 +107,23 @@ pub struct RebalanceRecord {
     pub done: u64,
 }
 
+/// A member of the ring as it was when a rebalance began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberThen {
+    /// Its name.
+    pub worker: WorkerId,
+    /// Its weight, as published or as ordered.
+    pub weight: u32,
+    /// Its zone.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub zone: String,
+    /// It could be given appliances.
+    pub takes: bool,
+    /// It gave up what it had.
+    #[serde(default)]
+    pub gives_up: bool,
+}
+
 /// One move of a rebalance, once it has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MoveRecord {

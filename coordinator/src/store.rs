@@ -67,7 +67,7 @@ pub use self::url::{check as check_url, shown_url};
 use self::writer::{Submission, Writer, WriterCommand};
 use crate::metrics;
 use crate::record::{
-    AdoptionRecord, AuditEvent, AuditFilter, AuditPart, MoveRecord, NumberedEvent, OrderRecord, PauseRecord,
+    AdoptionRecord, AuditEvent, AuditFilter, AuditPart, MemberThen, MoveRecord, NumberedEvent, OrderRecord, PauseRecord,
     RebalanceRecord, Record, RequestRecord, RolloutRecord,
 };
 
@@ -204,6 +204,8 @@ pub enum StoreWrite {
     PutRebalance(RebalanceRecord),
     /// Moves that have ended.
     Moves(Vec<MoveRecord>),
+    /// Stores who was there when a rebalance began, or was gone on with.
+    Members(RebalanceId, Vec<MemberThen>),
     /// New owners have seen what was moved to them.
     Adoptions(Vec<AdoptionRecord>),
     /// Stores that planning is paused, or that it is not.
@@ -505,6 +507,14 @@ impl Store {
     /// [`Error::Unavailable`], [`Error::Corrupt`].
     pub async fn rebalance(&self, id: RebalanceId) -> Result<Option<(RebalanceRecord, Vec<MoveRecord>)>, Error> {
         self.readers.read(|db| async move { load::rebalance(&db, id).await }).await
+    }
+
+    /// Who was there when a rebalance began; empty where that is not known.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], [`Error::Corrupt`].
+    pub async fn members_of(&self, id: RebalanceId) -> Result<Vec<MemberThen>, Error> {
+        self.readers.read(|db| async move { load::members_of(&db, id).await }).await
     }
 
     /// The last moves of an appliance, newest first; at most 1,000, from the newest thousand rows of moves.

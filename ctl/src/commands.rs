@@ -26,10 +26,12 @@ pub(crate) mod diff;
 pub(crate) mod doctor;
 pub(crate) mod edit;
 pub(crate) mod filter;
+pub(crate) mod offline;
 pub(crate) mod orders;
 pub(crate) mod placement;
 pub(crate) mod plan;
 pub(crate) mod rebalance;
+pub(crate) mod replay;
 pub(crate) mod ring;
 pub(crate) mod rollout;
 pub(crate) mod telemetry;
@@ -37,6 +39,7 @@ pub(crate) mod telemetry;
 mod tests;
 pub(crate) mod wait;
 pub(crate) mod watch;
+pub(crate) mod why;
 pub(crate) mod worker;
 
 /// Default time that commands wait for their effect (`--timeout`).

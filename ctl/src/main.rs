@@ -26,6 +26,7 @@ mod commands;
 mod complete;
 mod contexts;
 mod document;
+mod dump;
 mod error;
 mod global;
 mod help;

@@ -91,7 +91,7 @@ async fn a_drain_and_a_rollout_at_once_take_down_no_more_of_a_tenant_than_its_bu
     // One that is asked for by itself waits for nobody, and is refused.
     cluster.rugctl(&["budget", "set", "none", "-t", "tenant-0", "--max-unavailable", "0"], "").await?.success()?;
     let refused = cluster.rugctl(&["rebuild", "tenant-0/sim-00"], "").await?;
-    refused.refused(5, &["budget none allows 0 unavailable, and 0 are", "--force"])?;
+    refused.refused(1, &["budget none allows 0 unavailable, and 0 are", "--force"])?;
     cluster.rugctl(&["rebuild", "tenant-1/sim-00"], "").await?.success()?;
     cluster.rugctl(&["rebuild", "tenant-0/sim-00", "--force"], "").await?.success()?;
 
@@ -160,7 +160,7 @@ async fn a_rebalance_is_aborted_over_the_death_of_the_leader_and_what_it_moved_g
     cluster.healthy().await?;
     cluster.fleet((241..=246).map(|n| specs::simulated(&format!("sim-{n:03}"))).collect()).await?;
     ensure!(left(&cluster).await? == stays, "it has {} instead of {stays}", left(&cluster).await?);
-    cluster.rugctl(&["rebalance", "abort"], "").await?.refused(5, &["no rebalance runs"])?;
+    cluster.rugctl(&["rebalance", "abort"], "").await?.refused(1, &["no rebalance runs"])?;
 
     // Back to where it was: the pins are orders like others, shown and found again.
     cluster.rugctl(&["worker", "undrain", "worker-1"], "").await?.success()?;
@@ -177,5 +177,85 @@ async fn a_rebalance_is_aborted_over_the_death_of_the_leader_and_what_it_moved_g
     .await?;
     let unpinned = cluster.rugctl(&["placement", "unpin", "--undo-of", &id, "--yes"], "").await?.success()?.stdout;
     ensure!(unpinned.contains("not pinned any more"), "{unpinned}");
+    cluster.finish().await
+}
+
+/// The members of a list in JSON.
+fn list(value: &serde_json::Value) -> &[serde_json::Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_dump_plans_without_a_server_and_the_past_is_replayed_as_it_was() -> Result<()> {
+    let mut cluster = Cluster::start(Options { drivers: vec!["simulated"], ..Options::default() }).await?;
+    cluster.fleet((1..=120).map(|n| specs::simulated(&format!("sim-{n:03}"))).collect()).await?;
+    cluster.rugctl(&["worker", "drain", "worker-1"], "").await?.success()?;
+    until(PATIENCE, "it is drained", async || {
+        let left = left(&cluster).await?;
+        ensure!(left == 0, "{left}");
+        Ok(())
+    })
+    .await?;
+    cluster.rugctl(&["worker", "undrain", "worker-1"], "").await?.success()?;
+    until(PATIENCE, "it has its share again", async || {
+        let left = left(&cluster).await?;
+        ensure!(left >= 38, "{left}");
+        Ok(())
+    })
+    .await?;
+    cluster.worker("worker-2")?.kill()?;
+    until(PATIENCE, "what it had has other owners", async || {
+        let owners = owners(&cluster).await?;
+        ensure!(owners.values().all(|owner| !owner.is_empty() && owner != "worker-2"), "{owners:?}");
+        Ok(())
+    })
+    .await?;
+    let history = until(PATIENCE, "all has ended", async || {
+        let all = cluster.api.rebalances().await?;
+        ensure!(all.len() >= 3 && all.iter().all(|it| it.outcome != "running"), "{all:?}");
+        Ok(all)
+    })
+    .await?;
+
+    let text = cluster.rugctl(&["cluster", "dump"], "").await?.success()?.stdout;
+    let dump: serde_json::Value = serde_json::from_str(&text)?;
+    ensure!(list(&dump["appliances"]).len() == 120 && list(&dump["rebalances"]).len() == history.len(), "{text}");
+    ensure!(list(&dump["rebalances"]).iter().all(|it| !list(&it["members"]).is_empty()), "members are known: {text}");
+    let file = cluster.root().join("dump.json");
+    std::fs::write(&file, &text)?;
+    let file = file.to_string_lossy().into_owned();
+
+    // What happened, as the history has it, and as it would have been.
+    let args = ["plan", "replay", "--from", &file, "--band", "1.0", "--band", "3", "--ring", "-o", "json"];
+    let accounts = cluster.rugctl(&args, "").await?.json()?;
+    let policies: Vec<_> = list(&accounts).iter().filter_map(|it| it["policy"].as_str()).collect();
+    ensure!(policies == ["what happened", "as configured (band 1.05)", "band 1", "band 3", "ring"], "{accounts}");
+    let mut done = 0;
+    for it in &history {
+        done += cluster.api.rebalance(&it.id).await?.r#move.iter().filter(|made| made.state == "done").count() as u64;
+    }
+    let happened = &accounts[0];
+    let counted = happened["hand_offs"].as_u64().unwrap_or_default() + happened["orphans"].as_u64().unwrap_or_default();
+    ensure!(counted == done && happened["rebalances"] == history.len(), "{done} moves: {accounts}");
+    ensure!(happened["orphans"].as_u64() >= Some(38), "{accounts}");
+    let again = &accounts[1];
+    let moves = |it: &serde_json::Value| it["hand_offs"].as_u64().unwrap_or_default();
+    ensure!(moves(again).abs_diff(moves(happened)) <= 10, "the policy in force makes about what was made: {accounts}");
+    ensure!(moves(&accounts[3]) <= moves(&accounts[2]), "a wide band moves less: {accounts}");
+
+    // The file plans as the server does.
+    let live = cluster.rugctl(&["plan", "--drain", "worker-1", "-o", "json"], "").await?.json()?;
+    let offline = cluster.rugctl(&["plan", "--from", &file, "--drain", "worker-1", "-o", "json"], "").await?.json()?;
+    let moved = |plan: &serde_json::Value| -> BTreeSet<String> {
+        list(&plan["move"]).iter().map(|it| format!("{} {} {}", it["appliance"], it["from"], it["to"])).collect()
+    };
+    ensure!(moved(&live) == moved(&offline) && !moved(&live).is_empty(), "{live}\n{offline}");
+    ensure!(offline["not_appliable"] == "it was made of a file", "{offline}");
+    let unknown = cluster.rugctl(&["plan", "--from", &file, "--drain", "nobody"], "").await?;
+    unknown.refused(4, &["nobody is no worker of the file"])?;
+    let other = cluster.rugctl(&["plan", "--from", "/dev/null"], "").await?;
+    other.refused(1, &["is not what `rugctl cluster dump` writes"])?;
+    cluster.worker("worker-2")?.start()?;
+    cluster.healthy().await?;
     cluster.finish().await
 }

@@ -417,9 +417,11 @@ impl Rollout {
         let allowed = some.into_iter().filter(|at| !conditions[*at].held);
         let (is_down, is_up): (Vec<_>, Vec<_>) = allowed.partition(|at| conditions[*at].down && self.action.disrupts());
         let disrupts = self.action.disrupts();
-        let is_up = is_up.into_iter().filter(|at| !disrupts || admit(*at)).take(room);
-        let mut chosen: Vec<usize> = is_down.into_iter().take(free).collect();
-        chosen.extend(is_up.take(free - chosen.len()));
+        let mut may = |at: &usize| !disrupts || admit(*at);
+        // Also what is down is asked for: it may be up again before its call is made.
+        let mut chosen: Vec<usize> = is_down.into_iter().filter(&mut may).take(free).collect();
+        let left = free - chosen.len();
+        chosen.extend(is_up.into_iter().filter(&mut may).take(room.min(left)));
         chosen.sort_unstable();
         chosen
     }

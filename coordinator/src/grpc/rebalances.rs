@@ -81,6 +81,8 @@ impl wire::rebalances_server::Rebalances for RebalancesService {
             status::invalid(&[FieldViolation::new("id", e.to_string())])
         })?;
         let in_memory = self.caller.catalog.rebalance(id);
+        let members = if first == 0 { self.caller.history.members_of(id).await } else { Ok(Vec::new()) };
+        let members = members.map_err(|e| status::from_history(&e))?.iter().map(to_wire::member_then).collect();
         // The history knows every move that has ended, also those of former leaders, and what came after.
         let stored = self.caller.history.rebalance(id).await.map_err(|e| status::from_history(&e))?;
         if let Some(view) = in_memory.as_ref().filter(|view| view.record.ended.is_none()) {
@@ -90,6 +92,7 @@ impl wire::rebalances_server::Rebalances for RebalancesService {
             let further = made.iter().filter(|it| !known.contains(&it.appliance)).map(to_wire::move_record);
             let room = to_wire::MAX_MOVES.saturating_sub(rebalance.r#move.len());
             rebalance.r#move.extend(further.take(room));
+            rebalance.members = members;
             return Ok(Response::new(self.linked(rebalance)));
         }
         let stored = stored.filter(|(record, _)| record.ended.is_some() || in_memory.is_none());
@@ -100,6 +103,7 @@ impl wire::rebalances_server::Rebalances for RebalancesService {
                 if next < moves.len() {
                     rebalance.next_page_token = page::seal(&next.to_string());
                 }
+                rebalance.members = members;
                 Ok(Response::new(self.linked(rebalance)))
             }
             (None, Some(view)) => Ok(Response::new(self.linked(to_wire::rebalance(&view)))),

@@ -28,7 +28,7 @@ use crate::admission::{Admission, Admitted};
 use crate::catalog::{Catalog, Config, Fact};
 use crate::commands::{self, Changed, Command, CommandError, CommandQueue, Mutation};
 use crate::history::{History, HistoryAnswer};
-use crate::record::{AuditEvent, AuditFilter, AuditPart, MoveRecord, NumberedEvent, RebalanceOutcome, RebalanceRecord};
+use crate::record::{AuditEvent, AuditFilter, AuditPart, MemberThen, MoveRecord, NumberedEvent, RebalanceOutcome, RebalanceRecord};
 use crate::views::{AssignmentView, ClusterView, RingView, WorkerView};
 
 /// The layer with the built-in rules.
@@ -66,6 +66,10 @@ impl History for Ten {
     fn rebalance(&self, id: RebalanceId) -> HistoryAnswer<'_, Option<(RebalanceRecord, Vec<MoveRecord>)>> {
         let found = (1..=10).contains(&id.number).then(|| (rebalance(id.number), vec![]));
         Box::pin(std::future::ready(Ok(found)))
+    }
+
+    fn members_of(&self, _: RebalanceId) -> HistoryAnswer<'_, Vec<MemberThen>> {
+        Box::pin(std::future::ready(Ok(vec![])))
     }
 
     fn moves_of(&self, _: ApplianceId, _: u64) -> HistoryAnswer<'_, Vec<MoveRecord>> {

@@ -21,7 +21,7 @@ use tonic::Status;
 use super::{Access, status};
 use crate::catalog::{Counts, Filter, PhaseCounts, Troubles};
 use crate::commands::ChangeOutcome;
-use crate::record::{MoveRecord, MoveTimes, OrderNote, RebalanceRecord};
+use crate::record::{MemberThen, MoveRecord, MoveTimes, OrderNote, RebalanceRecord};
 use crate::views::{
     AssignmentView, Candidate, CatalogEntry, ClusterView, CoordinationState, CoordinatorView, FrozenView, MAX_MISSING,
     MAX_NOTES, MoveView, OrdersView, PausedView, PinView, RebalanceView, UnownedAppliance, UnownedView,
@@ -333,6 +333,18 @@ pub(super) fn stored_rebalance(
 ) -> wire::Rebalance {
     let moves = moves.iter().skip(first).take(size).map(move_record);
     wire::Rebalance { r#move: moves.collect(), ..rebalance_record(record) }
+}
+
+/// A member as it was when a rebalance began.
+pub(super) fn member_then(member: &MemberThen) -> wire::MemberThen {
+    let MemberThen { worker, weight, zone, takes, gives_up } = member;
+    wire::MemberThen {
+        id: worker.to_string(),
+        weight: *weight,
+        zone: zone.clone(),
+        takes: *takes,
+        gives_up: *gives_up,
+    }
 }
 
 /// Moves of one appliance that have not ended.

@@ -8,10 +8,10 @@ use common::ring;
 use common::session::Desired;
 use common::{ApplianceId, ModeSubject, Profile, Timestamp, WorkerId};
 use coordinator_core::machine::{Machine, WorkerSnapshot};
-use coordinator_core::planner::{Needs, PlacementCandidate, RingLimited};
+use coordinator_core::planner::{Needs, PlacementCandidate, PlannerMember, RingLimited};
 use coordinator_core::table::Seed;
 
-use crate::record::Record;
+use crate::record::{MemberThen, Record};
 use crate::views::{AssignmentView, Candidate, FrozenView, RingView, WithheldStep, WorkerOrdersView, WorkerView};
 
 /// Names of members that a note tells, at most.
@@ -27,6 +27,18 @@ pub(super) fn seed(record: &Record) -> Seed {
         size: size(record),
         deleting: record.deleting,
         subject: subject(record),
+    }
+}
+
+/// A member as it is when a rebalance begins.
+pub(super) fn member_then(member: &PlannerMember) -> MemberThen {
+    let gives_up = member.draining || member.drained;
+    MemberThen {
+        worker: member.id.clone(),
+        weight: member.weight,
+        zone: member.zone.clone(),
+        takes: member.connected && !member.drivers.is_empty() && !gives_up && !member.cordoned,
+        gives_up,
     }
 }
 

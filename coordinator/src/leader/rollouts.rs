@@ -768,6 +768,7 @@ const fn is_passing(error: &CommandError) -> bool {
             | CommandError::NotLeading(_)
             | CommandError::Stopping
             | CommandError::NoOwner { .. }
+            | CommandError::BudgetSpent { .. }
     )
 }
 

@@ -14,8 +14,8 @@ use sea_orm::{ActiveModelTrait, ConnectionTrait, IntoActiveModel, Iterable, Prim
 
 use super::StoreWrite;
 use super::entities::{
-    appliances, budgets, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress, rebalances, requests,
-    rollout_items, rollouts, statuses, worker_orders, workers,
+    appliances, budgets, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress, rebalance_members,
+    rebalances, requests, rollout_items, rollouts, statuses, worker_orders, workers,
 };
 use super::ledger::{self, LogPacker, LogPosition};
 use super::load::{self, Keep};
@@ -40,6 +40,7 @@ pub(super) enum PreparedWrite {
     },
     PutRebalance(Box<rebalances::Model>),
     Moves(Vec<MoveRecord>),
+    Members(rebalance_members::Model),
     Adoptions(Vec<AdoptionRecord>),
     Pause(Option<pauses::Model>),
     /// With the row, unless the rule ends.
@@ -63,6 +64,7 @@ impl From<StoreWrite> for PreparedWrite {
             },
             StoreWrite::PutRebalance(record) => Self::PutRebalance(Box::new(rows::from_rebalance(&record))),
             StoreWrite::Moves(moves) => Self::Moves(moves),
+            StoreWrite::Members(id, members) => Self::Members(rows::from_members(id, &members)),
             StoreWrite::Adoptions(adoptions) => Self::Adoptions(adoptions),
             StoreWrite::Pause(pause) => Self::Pause(pause.as_ref().map(rows::from_pause)),
             StoreWrite::Mode(op) => {
@@ -152,6 +154,12 @@ impl Bulky for debug_modes::Model {
 impl Bulky for worker_orders::Model {}
 impl Bulky for pins::Model {}
 
+impl Bulky for rebalance_members::Model {
+    fn bytes(&self) -> usize {
+        self.members.len()
+    }
+}
+
 impl Bulky for budgets::Model {
     fn bytes(&self) -> usize {
         self.rule.len()
@@ -181,6 +189,7 @@ pub(super) struct Batch {
     members: RowChanges<(String, String), members::Model>,
     workers: RowChanges<String, workers::Model>,
     rebalances: RowChanges<(i64, i64), rebalances::Model>,
+    rebalance_members: RowChanges<(i64, i64), rebalance_members::Model>,
     pauses: RowChanges<i32, pauses::Model>,
     debug_modes: RowChanges<String, debug_modes::Model>,
     worker_orders: RowChanges<(String, String), worker_orders::Model>,
@@ -226,6 +235,9 @@ impl Batch {
                     batch.rebalances.insert((row.term, row.number), Some((**row).clone()));
                 }
                 PreparedWrite::Moves(some) => moves.extend(some),
+                PreparedWrite::Members(row) => {
+                    batch.rebalance_members.insert((row.term, row.number), Some(row.clone()));
+                }
                 PreparedWrite::Adoptions(some) => adoptions.extend(some),
                 PreparedWrite::Pause(row) => drop(batch.pauses.insert(pauses::ROW, row.clone())),
                 PreparedWrite::Mode(id, row) => drop(batch.debug_modes.insert(id.clone(), row.clone())),
@@ -329,6 +341,7 @@ impl Batch {
         upsert::<members::ActiveModel, _>(db, &self.members).await?;
         upsert::<workers::ActiveModel, _>(db, &self.workers).await?;
         upsert::<rebalances::ActiveModel, _>(db, &self.rebalances).await?;
+        upsert::<rebalance_members::ActiveModel, _>(db, &self.rebalance_members).await?;
         for row in gone(&self.pauses) {
             pauses::Entity::delete_by_id(row).exec(db).await?;
         }

@@ -8,7 +8,7 @@ use sea_orm::entity::prelude::*;
 
 use super::dialect::failure;
 use super::entities::{
-    appliances, budgets, clusters, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress, rebalances,
+    appliances, budgets, clusters, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress, rebalance_members, rebalances,
     requests, rollouts, statuses, worker_orders, workers,
 };
 use super::error::Error;
@@ -41,6 +41,7 @@ pub(super) async fn dump(db: &impl ConnectionTrait, out: &mut impl Write) -> Res
     count::<workers::Entity>(db, out).await?;
     count::<rebalances::Entity>(db, out).await?;
     count::<moves::Entity>(db, out).await?;
+    count::<rebalance_members::Entity>(db, out).await?;
     count::<events::Entity>(db, out).await?;
     count::<requests::Entity>(db, out).await?;
     count::<pauses::Entity>(db, out).await?;

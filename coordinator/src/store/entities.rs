@@ -413,6 +413,28 @@ pub(super) mod moves {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
+/// Who was there when a rebalance began.
+pub(super) mod rebalance_members {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "rebalance_members")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub term: i64,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub number: i64,
+        /// A list of members as JSON.
+        #[sea_orm(column_type = "Text")]
+        pub members: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
 /// The audit trail.
 pub(super) mod events {
     use sea_orm::entity::prelude::*;

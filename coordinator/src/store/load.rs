@@ -13,14 +13,14 @@ use sea_orm::{Condition, ConnectionTrait, DeleteMany, QueryOrder, QuerySelect};
 
 use super::dialect::failure;
 use super::entities::{
-    appliances, budgets, clusters, debug_modes, events, leadership, members, moves, pauses, pins, progress, rebalances,
-    requests, statuses, worker_orders,
+    appliances, budgets, clusters, debug_modes, events, leadership, members, moves, pauses, pins, progress, rebalance_members,
+    rebalances, requests, statuses, worker_orders,
 };
 use super::error::Error;
 use super::ledger::ReplayedLog;
 use super::rows;
 use crate::record::{
-    AuditFilter, AuditPart, MoveRecord, NumberedEvent, OrderRecord, PauseRecord, RebalanceOutcome, RebalanceRecord,
+    AuditFilter, AuditPart, MemberThen, MoveRecord, NumberedEvent, OrderRecord, PauseRecord, RebalanceOutcome, RebalanceRecord,
     Record, RequestRecord, StoredRollout,
 };
 
@@ -259,6 +259,14 @@ pub(super) async fn rebalance<C: ConnectionTrait>(
     Ok(Some((rows::to_rebalance(row)?, all)))
 }
 
+/// Who was there when a rebalance began.
+pub(super) async fn members_of<C: ConnectionTrait>(db: &C, id: RebalanceId) -> Result<Vec<MemberThen>, Error> {
+    let key = (id.term.get().cast_signed(), id.number.cast_signed());
+    let found = rebalance_members::Entity::find_by_id(key).one(db).await;
+    let found = found.map_err(|e| failure("read the members of a rebalance", &e))?;
+    found.as_ref().map_or_else(|| Ok(Vec::new()), rows::to_members)
+}
+
 /// The last moves of one appliance, newest first, from the newest rows of moves.
 pub(super) async fn moves_of<C: ConnectionTrait>(
     db: &C,
@@ -422,6 +430,11 @@ pub(super) async fn prune<C: ConnectionTrait>(db: &C, keep: Keep) -> Result<bool
             .add(moves::Column::Term.lt(term))
             .add(same(moves::Column::Term.eq(term), moves::Column::Number.lte(number)));
         moves::Entity::delete_many().filter(old).exec(db).await?;
+        let old = Condition::any().add(rebalance_members::Column::Term.lt(term)).add(same(
+            rebalance_members::Column::Term.eq(term),
+            rebalance_members::Column::Number.lte(number),
+        ));
+        rebalance_members::Entity::delete_many().filter(old).exec(db).await?;
     }
     Ok(more)
 }

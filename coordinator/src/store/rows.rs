@@ -21,12 +21,13 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{self, Odd, Packer, ROW_BYTES, Unpacker};
 use super::entities::{
-    appliances, budgets, debug_modes, events, members, moves, pauses, pins, progress, rebalances, requests, statuses,
+    appliances, budgets, debug_modes, events, members, moves, pauses, pins, progress, rebalance_members, rebalances, requests,
+    statuses,
     worker_orders, workers,
 };
 use super::error::Error;
 use crate::record::{
-    AdoptionRecord, AuditEvent, MoveRecord, MoveTimes, NumberedEvent, OrderNote, OrderRecord, PauseRecord,
+    AdoptionRecord, AuditEvent, MemberThen, MoveRecord, MoveTimes, NumberedEvent, OrderNote, OrderRecord, PauseRecord,
     RebalanceOutcome, RebalanceRecord, Record, RequestRecord,
 };
 
@@ -314,6 +315,19 @@ pub(super) fn from_rebalance(record: &RebalanceRecord) -> rebalances::Model {
         moves: record.moves.cast_signed(),
         done: record.done.cast_signed(),
     }
+}
+
+pub(super) fn from_members(id: RebalanceId, members: &[MemberThen]) -> rebalance_members::Model {
+    rebalance_members::Model {
+        term: id.term.get().cast_signed(),
+        number: id.number.cast_signed(),
+        members: json(&members),
+    }
+}
+
+pub(super) fn to_members(row: &rebalance_members::Model) -> Result<Vec<MemberThen>, Error> {
+    let id = rebalance_id(row.term, row.number);
+    RowName { what: "members of rebalance", key: &id }.json("members", &row.members)
 }
 
 /// The id made of two columns.

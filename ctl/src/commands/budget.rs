@@ -140,7 +140,7 @@ async fn list(context: &CommandContext) -> Result<(), Failure> {
 }
 
 /// How many may be unavailable, in words.
-fn limit(budget: &v1::Budget) -> String {
+pub(crate) fn limit(budget: &v1::Budget) -> String {
     let most = most(budget);
     if budget.per == "all" { format!("at most {most}") } else { format!("at most {most} per {}", one_line(&budget.per)) }
 }
@@ -154,7 +154,7 @@ fn most(budget: &v1::Budget) -> String {
 }
 
 /// What a budget is about, in a few words.
-fn scope_text(budget: &v1::Budget) -> String {
+pub(crate) fn scope_text(budget: &v1::Budget) -> String {
     let v1::BudgetScope { tenant, kind, zone, selector } = budget.scope.clone().unwrap_or_default();
     let part = |name: &str, value: &str| (!value.is_empty()).then(|| format!("{name} {}", one_line(value)));
     let parts = [part("tenant", &tenant), part("kind", &kind), part("zone", &zone), part("labels", &selector)];

@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use crate::commands::orders;
 use crate::commands::placement::{why_frozen, why_paused};
-use crate::commands::{CommandContext, watch, worker::phases};
+use crate::commands::{CommandContext, parse_duration, watch, worker::phases};
+use crate::dump::Dump;
 use crate::error::Failure;
 use crate::output::{TextTable, Tone, Ui, age, count, view as shown};
 use crate::text::one_line;
@@ -25,12 +26,25 @@ pub(crate) enum ClusterCommand {
     Status,
     /// Print a one-line summary whenever it changes
     Watch,
+    /// Print what placement goes by, and what past rebalances moved, as JSON for `plan --from` and `plan replay`
+    Dump {
+        /// Only rebalances that ended within this time
+        #[arg(long, value_parser = parse_duration)]
+        since: Option<Duration>,
+    },
 }
 
 /// Runs the command.
 pub(crate) async fn run(context: &CommandContext, command: &ClusterCommand) -> Result<(), Failure> {
-    if let ClusterCommand::Watch = command {
-        return watch::cluster(context).await;
+    match command {
+        ClusterCommand::Status => {}
+        ClusterCommand::Watch => return watch::cluster(context).await,
+        ClusterCommand::Dump { since } => {
+            let since = since.map(|since| SystemTime::now().checked_sub(since).unwrap_or(SystemTime::UNIX_EPOCH));
+            let dump = Dump::take(&context.client, since).await?;
+            let text = serde_json::to_string(&dump).map_err(|e| Failure::failed(e.to_string()))?;
+            return context.ui.print(&text);
+        }
     }
     let status = context.client.status().await?;
     if context.ui.format.is_structured() {

@@ -8,7 +8,7 @@ use proto::admin::v1;
 use serde::Serialize;
 
 use crate::client::by_id;
-use crate::commands::{CommandContext, Extent, TargetCluster, confirm};
+use crate::commands::{CommandContext, Extent, TargetCluster, confirm, why};
 use crate::complete;
 use crate::document::view::{Appliance, Secrets};
 use crate::error::{Exit, Failure};
@@ -28,6 +28,8 @@ pub(crate) enum PlacementCommand {
         #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
     },
+    /// Explain what moves, or why nothing does
+    Explain,
     /// Resume placement, after `pause` or after too many workers vanished at once
     Resume,
     /// Free an appliance from a host that is lost for good, so that it is started anew elsewhere
@@ -107,6 +109,7 @@ struct UnboundSite {
 pub(crate) async fn run(context: &CommandContext, command: &PlacementCommand) -> Result<(), Failure> {
     let state = match command {
         PlacementCommand::Pause { moves_only, reason } => context.client.pause(reason, *moves_only).await?,
+        PlacementCommand::Explain => return why::placement(context).await,
         PlacementCommand::Resume => context.client.resume().await?,
         PlacementCommand::Unbind(args) => return unbind(context, args).await,
         PlacementCommand::Pin(args) => return pin(context, args).await,

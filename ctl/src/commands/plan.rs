@@ -16,9 +16,12 @@ use proto::admin::v1::plan_assumptions::{AssumedPin, Joiner};
 use serde::{Deserialize, Serialize};
 
 use crate::client::by_id;
+use crate::commands::offline;
 use crate::commands::placement::undo_reason;
+use crate::commands::replay::{self, ReplayArgs};
 use crate::commands::{CommandContext, Extent, confirm};
 use crate::complete;
+use crate::dump::Dump;
 use crate::error::{Exit, Failure};
 use crate::names::Tenant;
 use crate::output::{TextTable, Tone, count};
@@ -42,6 +45,9 @@ pub(crate) struct PlanArgs {
     /// List every move
     #[arg(long)]
     all: bool,
+    /// Plan over a file of `rugctl cluster dump`, without a server
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with = "undo")]
+    from: Option<PathBuf>,
 }
 
 /// Commands.
@@ -49,6 +55,8 @@ pub(crate) struct PlanArgs {
 enum PlanCommand {
     /// Have done exactly what a plan shows, if nothing has changed since
     Apply(ApplyPlanArgs),
+    /// Run the history of rebalances again under other policies, beside what happened
+    Replay(ReplayArgs),
 }
 
 /// Arguments of `plan apply`.
@@ -269,12 +277,13 @@ fn folder() -> Result<PlanFolder, Failure> {
 pub(crate) async fn run(context: &CommandContext, args: &PlanArgs) -> Result<(), Failure> {
     match &args.command {
         Some(PlanCommand::Apply(args)) => apply(context, args).await,
+        Some(PlanCommand::Replay(args)) => replay::run(context, args).await,
         None => plan(context, args).await,
     }
 }
 
-async fn assumptions(context: &CommandContext, args: &AssumedArgs) -> Result<v1::PlanAssumptions, Failure> {
-    let tenant = args.tenant.tenant.as_ref();
+/// Workers whose weight is another one, and those whose weight is as published.
+fn weights(args: &AssumedArgs) -> Result<(BTreeMap<String, u32>, Vec<String>), Failure> {
     let mut weight = BTreeMap::new();
     let mut weight_as_published = Vec::new();
     for (worker, value) in &args.weight {
@@ -285,6 +294,44 @@ async fn assumptions(context: &CommandContext, args: &AssumedArgs) -> Result<v1:
             weight.insert(worker.clone(), value);
         }
     }
+    Ok((weight, weight_as_published))
+}
+
+/// The same for a plan that is made here.
+fn offline_assumptions(args: &AssumedArgs) -> Result<offline::Assumed, Failure> {
+    let (weight, weight_as_published) = weights(args)?;
+    // As names are given: a bare one is of the tenant that the flag names.
+    let full = |name: &str| match &args.tenant.tenant {
+        Some(tenant) if !name.contains('/') => format!("{tenant}/{name}"),
+        _ => name.to_owned(),
+    };
+    let pin = |(name, worker): &(String, String)| {
+        (full(name), worker.trim_end_matches('!').to_owned(), worker.ends_with('!'))
+    };
+    let others = v1::PlanAssumptions {
+        leave: args.leave.clone(),
+        lost_zones: args.lose_zone.clone(),
+        join: args.join.clone(),
+        uncordon: args.uncordon.clone(),
+        undrain: args.undrain.clone(),
+        weight_as_published,
+        cordon: args.cordon.clone(),
+        drain: args.drain.clone(),
+        weight: weight.into_iter().collect(),
+        strategy: args.strategy.clone().unwrap_or_default(),
+        band: args.band,
+        ..v1::PlanAssumptions::default()
+    };
+    Ok(offline::Assumed {
+        others,
+        pin: args.pin.iter().map(pin).collect(),
+        unpin: args.unpin.iter().map(|name| full(name)).collect(),
+    })
+}
+
+async fn assumptions(context: &CommandContext, args: &AssumedArgs) -> Result<v1::PlanAssumptions, Failure> {
+    let tenant = args.tenant.tenant.as_ref();
+    let (weight, weight_as_published) = weights(args)?;
     let mut pin = Vec::new();
     for (name, worker) in &args.pin {
         let appliance = Some(by_id(&context.find(name, tenant).await?.id));
@@ -314,6 +361,11 @@ async fn assumptions(context: &CommandContext, args: &AssumedArgs) -> Result<v1:
 }
 
 async fn plan(context: &CommandContext, args: &PlanArgs) -> Result<(), Failure> {
+    if let Some(path) = &args.from {
+        let dump = Dump::read(path)?;
+        let plan = offline::plan(&dump, &offline_assumptions(&args.assumed)?)?;
+        return print(context, &plan, args.all || context.ui.format.is_structured());
+    }
     let assumed = assumptions(context, &args.assumed).await?;
     show(context, assumed, args.all).await.map(drop)
 }
@@ -351,15 +403,20 @@ async fn show(
     if plan.not_appliable.is_empty() {
         folder()?.keep(&KeptPlan::of(&plan, &assumed))?;
     }
+    print(context, &plan, everything)?;
+    Ok(plan)
+}
+
+/// Prints a plan, with all moves that it has or the first of them.
+fn print(context: &CommandContext, plan: &v1::PlacementPlan, everything: bool) -> Result<(), Failure> {
     if context.ui.format.is_structured() {
-        context.ui.print_value(&PlanValue::from(&plan))?;
-        return Ok(plan);
+        return context.ui.print_value(&PlanValue::from(plan));
     }
-    let mut text = describe(&plan);
+    let mut text = describe(plan);
     for note in &plan.notes {
         let _ = writeln!(text, "{:<14}{}", "Note", one_line(note));
     }
-    let moves = moves(&plan, if everything { u64::MAX } else { SHOWN });
+    let moves = moves(plan, if everything { u64::MAX } else { SHOWN });
     if plan.moves > 0 {
         let _ = writeln!(text, "\n{}", context.ui.table_text(&moves, 0));
         let rest = plan.moves.saturating_sub(SHOWN);
@@ -367,12 +424,11 @@ async fn show(
             let _ = writeln!(text, "and {}: --all lists them", count(rest, "move"));
         }
     }
-    let loads = loads(&plan);
+    let loads = loads(plan);
     if !plan.loads.is_empty() {
         let _ = writeln!(text, "\n{}", context.ui.table_text(&loads, 0));
     }
-    context.ui.print(&text)?;
-    Ok(plan)
+    context.ui.print(&text)
 }
 
 async fn apply(context: &CommandContext, args: &ApplyPlanArgs) -> Result<(), Failure> {

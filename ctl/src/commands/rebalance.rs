@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Subcommand};
 use proto::admin::v1;
 
-use crate::commands::{CommandContext, appliance, plan, watch};
+use crate::commands::{CommandContext, appliance, plan, watch, why};
 use crate::complete;
 use crate::error::Failure;
 use crate::output::{OutputFormat, TextTable, Tone, Ui, age, moment, view as shown};
@@ -42,6 +42,12 @@ enum RebalanceCommand {
         /// Id, such as r3-17
         #[arg(add = complete::rebalances())]
         id: String,
+    },
+    /// Explain what a rebalance is for, what it has made, and what it waits for
+    Explain {
+        /// Id, such as r3-17; the newest one when absent
+        #[arg(add = complete::rebalances())]
+        id: Option<String>,
     },
     /// Draw what happened in a rebalance, appliance by appliance, from the history
     Trace {
@@ -85,6 +91,7 @@ pub(crate) async fn run(context: &CommandContext, args: &RebalanceArgs) -> Resul
         None => list(context, 50).await,
         Some(RebalanceCommand::List { limit }) => list(context, *limit as usize).await,
         Some(RebalanceCommand::Get { id }) => get(context, id).await,
+        Some(RebalanceCommand::Explain { id }) => why::rebalance(context, id.as_deref()).await,
         Some(RebalanceCommand::Trace { id, limit }) => trace::run(context, id, *limit as usize).await,
         Some(RebalanceCommand::Abort { id, reason }) => abort(context, id.as_deref(), reason).await,
         Some(RebalanceCommand::Undo { id, reason, yes }) => plan::undo(context, id, reason, *yes).await,

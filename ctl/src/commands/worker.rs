@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use tonic::Code;
 
 use crate::commands::orders::{DrainArgs, OrderArgs, WeightArgs};
-use crate::commands::{CommandContext, Extent, confirm, orders, watch};
+use crate::commands::{CommandContext, Extent, confirm, orders, watch, why};
 use crate::complete;
 use crate::document::view;
 use crate::error::Failure;
@@ -29,6 +29,12 @@ pub(crate) enum WorkerCommand {
     List,
     /// Show one worker
     Get {
+        /// Name of the worker
+        #[arg(add = complete::workers())]
+        name: String,
+    },
+    /// Explain why a worker has what it has, and what it gets and gives up next
+    Explain {
         /// Name of the worker
         #[arg(add = complete::workers())]
         name: String,
@@ -76,6 +82,7 @@ pub(crate) async fn run(context: &CommandContext, command: &WorkerCommand) -> Re
     match command {
         WorkerCommand::List => list(context).await,
         WorkerCommand::Get { name } => get(context, name).await,
+        WorkerCommand::Explain { name } => why::worker(context, name).await,
         WorkerCommand::Watch => watch::workers(context).await,
         WorkerCommand::Forget { name, reason, yes } => forget(context, name, reason, *yes).await,
         WorkerCommand::Evict { name, reason, yes } => evict(context, name, reason, *yes).await,

@@ -255,6 +255,7 @@ impl SimWorld {
 
     pub(super) fn leader_step(&mut self, coordinator: usize, event: Event) {
         let local = self.coordinators[coordinator].clock.local(self.now);
+        let available = self.available(coordinator);
         let Some(leader) = self.coordinators[coordinator].leader_mut() else { return };
         let was_tick = event == Event::Tick;
         let output = leader.machine.step(local, event);
@@ -263,6 +264,9 @@ impl SimWorld {
             leader.tick.1 = SimTime::MAX;
         }
         let (reign, steps) = (leader.reign, leader.steps);
+        if !available.is_empty() {
+            self.check_budgets(coordinator, &available);
+        }
         for action in output.actions {
             self.carry_out(coordinator, reign, action);
         }

@@ -1,15 +1,19 @@
-//! Operators that order workers cordoned, drained or weighted, and appliances pinned, at any time. Orders decide who is given what,
-//! and nothing about ownership: whatever they say, everything else that is checked has to hold, and the world comes to rest.
+//! Operators that order workers cordoned, drained or weighted, appliances pinned, and budgets kept to, at any time. Orders decide who is given
+//! what and when, and nothing about ownership: whatever they say, everything else that is checked has to hold, and the world comes to rest.
 
 use std::collections::BTreeSet;
 
+use common::appliance::Name;
 use common::{ApplianceId, WorkerId};
+use coordinator_core::budget::{Budget, BudgetGroup, BudgetScope, MaxUnavailable};
+use coordinator_core::handoff::HandoffState;
 use coordinator_core::machine::{Event, Machine};
 use coordinator_core::orders::{OrderOp, Pin};
-use coordinator_core::planner::Strategy;
+use coordinator_core::planner::{Slot, Strategy};
 use coordinator_core::table::TableRow;
 
 use super::database::DatabaseWrite;
+use super::modes::any_subject;
 use super::world::SimWorld;
 
 /// Whether orders that are in force when the faults are over stay so.
@@ -34,10 +38,14 @@ impl SimWorld {
         let pick = (who >> 4) as usize;
         let worker = self.places[pick % self.places.len()].name.clone();
         let set = self.rng.chance(55);
-        let op = match who % 6 {
+        let op = match who % 8 {
             0 => OrderOp::Cordon { worker, set },
             1 | 2 => OrderOp::Drain { worker, set },
             3 => OrderOp::Weight { worker, weight: set.then(|| 1 + self.rng.below(4) as u32) },
+            4 | 5 => {
+                let name = Name::new(["b1", "b2"][pick % 2]).expect("letters and digits");
+                OrderOp::Budget { name, budget: set.then(|| self.any_budget()) }
+            }
             _ if known.is_empty() => return,
             _ => {
                 let strict = self.rng.chance(50);
@@ -46,6 +54,16 @@ impl SimWorld {
             }
         };
         self.store_order(coordinator, op);
+    }
+
+    fn any_budget(&mut self) -> Budget {
+        let per = [BudgetGroup::All, BudgetGroup::Tenant, BudgetGroup::Kind][self.rng.index(3)];
+        let tenant = self.rng.chance(30).then(|| any_subject(&mut self.rng).tenant);
+        let max_unavailable = match self.rng.index(4) {
+            0 => MaxUnavailable::Percent(1 + self.rng.below(50) as u8),
+            count => MaxUnavailable::Count(count as u32 - 1),
+        };
+        Budget { scope: BudgetScope { tenant, ..BudgetScope::default() }, per, max_unavailable }
     }
 
     fn store_order(&mut self, coordinator: usize, op: OrderOp) {
@@ -65,11 +83,13 @@ impl SimWorld {
 
     /// When all is over operators take back what is left, in most worlds.
     pub(super) fn clear_orders_at_end(&mut self, coordinator: usize) {
-        if are_left_at_end(self.seed) {
-            return;
-        }
         let orders = &self.database.rows.orders;
-        let mut back = Vec::new();
+        // One that allows nothing keeps the world from coming to rest.
+        let budgets = orders.budgets().keys();
+        let mut back: Vec<_> = budgets.map(|name| OrderOp::Budget { name: name.clone(), budget: None }).collect();
+        if are_left_at_end(self.seed) {
+            return back.into_iter().for_each(|op| self.store_order(coordinator, op));
+        }
         for worker in self.places.iter().map(|place| place.name.clone()) {
             if orders.is_cordoned(&worker) {
                 back.push(OrderOp::Cordon { worker: worker.clone(), set: false });
@@ -87,6 +107,36 @@ impl SimWorld {
         }
     }
 
+    /// What may still be made unavailable on purpose, before a step of a leader; nothing where there are no budgets.
+    pub(super) fn available(&self, coordinator: usize) -> BTreeSet<Slot> {
+        let Some(leader) = self.coordinators[coordinator].leader() else { return BTreeSet::new() };
+        let machine = &leader.machine;
+        if machine.budget_ledger().is_idle() {
+            return BTreeSet::new();
+        }
+        let slots = machine.table().iter().map(|(slot, _)| slot);
+        slots.filter(|slot| !machine.is_unavailable(*slot)).collect()
+    }
+
+    /// What a step has made unavailable on purpose was allowed by every budget.
+    pub(super) fn check_budgets(&mut self, coordinator: usize, before: &BTreeSet<Slot>) {
+        let Some(leader) = self.coordinators[coordinator].leader() else { return };
+        let machine = &leader.machine;
+        let ledger = machine.budget_ledger();
+        let taken = |slot: &&Slot| {
+            let row = machine.table().get(**slot);
+            row.is_some_and(|row| matches!(row.state, HandoffState::Releasing(_)) && row.placement.moved_from.is_some())
+        };
+        let counts = ledger.counts();
+        let beyond = before.iter().filter(taken).find_map(|slot| {
+            let over = |key: &&(Name, String)| counts.get(*key).is_some_and(|n| n.down > ledger.most(&key.0, n.size));
+            ledger.groups_at(*slot).find(over).map(|key| format!("budget {key:?}: {:?} after a move", counts[key]))
+        });
+        if let Some(wrong) = beyond {
+            self.fail(wrong);
+        }
+    }
+
     /// Whether the store has any order.
     pub(super) fn has_orders(&self) -> bool {
         self.database.rows.orders != coordinator_core::orders::Orders::default()
@@ -94,7 +144,8 @@ impl SimWorld {
 
     /// Whether operators have yet to take orders back.
     pub(super) fn has_orders_to_clear(&self) -> bool {
-        !are_left_at_end(self.seed) && self.has_orders()
+        let budgets = !self.database.rows.orders.budgets().is_empty();
+        budgets || !are_left_at_end(self.seed) && self.has_orders()
     }
 
     /// Where orders want an appliance that these workers can run.

@@ -1,11 +1,11 @@
-//! Budgets of disruption, and pauses of moves alone.
+//! Budgets of disruption, pauses of moves alone, and who was there when rebalances began.
 
 use sea_orm::DbBackend;
 use sea_orm_migration::prelude::*;
 
 use super::{add_column, mysql_options, table};
 
-/// The table of budgets, and what a pause of moves adds to pauses.
+/// The tables of budgets and of members, and what a pause of moves adds to pauses.
 pub(super) struct Budgets;
 
 impl MigrationName for Budgets {
@@ -36,6 +36,12 @@ impl MigrationTrait for Budgets {
             mysql_options(&mut budgets);
         }
         manager.create_table(budgets).await?;
+        let columns = [("term", ColumnType::BigInteger), ("number", ColumnType::BigInteger), ("members", long())];
+        let (_, mut members) = table("rebalance_members", &["term", "number"], columns);
+        if mysql {
+            mysql_options(&mut members);
+        }
+        manager.create_table(members).await?;
         let mut moves_only = ColumnDef::new_with_type(Alias::new("moves_only"), ColumnType::Boolean);
         moves_only.not_null().default(false);
         add_column(manager, "pauses", "moves_only", moves_only).await?;

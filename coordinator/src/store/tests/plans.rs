@@ -44,6 +44,9 @@ const STATEMENTS: &[(&str, Access)] = &[
     ("DELETE rollouts WHERE id =", Index),
     ("DELETE rollout_items WHERE rollout =", Index),
     ("SELECT pins", BEGIN),
+    ("SELECT budgets", BEGIN),
+    ("DELETE budgets WHERE name =", Index),
+    ("SELECT rebalance_members WHERE term", Index),
     ("DELETE worker_orders WHERE worker", Index),
     ("DELETE pins WHERE appliance IN", Index),
     ("DELETE statuses WHERE NOT EXISTS", BEGIN),
@@ -65,6 +68,7 @@ const STATEMENTS: &[(&str, Access)] = &[
     ("DELETE grants WHERE term <", Index),
     ("DELETE rebalances WHERE term <", Index),
     ("DELETE moves WHERE term <", Index),
+    ("DELETE rebalance_members WHERE term <", Index),
     ("INSERT", Index),
     // Of MariaDB alone, for migrations.
     ("SELECT CAST(GET_LOCK", Index),
@@ -106,6 +110,8 @@ fn shape(sql: &str) -> String {
         "debug_modes",
         "worker_orders",
         "pins",
+        "budgets",
+        "rebalance_members",
         "rollouts",
         "rollout_items",
     ] {
