@@ -33,7 +33,7 @@ use self::fixtures::*;
 use self::servers::DatabaseKind;
 use super::dialect::Faults;
 use super::*;
-use crate::record::{MoveTimes, OrderNote, RebalanceOutcome, RolloutFailure, StoredRollout};
+use crate::record::{MemberThen, MoveTimes, OrderNote, RebalanceOutcome, RolloutFailure, StoredRollout};
 
 /// Runs each of these tests on every database.
 macro_rules! on_every_database {

@@ -54,6 +54,11 @@ pub(super) fn record(n: u128, name: &str) -> Record {
     }
 }
 
+/// A member as it was when a rebalance began.
+pub(super) fn member_then() -> MemberThen {
+    MemberThen { worker: worker(4), weight: 3, zone: "east".into(), takes: true, gives_up: false }
+}
+
 fn budget() -> Budget {
     Budget {
         scope: BudgetScope {

@@ -100,6 +100,7 @@ fn shape(sql: &str) -> String {
         "statuses",
         "progress",
         "grants",
+        "rebalance_members",
         "members",
         "workers",
         "rebalances",
@@ -111,7 +112,6 @@ fn shape(sql: &str) -> String {
         "worker_orders",
         "pins",
         "budgets",
-        "rebalance_members",
         "rollouts",
         "rollout_items",
     ] {
@@ -160,6 +160,7 @@ async fn exercise(home: &Home) {
         [
             StoreWrite::PutRebalance(rebalance(n)),
             StoreWrite::Moves(vec![moved(n, 1, None)]),
+            StoreWrite::Members(rebalance(n).id, vec![member_then()]),
             StoreWrite::Event(event(n)),
         ]
     });
@@ -193,6 +194,7 @@ async fn exercise(home: &Home) {
     store.events(10).await.expect("read");
     store.rebalances(Some(rebalance(5).id), 10).await.expect("read");
     store.rebalance(rebalance(9).id).await.expect("read");
+    assert_eq!(store.members_of(rebalance(9).id).await, Ok(vec![member_then()]));
     store.moves_of(id(1), 10).await.expect("read");
     store.dump(std::io::sink()).await.expect("written");
     // A snapshot, and the deletion of what it covers.
