@@ -24,6 +24,7 @@ mod placement;
 mod plans;
 mod rebalances;
 mod rollouts;
+mod runs;
 mod serve;
 pub(crate) mod status;
 mod telemetry;
@@ -73,7 +74,7 @@ pub use watches::BoundWatches;
 use call::Caller;
 
 /// Names of the services whose health is reported; `""` is the server as a whole.
-const SERVICES: [&str; 10] = [
+const SERVICES: [&str; 11] = [
     "",
     "rug.admin.v1.Appliances",
     "rug.admin.v1.Workers",
@@ -84,6 +85,7 @@ const SERVICES: [&str; 10] = [
     "rug.admin.v1.Audit",
     "rug.admin.v1.Debug",
     "rug.admin.v1.Rollouts",
+    "rug.admin.v1.Runs",
 ];
 
 /// Health service name that only the leader reports as serving.
@@ -219,6 +221,7 @@ impl AdminServices {
             .add_service(api::telemetry_server::TelemetryServer::new(telemetry::TelemetryService::new(caller.clone())))
             .add_service(api::debug_server::DebugServer::new(debug::DebugService::new(caller.clone())))
             .add_service(api::rollouts_server::RolloutsServer::new(rollouts::RolloutsService::new(caller.clone())))
+            .add_service(api::runs_server::RunsServer::new(runs::RunsService::new(caller.clone())))
             .add_service(api::audit_server::AuditServer::new(audit::AuditService::new(caller)))
             .add_service(tonic_health::pb::health_server::HealthServer::new(
                 tonic_health::server::HealthService::from_health_reporter(health.reporter),

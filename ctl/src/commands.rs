@@ -31,6 +31,7 @@ pub(crate) mod plan;
 pub(crate) mod rebalance;
 pub(crate) mod ring;
 pub(crate) mod rollout;
+pub(crate) mod runs;
 pub(crate) mod telemetry;
 #[cfg(test)]
 mod tests;

@@ -115,6 +115,10 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("rebalance get", &["rugctl rebalance get r3-17"]),
     ("rebalance trace", &["rugctl rebalance trace r3-17", "rugctl rebalance trace r3-17 -o otlp"]),
     ("rebalance watch", &["rugctl rebalance watch"]),
+    (
+        "runs",
+        &["rugctl runs web-1", "rugctl runs --outcome failed --since 2h", "rugctl runs --worker worker-1 --follow"],
+    ),
     ("audit", &["rugctl audit --since 2h", "rugctl audit web-1 -o json", "rugctl audit --action delete --follow"]),
     (
         "log-level",

@@ -9,7 +9,7 @@ use sea_orm::entity::prelude::*;
 use super::dialect::failure;
 use super::entities::{
     appliances, clusters, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress, rebalances,
-    requests, rollouts, statuses, worker_orders, workers,
+    requests, rollouts, runs, statuses, worker_orders, workers,
 };
 use super::error::Error;
 use super::ledger::{self, Chunk, GrantLogEntry, LogPosition, Pages};
@@ -42,6 +42,7 @@ pub(super) async fn dump(db: &impl ConnectionTrait, out: &mut impl Write) -> Res
     count::<rebalances::Entity>(db, out).await?;
     count::<moves::Entity>(db, out).await?;
     count::<events::Entity>(db, out).await?;
+    count::<runs::Entity>(db, out).await?;
     count::<requests::Entity>(db, out).await?;
     count::<pauses::Entity>(db, out).await?;
     count::<debug_modes::Entity>(db, out).await?;

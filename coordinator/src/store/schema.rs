@@ -7,6 +7,7 @@
 
 mod orders;
 mod rollouts;
+mod runs;
 
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ impl MigratorTrait for Migrator {
             Box::new(DebugModes),
             Box::new(orders::Orders),
             Box::new(rollouts::Rollouts),
+            Box::new(runs::Runs),
         ]
     }
 }

@@ -56,12 +56,16 @@ const STATEMENTS: &[(&str, Access)] = &[
     ("SELECT events", Index),
     ("SELECT MAX(events", Index),
     ("SELECT MIN(events", Index),
+    ("SELECT runs", Index),
+    ("SELECT MAX(runs", Index),
+    ("SELECT MIN(runs", Index),
     ("DELETE appliances WHERE id IN", Index),
     ("DELETE statuses WHERE appliance IN", Index),
     ("DELETE progress WHERE appliance IN", Index),
     ("DELETE members WHERE worker", Index),
     ("DELETE requests WHERE id IN", Index),
     ("DELETE events WHERE id <=", Index),
+    ("DELETE runs WHERE id <=", Index),
     ("DELETE grants WHERE term <", Index),
     ("DELETE rebalances WHERE term <", Index),
     ("DELETE moves WHERE term <", Index),
@@ -101,6 +105,7 @@ fn shape(sql: &str) -> String {
         "rebalances",
         "moves",
         "events",
+        "runs",
         "requests",
         "pauses",
         "debug_modes",
@@ -155,6 +160,7 @@ async fn exercise(home: &Home) {
             StoreWrite::PutRebalance(rebalance(n)),
             StoreWrite::Moves(vec![moved(n, 1, None)]),
             StoreWrite::Event(event(n)),
+            StoreWrite::Runs(vec![run(n)]),
         ]
     });
     let appliances = (1..=3).map(|n| StoreWrite::PutAppliance(record(n, &format!("a{n}")).into()));
@@ -185,6 +191,9 @@ async fn exercise(home: &Home) {
     store.submit_seen(worker(1), at(5));
     store.prune().await.expect("pruned");
     store.events(10).await.expect("read");
+    let filter = RunFilter { appliance: Some(id(1)), ..RunFilter::default() };
+    store.runs(&filter, AuditPart::Before(None), 10).await.expect("read");
+    store.runs(&RunFilter::default(), AuditPart::After(2), 10).await.expect("read");
     store.rebalances(Some(rebalance(5).id), 10).await.expect("read");
     store.rebalance(rebalance(9).id).await.expect("read");
     store.moves_of(id(1), 10).await.expect("read");
@@ -262,6 +271,11 @@ fn fill(backend: DbBackend, rows: u64) -> Vec<String> {
             ("id", "id + n"), ("time_ns", "time_ns"), ("actor", "actor"), ("action", "action"), ("subject", "subject"),
             ("detail", "detail"),
         ]),
+        copy("runs", &[
+            ("id", "id + n"), ("run", uuid), ("appliance", uuid), ("tenant", "tenant"), ("name", "name"),
+            ("generation", "generation"), ("worker", "worker"), ("cause", "cause"), ("outcome", "outcome"),
+            ("error", "error"), ("began_ns", "began_ns"), ("finished_ns", "finished_ns"), ("detail", "detail"),
+        ]),
     ]
     .into_iter()
     .chain([("rebalances", "cause, trace_id, started_ns, ended_ns, outcome, moves, done")].map(|(table, rest)| {
@@ -276,7 +290,7 @@ fn fill(backend: DbBackend, rows: u64) -> Vec<String> {
 }
 
 /// Tables whose whole contents a statement may not read unless its entry says so. The others have few rows.
-const LARGE: [&str; 7] = ["appliances", "statuses", "progress", "requests", "events", "rebalances", "moves"];
+const LARGE: [&str; 8] = ["appliances", "statuses", "progress", "requests", "events", "runs", "rebalances", "moves"];
 
 /// What a plan does that takes as long as there are rows: empty when it finds them through an index.
 async fn scans(db: &DatabaseConnection, statement: &Statement) -> Vec<String> {
@@ -328,6 +342,7 @@ async fn every_statement_finds_its_rows(database: DatabaseKind) {
     home.config.snapshot_after = 500;
     home.config.keep_rebalances = 3;
     home.config.keep_events = 3;
+    home.config.keep_runs = 3;
     home.config.statement_timeout = Duration::from_secs(120);
     exercise(&home).await;
     let executed = home.faults.executed.lock().expect("no panic under it").clone();
@@ -345,7 +360,7 @@ async fn every_statement_finds_its_rows(database: DatabaseKind) {
     }
     let analyze: &[&str] = match backend {
         DbBackend::MySql => {
-            &["ANALYZE TABLE appliances, statuses, progress, requests, events, rebalances, moves, grants"]
+            &["ANALYZE TABLE appliances, statuses, progress, requests, events, runs, rebalances, moves, grants"]
         }
         DbBackend::Postgres => &["ANALYZE"],
         _ => &["ANALYZE"],
