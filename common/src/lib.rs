@@ -29,6 +29,7 @@ pub mod process;
 pub mod profile;
 pub mod ring;
 pub mod roster;
+pub mod run;
 #[cfg(feature = "schema")]
 pub mod schema;
 pub mod secret;

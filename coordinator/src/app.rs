@@ -44,7 +44,9 @@ use crate::leadership::{self, Terms};
 use crate::listen::Listening;
 use crate::metrics;
 use crate::opening::Opening;
-use crate::record::{AuditFilter, AuditPart, MemberThen, MoveRecord, NumberedEvent, RebalanceRecord};
+use crate::record::{
+    AuditFilter, AuditPart, MemberThen, MoveRecord, NumberedEvent, NumberedRun, RebalanceRecord, RunFilter,
+};
 use crate::sessions::{MAX_MESSAGE, Sessions};
 use crate::sources::custom_resources::CustomResources;
 use crate::sources::worker_pods::WorkerPods;
@@ -377,5 +379,14 @@ impl History for StoreHistory {
         limit: u64,
     ) -> BoxFuture<'_, Result<Vec<NumberedEvent>, HistoryError>> {
         Box::pin(async move { self.store()?.audit(&filter, part, limit).await.map_err(unreadable) })
+    }
+
+    fn runs(
+        &self,
+        filter: RunFilter,
+        part: AuditPart,
+        limit: u64,
+    ) -> BoxFuture<'_, Result<Vec<NumberedRun>, HistoryError>> {
+        Box::pin(async move { self.store()?.runs(&filter, part, limit).await.map_err(unreadable) })
     }
 }

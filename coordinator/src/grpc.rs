@@ -25,6 +25,7 @@ mod placement;
 mod plans;
 mod rebalances;
 mod rollouts;
+mod runs;
 mod serve;
 pub(crate) mod status;
 mod telemetry;
@@ -86,6 +87,7 @@ const SERVICES: [&str; 11] = [
     "rug.admin.v1.Debug",
     "rug.admin.v1.Budgets",
     "rug.admin.v1.Rollouts",
+    "rug.admin.v1.Runs",
 ];
 
 /// Health service name that only the leader reports as serving.
@@ -222,6 +224,7 @@ impl AdminServices {
             .add_service(api::debug_server::DebugServer::new(debug::DebugService::new(caller.clone())))
             .add_service(api::budgets_server::BudgetsServer::new(budgets::BudgetsService::new(caller.clone())))
             .add_service(api::rollouts_server::RolloutsServer::new(rollouts::RolloutsService::new(caller.clone())))
+            .add_service(api::runs_server::RunsServer::new(runs::RunsService::new(caller.clone())))
             .add_service(api::audit_server::AuditServer::new(audit::AuditService::new(caller)))
             .add_service(tonic_health::pb::health_server::HealthServer::new(
                 tonic_health::server::HealthService::from_health_reporter(health.reporter),

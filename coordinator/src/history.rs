@@ -1,9 +1,11 @@
-//! Reads of what is not kept in memory: past rebalances and their moves, and the audit trail.
+//! Reads of what is not kept in memory: past rebalances and their moves, the audit trail, and what workers did.
 
 use common::{ApplianceId, RebalanceId};
 use futures::future::BoxFuture;
 
-use crate::record::{AuditFilter, AuditPart, MemberThen, MoveRecord, NumberedEvent, RebalanceRecord};
+use crate::record::{
+    AuditFilter, AuditPart, MemberThen, MoveRecord, NumberedEvent, NumberedRun, RebalanceRecord, RunFilter,
+};
 
 /// An answer from the history, once it comes.
 pub type HistoryAnswer<'a, T> = BoxFuture<'a, Result<T, HistoryError>>;
@@ -24,6 +26,9 @@ pub trait History: Send + Sync + 'static {
 
     /// Events of the audit trail that match, at most `limit`.
     fn audit(&self, filter: AuditFilter, part: AuditPart, limit: u64) -> HistoryAnswer<'_, Vec<NumberedEvent>>;
+
+    /// Runs that match, at most `limit`.
+    fn runs(&self, filter: RunFilter, part: AuditPart, limit: u64) -> HistoryAnswer<'_, Vec<NumberedRun>>;
 }
 
 /// The store could not be read.

@@ -14,6 +14,7 @@
 //! | `inquiries`, `judging` | what workers are asked beside the protocol; changes that wait for that |
 //! | `modes` | debug modes, and who waits until they have taken hold |
 //! | `rollouts` | one command over many appliances, a few at a time |
+//! | `runs` | what workers did, on its way to the store |
 //! | `roster`, `witness` | events of the workers' nodes; ends of their processes |
 //! | `publisher`, `notes`, `rebalances` | what is shown: to readers, to a person, of each rebalance |
 //! | `convert` | between the machine's terms and everybody else's |
@@ -33,6 +34,7 @@ mod publisher;
 mod rebalances;
 mod rollouts;
 mod roster;
+mod runs;
 mod sessions;
 mod waiting;
 mod witness;
@@ -426,6 +428,7 @@ impl Leader<'_> {
             WriteOutcome::RolloutStored(progress) => self.rollout_stored(&progress),
             WriteOutcome::RolloutNotStored(progress) => self.rollout_not_stored(&progress),
             WriteOutcome::NotStored(rebalance) => self.rebalances.not_stored(*rebalance),
+            WriteOutcome::RunsStored(stream, batch) => self.connections.runs_stored(stream, batch),
             WriteOutcome::Nothing => {}
             WriteOutcome::TermOver(error) => self.end = Some(TermEnd::StoreLost(error)),
         }
@@ -505,7 +508,10 @@ impl Leader<'_> {
                     WriteOutcome::RolloutNotChanged(change, error) => self.rollout_not_changed(*change, &error),
                     WriteOutcome::Durable(_) | WriteOutcome::Undone(_) => {}
                     WriteOutcome::RolloutStored(_) | WriteOutcome::RolloutNotStored(_) => {}
-                    WriteOutcome::NotStored(_) | WriteOutcome::Nothing | WriteOutcome::TermOver(_) => {}
+                    WriteOutcome::NotStored(_)
+                    | WriteOutcome::RunsStored(..)
+                    | WriteOutcome::Nothing
+                    | WriteOutcome::TermOver(_) => {}
                 }
             }
         };

@@ -1,11 +1,12 @@
 //! What the coordinator keeps of an appliance, a rebalance and a move, outside the ownership table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use common::appliance::{Name, Spec};
 use common::driver::DriverName;
 use common::manager::Manager;
+use common::run::{PhaseChange, RunOutcome, RunStep};
 use common::{ApplianceId, Edition, Generation, RebalanceId, Term, WorkerId};
 use coordinator_core::orders::OrderOp;
 use coordinator_core::rollout::{Forgiven, Rollout, RolloutAction, RolloutPolicy, RolloutState};
@@ -70,8 +71,7 @@ pub enum RebalanceOutcome {
 
 impl RebalanceOutcome {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Running, Self::Completed, Self::Superseded, Self::Interrupted, Self::Aborted];
+    pub const ALL: [Self; 5] = [Self::Running, Self::Completed, Self::Superseded, Self::Interrupted, Self::Aborted];
 
     /// The name in tables, traces and the store.
     #[must_use]
@@ -303,7 +303,68 @@ pub struct AuditFilter {
     pub subject: Option<String>,
 }
 
-/// Which part of the audit trail is asked for.
+/// What a worker did about an appliance, or how its phase changed by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunRecord {
+    /// Which one, as its worker named it: what is told twice is kept once.
+    pub id: u128,
+    /// The appliance.
+    pub appliance: ApplianceId,
+    /// Its tenant.
+    pub tenant: Name,
+    /// What it was called.
+    pub name: Name,
+    /// Generation it was brought to.
+    pub generation: Generation,
+    /// Who did it.
+    pub worker: WorkerId,
+    /// What set it off.
+    pub cause: String,
+    /// How it ended.
+    pub outcome: RunOutcome,
+    /// What was wrong last; may be empty.
+    pub error: String,
+    /// When it began, by the clock of the leader.
+    pub began: SystemTime,
+    /// When it ended.
+    pub ended: SystemTime,
+    /// What was done.
+    pub steps: Vec<RunStep>,
+    /// How the phase changed.
+    pub changes: Vec<PhaseChange>,
+}
+
+/// A run, and its number, which grows from one to the next that is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NumberedRun {
+    /// Its number.
+    pub number: u64,
+    /// The run.
+    pub run: RunRecord,
+}
+
+/// Which runs are asked for: conditions that all must hold; absent ones hold for every run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunFilter {
+    /// Not ended before this.
+    pub since: Option<SystemTime>,
+    /// Ended before this.
+    pub until: Option<SystemTime>,
+    /// Of this appliance.
+    pub appliance: Option<ApplianceId>,
+    /// Of an appliance of this name.
+    pub name: Option<Name>,
+    /// Of appliances of these tenants.
+    pub tenants: Option<BTreeSet<Name>>,
+    /// Of this worker.
+    pub worker: Option<WorkerId>,
+    /// Those that ended like this.
+    pub outcome: Option<RunOutcome>,
+    /// Without those that have no step.
+    pub with_steps: bool,
+}
+
+/// Which part of the audit trail, or of the runs, is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuditPart {
     /// Those before this number, or the last ones, newest first.

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use common::Timestamp;
 use common::inquiry::Answer;
+use common::run::RunBatch;
 use common::session::{Envelope, Hello, MAX_ENTRIES_PER_MESSAGE, Refused, RefusedReason, ToCoordinator};
 use coordinator_core::machine::StreamId;
 use proto::convert::{down, up};
@@ -86,6 +87,8 @@ pub enum Input {
         envelope: Envelope,
         /// What it says.
         message: ToCoordinator,
+        /// Runs that are over, which go with it.
+        runs: Option<RunBatch>,
         /// What it is charged with, until it was taken in.
         held: HeldShare,
     },
@@ -288,13 +291,13 @@ impl Reader {
                 Err(status) => return debug!(conn, "stream broke: {}", status.message()),
             };
             let bytes = weight::of(&message);
-            let (envelope, message, answer) = match up::up_from_wire(message) {
-                Ok(up::FromWorker { envelope, message, more: _, answer, unusable }) => {
+            let (envelope, message, answer, runs) = match up::up_from_wire(message) {
+                Ok(up::FromWorker { envelope, message, more: _, answer, runs, unusable }) => {
                     if let Some(up::UnusableStatuses { count, appliance, error }) = unusable {
                         let peer = &*self.peer;
                         log_limited!(warn, conn, peer, count, %appliance, "statuses were left out, the first one: {error}");
                     }
-                    (envelope, message, answer)
+                    (envelope, message, answer, runs)
                 }
                 Err(problem) => {
                     log_limited!(warn, conn, peer = &*self.peer, "message refused: {problem}");
@@ -315,7 +318,7 @@ impl Reader {
             }
             let input = match answer {
                 Some(answer) => Input::Answer { conn, envelope, answer, held },
-                None => Input::Message { conn, envelope, message, held },
+                None => Input::Message { conn, envelope, message, runs, held },
             };
             if self.leader.send((clock::now(), input)).await.is_err() {
                 return;

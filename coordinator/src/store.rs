@@ -23,6 +23,7 @@ mod observations;
 mod readers;
 mod rollouts;
 mod rows;
+mod runs;
 mod schema;
 mod timed;
 mod transaction;
@@ -67,8 +68,8 @@ pub use self::url::{check as check_url, shown_url};
 use self::writer::{Submission, Writer, WriterCommand};
 use crate::metrics;
 use crate::record::{
-    AdoptionRecord, AuditEvent, AuditFilter, AuditPart, MemberThen, MoveRecord, NumberedEvent, OrderRecord, PauseRecord,
-    RebalanceRecord, Record, RequestRecord, RolloutRecord,
+    AdoptionRecord, AuditEvent, AuditFilter, AuditPart, MemberThen, MoveRecord, NumberedEvent, NumberedRun,
+    OrderRecord, PauseRecord, RebalanceRecord, Record, RequestRecord, RolloutRecord, RunFilter, RunRecord,
 };
 
 /// Settings of the store.
@@ -101,6 +102,8 @@ pub struct Config {
     pub keep_events: u64,
     /// Rebalances that are kept, with their moves.
     pub keep_rebalances: u64,
+    /// Runs of workers and changes of phases that are kept; about 1 KiB each.
+    pub keep_runs: u64,
     /// How long request ids are remembered.
     #[serde(with = "humantime_serde")]
     #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
@@ -117,6 +120,7 @@ impl Default for Config {
             snapshot_after: 1024 * 1024,
             keep_events: 100_000,
             keep_rebalances: 1_000,
+            keep_runs: 100_000,
             keep_requests: Duration::from_secs(24 * 60 * 60),
         }
     }
@@ -133,6 +137,7 @@ impl fmt::Debug for Config {
             snapshot_after,
             keep_events,
             keep_rebalances,
+            keep_runs,
             keep_requests,
         } = self;
         f.debug_struct("Config")
@@ -143,6 +148,7 @@ impl fmt::Debug for Config {
             .field("snapshot_after", snapshot_after)
             .field("keep_events", keep_events)
             .field("keep_rebalances", keep_rebalances)
+            .field("keep_runs", keep_runs)
             .field("keep_requests", keep_requests)
             .finish()
     }
@@ -183,6 +189,7 @@ impl Config {
         within("snapshot_after", self.snapshot_after > 0, "must be at least 1");
         within("keep_events", self.keep_events > 0, "must be at least 1");
         within("keep_rebalances", self.keep_rebalances > 0, "must be at least 1");
+        within("keep_runs", self.keep_runs > 0, "must be at least 1");
         within("keep_requests", self.keep_requests >= Duration::from_secs(60), "must be at least 1m");
         found
     }
@@ -208,6 +215,8 @@ pub enum StoreWrite {
     Members(RebalanceId, Vec<MemberThen>),
     /// New owners have seen what was moved to them.
     Adoptions(Vec<AdoptionRecord>),
+    /// What workers did. One that is stored already is left as it is.
+    Runs(Vec<RunRecord>),
     /// Stores that planning is paused, or that it is not.
     Pause(Option<PauseRecord>),
     /// A change of the rules of debug modes.
@@ -441,8 +450,8 @@ impl Store {
         }
     }
 
-    /// Deletes history beyond [`Config::keep_events`], [`Config::keep_rebalances`] and [`Config::keep_requests`], in short
-    /// transactions while nothing is submitted. Dropping it gives up what is left.
+    /// Deletes history beyond [`Config::keep_events`], [`Config::keep_rebalances`], [`Config::keep_runs`] and
+    /// [`Config::keep_requests`], in short transactions while nothing is submitted. Dropping it gives up what is left.
     ///
     /// # Errors
     /// [`Error::Unavailable`], [`Error::Deposed`], [`Error::Closed`].
@@ -531,6 +540,14 @@ impl Store {
     /// [`Error::Unavailable`].
     pub async fn audit(&self, filter: &AuditFilter, part: AuditPart, limit: u64) -> Result<Vec<NumberedEvent>, Error> {
         self.readers.read(|db| async move { load::events(&db, filter, part, limit).await }).await
+    }
+
+    /// Runs of workers; at most 1,001, so that a full page shows whether there is another one.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], [`Error::Corrupt`].
+    pub async fn runs(&self, filter: &RunFilter, part: AuditPart, limit: u64) -> Result<Vec<NumberedRun>, Error> {
+        self.readers.read(|db| async move { runs::find(&db, filter, part, limit).await }).await
     }
 
     /// The newest events of the audit trail, newest first.

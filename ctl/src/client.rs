@@ -24,6 +24,7 @@ use proto::admin::v1::debug_client::DebugClient;
 use proto::admin::v1::placement_client::PlacementClient;
 use proto::admin::v1::rebalances_client::RebalancesClient;
 use proto::admin::v1::rollouts_client::RolloutsClient;
+use proto::admin::v1::runs_client::RunsClient;
 use proto::admin::v1::telemetry_client::TelemetryClient;
 use proto::admin::v1::workers_client::WorkersClient;
 use runtime::socket::TrustedServer;
@@ -637,6 +638,29 @@ impl AdminClient {
     pub(crate) async fn watch_audit(&self, filter: v1::AuditFilter) -> Result<Streaming<v1::AuditEvent>, Failure> {
         let request = v1::WatchAuditRequest { filter: Some(filter) };
         self.call(request, true, |c, r| async move { AuditClient::new(c).watch(r).await }).await
+    }
+
+    /// The newest runs of workers that match, newest first.
+    pub(crate) async fn runs(&self, filter: &v1::RunFilter, limit: usize) -> Result<Vec<v1::Run>, Failure> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let page_size = i32::try_from(limit.saturating_sub(all.len())).unwrap_or(PAGE).min(PAGE);
+            let request = v1::ListRunsRequest { page_size, page_token, filter: Some(filter.clone()) };
+            let page = self.call(request, false, |c, r| async move { RunsClient::new(c).list(r).await }).await?;
+            all.extend(page.runs);
+            page_token = page.next_page_token;
+            if page_token.is_empty() || all.len() >= limit {
+                all.truncate(limit);
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Runs of workers that match, as they end.
+    pub(crate) async fn watch_runs(&self, filter: v1::RunFilter) -> Result<Streaming<v1::Run>, Failure> {
+        let request = v1::WatchRunsRequest { filter: Some(filter) };
+        self.call(request, true, |c, r| async move { RunsClient::new(c).watch(r).await }).await
     }
 
     /// Which cluster this is; `None` of a server of a version that cannot say it.

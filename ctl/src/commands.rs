@@ -34,6 +34,7 @@ pub(crate) mod rebalance;
 pub(crate) mod replay;
 pub(crate) mod ring;
 pub(crate) mod rollout;
+pub(crate) mod runs;
 pub(crate) mod telemetry;
 #[cfg(test)]
 mod tests;

@@ -254,7 +254,8 @@ impl Dump {
 impl DumpedAppliance {
     fn of(appliance: &v1::Appliance) -> Result<Self, Failure> {
         let assignment = appliance.assignment.clone().unwrap_or_default();
-        let driver = appliance.driver.parse().map_err(|e| Failure::failed(format!("driver of {}: {e}", appliance.id)))?;
+        let driver =
+            appliance.driver.parse().map_err(|e| Failure::failed(format!("driver of {}: {e}", appliance.id)))?;
         let (host, state_dir, id) = (assignment.host, assignment.state_dir, assignment.site);
         let pin = assignment.pin.map(|pin| WorkerId::new(&pin.worker).map(|worker| (worker, pin.strict)));
         let pin = pin.transpose().map_err(|e| Failure::failed(format!("pin of {}: {e}", appliance.id)))?;
@@ -283,7 +284,9 @@ impl DumpedSite {
     fn site(&self) -> Result<Site, &'static str> {
         match self.id.as_str() {
             "" => Ok(Site::new(&self.host, &self.state_dir)),
-            id => Ok(Site::identified(id.parse().map_err(|_| "the id of its site is none")?, &self.host, &self.state_dir)),
+            id => {
+                Ok(Site::identified(id.parse().map_err(|_| "the id of its site is none")?, &self.host, &self.state_dir))
+            }
         }
     }
 }

@@ -136,6 +136,10 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("rebalance abort", &["rugctl rebalance abort --reason too-much-at-once"]),
     ("rebalance undo", &["rugctl rebalance undo r3-17 --reason worse-than-before"]),
     ("rebalance watch", &["rugctl rebalance watch"]),
+    (
+        "runs",
+        &["rugctl runs web-1", "rugctl runs --outcome failed --since 2h", "rugctl runs --worker worker-1 --follow"],
+    ),
     ("audit", &["rugctl audit --since 2h", "rugctl audit web-1 -o json", "rugctl audit --action delete --follow"]),
     (
         "log-level",

@@ -13,8 +13,8 @@ use runtime::tls;
 
 use crate::commands::wait as wait_command;
 use crate::commands::{
-    CommandContext, appliance, apply, audit, budget, cluster, context, debug, delete, diff, doctor, edit, placement, plan,
-    rebalance, ring, rollout, telemetry, watch, worker,
+    CommandContext, appliance, apply, audit, budget, cluster, context, debug, delete, diff, doctor, edit, placement,
+    plan, rebalance, ring, rollout, runs, telemetry, watch, worker,
 };
 use crate::contexts::{Contexts, NamedContext};
 use crate::error::{Exit, Failure};
@@ -105,6 +105,8 @@ enum RugctlCommand {
     /// Show the history of rebalances: moves and their causes
     #[command(visible_alias = "history")]
     Rebalance(rebalance::RebalanceArgs),
+    /// Show what workers did about appliances: boots, rebuilds, removals, with cause and outcome
+    Runs(runs::RunsArgs),
     /// Show who did what: changes of appliances and measures of operators
     Audit(audit::AuditArgs),
     /// Show and change what coordinators and workers log, for a while
@@ -288,6 +290,7 @@ async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(
         RugctlCommand::Rollout(command) => rollout::run(context, command).await,
         RugctlCommand::Plan(args) => plan::run(context, args).await,
         RugctlCommand::Rebalance(args) => rebalance::run(context, args).await,
+        RugctlCommand::Runs(args) => runs::run(context, args).await,
         RugctlCommand::Audit(args) => audit::run(context, args).await,
         RugctlCommand::LogLevel(args) => telemetry::log_level(context, args).await,
         RugctlCommand::Sampling(args) => telemetry::sampling(context, args).await,

@@ -18,6 +18,7 @@ mod driver;
 pub mod inquiry;
 pub mod patch;
 mod pod;
+pub mod run;
 pub mod scalar;
 mod spec;
 pub mod telemetry;

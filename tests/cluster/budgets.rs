@@ -65,8 +65,7 @@ async fn a_drain_and_a_rollout_at_once_take_down_no_more_of_a_tenant_than_its_bu
     .await?;
 
     cluster.rugctl(&["worker", "drain", "worker-1", "--reason", "disks"], "").await?.success()?;
-    let start =
-        ["rollout", "start", "rebuild", "--all", "--max-unavailable", "48", "--no-wait", "--yes", "-o", "json"];
+    let start = ["rollout", "start", "rebuild", "--all", "--max-unavailable", "48", "--no-wait", "--yes", "-o", "json"];
     let rollout = cluster.rugctl(&start, "").await?.json()?;
     let rollout = rollout["id"].as_str().context("an id")?.to_owned();
     let (mut most, mut looks, mut several) = (0, 0, false);

@@ -21,6 +21,7 @@ mod quarantine;
 mod repair;
 mod restart;
 mod rollouts;
+mod runs;
 mod site;
 mod strangers;
 mod telemetry;

@@ -11,6 +11,7 @@
 mod announced;
 mod boots;
 mod entry;
+mod history;
 mod run;
 mod scheduler;
 mod steps;
@@ -37,11 +38,15 @@ use crate::gate::SharedGate;
 use crate::metrics;
 use crate::offer::Drivers;
 
+pub use self::history::EndedRun;
+pub(crate) use self::history::WaitingRuns;
+
 /// Commands that may wait. A delta has up to 1,000 entries; when it is full, the session reads on once the runner has
 /// caught up, which takes microseconds for each.
 const COMMANDS: usize = 1_024;
 /// Events that may wait in the channel. When it is full they wait in the runner: releases and removals one by one
-/// (there are never more than appliances held), refused tokens and statuses folded to the newest of each appliance.
+/// (there are never more than appliances held), refused tokens and statuses folded to the newest of each appliance, runs as
+/// many as fit.
 const EVENTS: usize = 1_024;
 
 /// What the session tells the runner.
@@ -187,6 +192,8 @@ pub enum RunnerEvent {
     },
     /// The status changed, a check was answered, or it was seen for the first time how the appliance is.
     Status(StatusReport),
+    /// A run is over, or a phase has changed outside of one.
+    Run(EndedRun),
 }
 
 /// Settings of the runner.

@@ -10,6 +10,7 @@ mod fence;
 mod incoming;
 mod inquiries;
 mod link;
+mod runs;
 mod stop;
 
 #[cfg(test)]
@@ -37,6 +38,7 @@ use crate::runner::{Handle, RunnerCommand, RunnerEvent};
 pub use config::{Config, OnStop};
 use driver::{Boundary, PendingIo, SessionSignals};
 use inquiries::Inquiries;
+use runs::RunsOut;
 pub use stop::StopHandle;
 use stop::StopRequests;
 
@@ -55,6 +57,8 @@ pub struct Session {
     pending: PendingIo,
     /// What the leader asks beside all that.
     inquiries: Inquiries,
+    /// What the leader is to keep of runs that are over.
+    runs: RunsOut,
     /// Why the last try to join failed.
     failure: Option<coordination::Error>,
     /// What this worker owns, and what is exchanged on its stream.
@@ -127,6 +131,7 @@ impl Session {
             actions: actions.into(),
             pending: PendingIo::default(),
             inquiries: Inquiries::new(None),
+            runs: RunsOut::default(),
             failure: None,
             conversation: Conversation::default(),
             gate,

@@ -248,10 +248,8 @@ impl Ledger {
         if self.is_idle() {
             return false;
         }
-        let now = facts.map(|facts| Counted {
-            groups: self.groups_of(facts),
-            down: facts.down || self.reserved.contains(&slot),
-        });
+        let now = facts
+            .map(|facts| Counted { groups: self.groups_of(facts), down: facts.down || self.reserved.contains(&slot) });
         let now = now.filter(|counted| !counted.groups.is_empty());
         if self.rows.get(&slot) == now.as_ref() {
             return false;
@@ -371,8 +369,7 @@ impl Ledger {
             spent: 0,
             held: self.held.get(name).copied().unwrap_or_default(),
         };
-        let mut views: BTreeMap<&Name, BudgetView> =
-            self.rules.iter().map(|rule| (rule.0, view(rule))).collect();
+        let mut views: BTreeMap<&Name, BudgetView> = self.rules.iter().map(|rule| (rule.0, view(rule))).collect();
         for ((name, _), count) in &self.groups {
             let Some(view) = views.get_mut(name) else { continue };
             view.covered += u64::from(count.size);

@@ -208,7 +208,17 @@ impl Rebalances {
         let current = unfinished.as_ref().map(|unfinished| unfinished.id);
         let open = unfinished.into_iter().map(|UnfinishedRebalance { id, moved }| {
             let made = moved.len() as u64;
-            (id, OpenRebalance { planned: made, begun: made, under_way: 0, done: made, moved, end: RebalanceEnd::Completed })
+            (
+                id,
+                OpenRebalance {
+                    planned: made,
+                    begun: made,
+                    under_way: 0,
+                    done: made,
+                    moved,
+                    end: RebalanceEnd::Completed,
+                },
+            )
         });
         Self { term, last: 0, open: open.collect(), current, inherited: current.is_some() }
     }

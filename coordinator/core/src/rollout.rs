@@ -550,7 +550,11 @@ mod tests {
     #[test]
     fn what_is_down_already_counts_and_what_is_held_is_left_out() {
         let mut it = rollout(20, policy());
-        assert_eq!(it.next(with(&[17, 18, 19], &[]), |_| true).begin, [0, 1, 17, 18, 19], "what is down takes nothing down");
+        assert_eq!(
+            it.next(with(&[17, 18, 19], &[]), |_| true).begin,
+            [0, 1, 17, 18, 19],
+            "what is down takes nothing down"
+        );
         let all: Vec<usize> = (0..20).collect();
         assert_eq!(it.next(with(&all, &[]), |_| true).begin, [0, 1, 2, 3, 4], "and as many as that at a time");
         it.items[17].state = ItemState::Failed;
@@ -569,7 +573,11 @@ mod tests {
         it.items.iter_mut().for_each(|item| (item.state, item.former_image) = (ItemState::Done, image));
         it.items[8] = RolloutItem { state: ItemState::Begun(Generation::default()), ..it.items[8] };
         it.order(RolloutOrder::Rollback).expect("images are known");
-        assert_eq!(it.next(with(&[], &[0]), |_| true).give_back, [1, 2, 3, 4], "the one that is asked for is under way");
+        assert_eq!(
+            it.next(with(&[], &[0]), |_| true).give_back,
+            [1, 2, 3, 4],
+            "the one that is asked for is under way"
+        );
         it.items[8].state = ItemState::Failed;
         assert_eq!(it.next(with(&[5, 8], &[0]), |_| true).give_back, [1, 2, 3, 5, 8]);
     }

@@ -74,6 +74,7 @@ const DEBUG: &str = "rug.admin.v1.Debug";
 const ROLLOUTS: &str = "rug.admin.v1.Rollouts";
 const BUDGETS: &str = "rug.admin.v1.Budgets";
 const AUDIT: &str = "rug.admin.v1.Audit";
+const RUNS: &str = "rug.admin.v1.Runs";
 
 /// Every call that can be made.
 pub const CALLS: &[Call] = &[
@@ -132,6 +133,8 @@ pub const CALLS: &[Call] = &[
     call(TELEMETRY, "SetSampling", Permission::Operate),
     call(AUDIT, "List", Permission::ReadCluster),
     call(AUDIT, "Watch", Permission::ReadCluster),
+    call(RUNS, "List", Permission::ReadAppliances),
+    call(RUNS, "Watch", Permission::ReadAppliances),
     call("rug.worker.v1.Session", "Open", Permission::JoinAsWorker),
     call("grpc.health.v1.Health", "Check", Permission::Health),
     call("grpc.health.v1.Health", "Watch", Permission::Health),

@@ -135,7 +135,7 @@ fn filter(wire: Option<wire::AuditFilter>) -> Result<AuditFilter, Status> {
     let mut wrong = Vec::new();
     let mut note = |field: &str, problem: String| wrong.push(FieldViolation::new(format!("filter.{field}"), problem));
     let mut time = |field, time: Option<prost_types::Timestamp>| {
-        let found = time.filter(|t| (0..=LAST_SECOND).contains(&t.seconds)).and_then(|t| SystemTime::try_from(t).ok());
+        let found = time.and_then(moment);
         if time.is_some() && found.is_none() {
             note(field, "must be a time of the years 1970 to 9999".to_owned());
         }
@@ -157,11 +157,17 @@ fn filter(wire: Option<wire::AuditFilter>) -> Result<AuditFilter, Status> {
     }
 }
 
+/// A moment that a caller gives, unless it is none of those that can be stored.
+pub(super) fn moment(time: prost_types::Timestamp) -> Option<SystemTime> {
+    Some(time).filter(|t| (0..=LAST_SECOND).contains(&t.seconds)).and_then(|t| SystemTime::try_from(t).ok())
+}
+
 fn digest(filter: &AuditFilter) -> String {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{filter:?}").as_bytes()).to_string()
 }
 
-fn page_start(token: &str, made_for: &str) -> Result<u64, Status> {
+/// The number that a page follows, of a list that was made for this.
+pub(super) fn page_start(token: &str, made_for: &str) -> Result<u64, Status> {
     let text = page::open(token).ok_or_else(page::odd)?;
     let (filter, number) = text.split_once('/').ok_or_else(page::odd)?;
     let number = number.parse().map_err(|_| page::odd())?;

@@ -236,7 +236,9 @@ impl PlacementService {
             notes.push(format!("{moved_on} that {id} moved are gone, or elsewhere by now, and left alone"));
         }
         if gone > 0 {
-            notes.push(format!("{gone} that {id} moved came from workers that are not there any more, and are left alone"));
+            notes.push(format!(
+                "{gone} that {id} moved came from workers that are not there any more, and are left alone"
+            ));
         }
         Ok((pins, notes))
     }

@@ -9,9 +9,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use common::appliance::Name;
 use common::change::ApplianceTarget;
 use common::driver::{DriverCapabilities, DriverName};
-use common::{ApplianceId, RebalanceId, Term, WorkerId};
+use common::run::RunOutcome;
+use common::{ApplianceId, Generation, RebalanceId, Term, WorkerId};
 use coordinator_core::health::Health;
 use coordinator_core::planner::Strategy;
 use proto::admin::v1 as wire;
@@ -28,7 +30,10 @@ use crate::admission::{Admission, Admitted};
 use crate::catalog::{Catalog, Config, Fact};
 use crate::commands::{self, Changed, Command, CommandError, CommandQueue, Mutation};
 use crate::history::{History, HistoryAnswer};
-use crate::record::{AuditEvent, AuditFilter, AuditPart, MemberThen, MoveRecord, NumberedEvent, RebalanceOutcome, RebalanceRecord};
+use crate::record::{
+    AuditEvent, AuditFilter, AuditPart, MemberThen, MoveRecord, NumberedEvent, NumberedRun, RebalanceOutcome,
+    RebalanceRecord, RunFilter, RunRecord,
+};
 use crate::views::{AssignmentView, ClusterView, RingView, WorkerView};
 
 /// The layer with the built-in rules.
@@ -96,6 +101,32 @@ impl History for Ten {
         }
         all.truncate(usize::try_from(limit).expect("a small limit"));
         Box::pin(std::future::ready(Ok(all)))
+    }
+
+    fn runs(&self, filter: RunFilter, part: AuditPart, limit: u64) -> HistoryAnswer<'_, Vec<NumberedRun>> {
+        let run = |number: u64| RunRecord {
+            id: number.into(),
+            appliance: ApplianceId::from_u128(number.into()),
+            tenant: Name::new(if number.is_multiple_of(2) { "even" } else { "odd" }).expect("a name"),
+            name: Name::new("web").expect("a name"),
+            generation: Generation::new(1),
+            worker: WorkerId::new("w1").expect("a name"),
+            cause: "rebuild".into(),
+            outcome: RunOutcome::Completed,
+            error: String::new(),
+            began: SystemTime::UNIX_EPOCH,
+            ended: SystemTime::UNIX_EPOCH,
+            steps: vec![],
+            changes: vec![],
+        };
+        let is_in = move |n: &u64| match part {
+            AuditPart::Before(before) => before.is_none_or(|before| *n < before),
+            AuditPart::After(after) => *n > after,
+        };
+        let all = (1..=10).rev().filter(is_in).map(|number| NumberedRun { number, run: run(number) });
+        let all = all.filter(|it| filter.tenants.as_ref().is_none_or(|tenants| tenants.contains(&it.run.tenant)));
+        let found = all.take(usize::try_from(limit).expect("a small limit")).collect();
+        Box::pin(std::future::ready(Ok(found)))
     }
 }
 

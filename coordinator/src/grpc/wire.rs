@@ -338,13 +338,7 @@ pub(super) fn stored_rebalance(
 /// A member as it was when a rebalance began.
 pub(super) fn member_then(member: &MemberThen) -> wire::MemberThen {
     let MemberThen { worker, weight, zone, takes, gives_up } = member;
-    wire::MemberThen {
-        id: worker.to_string(),
-        weight: *weight,
-        zone: zone.clone(),
-        takes: *takes,
-        gives_up: *gives_up,
-    }
+    wire::MemberThen { id: worker.to_string(), weight: *weight, zone: zone.clone(), takes: *takes, gives_up: *gives_up }
 }
 
 /// Moves of one appliance that have not ended.

@@ -202,6 +202,13 @@ impl Connections {
         self.open.get(&stream).is_some_and(|connection| connection.out.send(message))
     }
 
+    /// Tells a worker that a batch of runs is stored. One whose stream is another by now tells them again.
+    pub(super) fn runs_stored(&self, stream: StreamId, batch: u64) {
+        if let Some(connection) = self.open.get(&stream) {
+            let _ = connection.out.send(down::runs_stored_to_wire(&connection.envelope, batch));
+        }
+    }
+
     /// The worker at the other end of a stream.
     pub(super) fn worker(&self, stream: StreamId) -> Option<&WorkerId> {
         self.open.get(&stream).map(|connection| &connection.worker)

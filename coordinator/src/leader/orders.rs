@@ -179,7 +179,8 @@ impl Leader<'_> {
         if !op.is_set() {
             return Ok(());
         }
-        if self.machine.config().planner.strategy == Strategy::Ring && !matches!(op, OrderOp::Drain { .. } | OrderOp::Budget { .. })
+        if self.machine.config().planner.strategy == Strategy::Ring
+            && !matches!(op, OrderOp::Drain { .. } | OrderOp::Budget { .. })
         {
             let subject = is_about.map(ToString::to_string).unwrap_or_default();
             return Err(CommandError::RingDecides(subject));

@@ -30,7 +30,12 @@ impl Leader<'_> {
                     log_limited!(info, %worker, conn, owned, "hello");
                 }
             }
-            Input::Message { conn, envelope, message, held: _held } => self.on_message(conn, envelope, message),
+            Input::Message { conn, envelope, message, runs, held: _held } => {
+                self.on_message(conn, envelope, message);
+                if let Some(batch) = runs {
+                    self.on_runs(conn, envelope, batch);
+                }
+            }
             Input::Answer { conn, envelope, answer, held: _held } => self.on_answer(conn, envelope, answer),
             Input::Closed(conn) => {
                 if self.connections.remove(conn, "ended") {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use common::{Life, RebalanceId, Term};
-use coordinator_core::machine::{BatchId, Commit};
+use coordinator_core::machine::{BatchId, Commit, StreamId};
 use coordinator_core::rollout::RolloutItem;
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::rebalances::StoredRebalance;
 use crate::admission::AdmittedChange;
 use crate::commands::{Changed, CommandError, Reply};
-use crate::record::{AuditEvent, OrderRecord, PauseRecord, RolloutRecord, StoredRollout};
+use crate::record::{AuditEvent, OrderRecord, PauseRecord, RolloutRecord, RunRecord, StoredRollout};
 use crate::store::{self, Store, StoreWrite};
 use crate::views::RolloutView;
 
@@ -101,6 +101,7 @@ enum Ended {
     Order(Box<OrderChange>, Result<(), store::Error>),
     History(&'static str, Result<(), store::Error>),
     Rebalance(Box<StoredRebalance>, Result<(), store::Error>),
+    Runs(StreamId, u64, Result<(), store::Error>),
     Eviction(Life, Result<(), coordination::Error>),
 }
 
@@ -133,6 +134,8 @@ pub(super) enum WriteOutcome {
     RolloutNotStored(RolloutProgress),
     /// The store does not have how a rebalance goes on; it is to be offered again.
     NotStored(Box<StoredRebalance>),
+    /// The store has the runs of this batch, which came on this stream.
+    RunsStored(StreamId, u64),
     /// Something else is stored, or was not stored and is not missed.
     Nothing,
     /// The store is lost to another term, or an outcome cannot be found out: the term is over.
@@ -174,6 +177,12 @@ impl Ended {
             Self::Rebalance(rebalance, Err(error)) => {
                 log_limited!(warn, "a rebalance was not stored and will be stored later: {error}");
                 WriteOutcome::NotStored(rebalance)
+            }
+            Self::Runs(stream, batch, Ok(())) => WriteOutcome::RunsStored(stream, batch),
+            Self::Runs(_, _, Err(error)) if error.ends_term() => WriteOutcome::TermOver(error),
+            Self::Runs(_, _, Err(error)) => {
+                log_limited!(warn, "runs were not stored; their worker tells them again: {error}");
+                WriteOutcome::Nothing
             }
             Self::History(what, Err(error)) => {
                 log_limited!(warn, "history ({what}) was not stored: {error}");
@@ -312,6 +321,12 @@ impl PendingWrites {
     pub(super) fn history(&self, what: &'static str, write: StoreWrite) {
         let pending = self.store.submit(vec![write]);
         self.pending.push(Box::pin(async move { Ended::History(what, pending.await) }));
+    }
+
+    /// Writes runs that were told on this stream in this batch.
+    pub(super) fn runs(&self, stream: StreamId, batch: u64, runs: Vec<RunRecord>) {
+        let pending = self.store.submit(vec![StoreWrite::Runs(runs)]);
+        self.pending.push(Box::pin(async move { Ended::Runs(stream, batch, pending.await) }));
     }
 
     /// Writes a rebalance, and exports its root, if it has one, once that is done.

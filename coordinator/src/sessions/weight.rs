@@ -53,7 +53,7 @@ fn release_bytes(release: &Release) -> usize {
 
 fn report_bytes(report: &Report) -> usize {
     // Statuses are nested, and small fields become large ones.
-    report.appliances.len() * STATUS + 4 * prost::Message::encoded_len(report)
+    (report.appliances.len() + report.runs.len()) * STATUS + 4 * prost::Message::encoded_len(report)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! Of several writes to one row only the last is kept, since all become visible together. The result is one statement
 //! per table for up to [`ROWS`] rows, because a statement costs more than a row.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::ApplianceId;
 use coordinator_core::grants::GrantOp;
@@ -14,16 +14,17 @@ use sea_orm::{ActiveModelTrait, ConnectionTrait, IntoActiveModel, Iterable, Prim
 
 use super::StoreWrite;
 use super::entities::{
-    appliances, budgets, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress, rebalance_members,
-    rebalances, requests, rollout_items, rollouts, statuses, worker_orders, workers,
+    appliances, budgets, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress,
+    rebalance_members, rebalances, requests, rollout_items, rollouts, runs, statuses, worker_orders, workers,
 };
 use super::ledger::{self, LogPacker, LogPosition};
 use super::load::{self, Keep};
 use super::rollouts as rollout_rows;
 use super::rows::{self, OrderRow};
+use super::runs as run_rows;
 use crate::record::{AdoptionRecord, MoveRecord};
 
-/// Rows per statement: times the widest table's twelve columns well below the 32,766 parameters of SQLite.
+/// Rows per statement: times the widest table's fourteen columns well below the 32,766 parameters of SQLite.
 const ROWS: usize = 512;
 /// Bytes of long texts per statement, about: well below the 16 MiB of one packet that MariaDB takes by default.
 const BYTES: usize = 2 * 1024 * 1024;
@@ -42,6 +43,7 @@ pub(super) enum PreparedWrite {
     Moves(Vec<MoveRecord>),
     Members(rebalance_members::Model),
     Adoptions(Vec<AdoptionRecord>),
+    Runs(Vec<runs::ActiveModel>),
     Pause(Option<pauses::Model>),
     /// With the row, unless the rule ends.
     Mode(String, Option<debug_modes::Model>),
@@ -66,6 +68,7 @@ impl From<StoreWrite> for PreparedWrite {
             StoreWrite::Moves(moves) => Self::Moves(moves),
             StoreWrite::Members(id, members) => Self::Members(rows::from_members(id, &members)),
             StoreWrite::Adoptions(adoptions) => Self::Adoptions(adoptions),
+            StoreWrite::Runs(runs) => Self::Runs(runs.into_iter().map(run_rows::to_row).collect()),
             StoreWrite::Pause(pause) => Self::Pause(pause.as_ref().map(rows::from_pause)),
             StoreWrite::Mode(op) => {
                 let row = match &op {
@@ -93,6 +96,7 @@ impl PreparedWrite {
             Self::Grants(ops) => ops.len(),
             Self::Moves(moves) => moves.len() / 8 + 1,
             Self::Adoptions(adoptions) => adoptions.len() / 8 + 1,
+            Self::Runs(runs) => runs.len(),
             Self::Rollout(_, parts) => 1 + 16 * parts.len(),
             _ => 1,
         }
@@ -138,6 +142,12 @@ impl Bulky for members::Model {
 impl Bulky for events::ActiveModel {
     fn bytes(&self) -> usize {
         [&self.actor, &self.action, &self.subject, &self.detail].into_iter().map(|text| text.as_ref().len()).sum()
+    }
+}
+
+impl Bulky for runs::ActiveModel {
+    fn bytes(&self) -> usize {
+        [&self.error, &self.detail].into_iter().map(|text| text.as_ref().len()).sum()
     }
 }
 
@@ -200,6 +210,7 @@ pub(super) struct Batch {
     requests: RowChanges<Uuid, requests::Model>,
     moves: Vec<(i64, i64, Vec<u8>)>,
     events: Vec<events::ActiveModel>,
+    runs: Vec<runs::ActiveModel>,
     grants: Vec<(u8, Vec<u8>)>,
     housekeeping: Option<Housekeeping>,
     /// Nobody waits for it.
@@ -220,7 +231,7 @@ impl Batch {
     pub(super) fn of<'a>(changes: impl IntoIterator<Item = &'a PreparedWrite>) -> Self {
         let mut batch = Self::default();
         let mut log = LogPacker::default();
-        let (mut moves, mut adoptions) = (Vec::new(), Vec::new());
+        let (mut moves, mut adoptions, mut told) = (Vec::new(), Vec::new(), BTreeSet::new());
         for change in changes {
             match change {
                 PreparedWrite::PutAppliance(row) => drop(batch.appliances.insert(row.id, Some((**row).clone()))),
@@ -239,6 +250,10 @@ impl Batch {
                     batch.rebalance_members.insert((row.term, row.number), Some(row.clone()));
                 }
                 PreparedWrite::Adoptions(some) => adoptions.extend(some),
+                // One statement must not have a row twice.
+                PreparedWrite::Runs(some) => {
+                    batch.runs.extend(some.iter().filter(|run| told.insert(*run.run.as_ref())).cloned());
+                }
                 PreparedWrite::Pause(row) => drop(batch.pauses.insert(pauses::ROW, row.clone())),
                 PreparedWrite::Mode(id, row) => drop(batch.debug_modes.insert(id.clone(), row.clone())),
                 PreparedWrite::Order(OrderRow::Worker(key, row)) => {
@@ -369,6 +384,7 @@ impl Batch {
         upsert::<rollout_items::ActiveModel, _>(db, &self.rollout_items).await?;
         upsert::<requests::ActiveModel, _>(db, &self.requests).await?;
         insert::<events::ActiveModel>(db, self.events.iter().cloned(), None).await?;
+        insert::<runs::ActiveModel>(db, self.runs.iter().cloned(), Some(run_rows::told_twice())).await?;
         for (term, number, data) in &self.moves {
             let row = moves::ActiveModel {
                 id: sea_orm::ActiveValue::NotSet,

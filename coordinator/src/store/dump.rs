@@ -8,8 +8,8 @@ use sea_orm::entity::prelude::*;
 
 use super::dialect::failure;
 use super::entities::{
-    appliances, budgets, clusters, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress, rebalance_members, rebalances,
-    requests, rollouts, statuses, worker_orders, workers,
+    appliances, budgets, clusters, debug_modes, events, grants, leadership, members, moves, pauses, pins, progress,
+    rebalance_members, rebalances, requests, rollouts, runs, statuses, worker_orders, workers,
 };
 use super::error::Error;
 use super::ledger::{self, Chunk, GrantLogEntry, LogPosition, Pages};
@@ -43,6 +43,7 @@ pub(super) async fn dump(db: &impl ConnectionTrait, out: &mut impl Write) -> Res
     count::<moves::Entity>(db, out).await?;
     count::<rebalance_members::Entity>(db, out).await?;
     count::<events::Entity>(db, out).await?;
+    count::<runs::Entity>(db, out).await?;
     count::<requests::Entity>(db, out).await?;
     count::<pauses::Entity>(db, out).await?;
     count::<debug_modes::Entity>(db, out).await?;

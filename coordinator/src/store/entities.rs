@@ -461,6 +461,39 @@ pub(super) mod events {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
+/// What workers did about appliances.
+pub(super) mod runs {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "runs")]
+    pub struct Model {
+        #[sea_orm(primary_key)]
+        pub id: i64,
+        /// As its worker named it; unique.
+        pub run: Uuid,
+        pub appliance: Uuid,
+        pub tenant: String,
+        pub name: String,
+        pub generation: i64,
+        pub worker: String,
+        pub cause: String,
+        pub outcome: String,
+        #[sea_orm(column_type = "Text")]
+        pub error: String,
+        pub began_ns: i64,
+        pub finished_ns: i64,
+        /// Steps and changes of phase, as JSON.
+        #[sea_orm(column_type = "Text")]
+        pub detail: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
 /// Idempotent calls that were executed.
 pub(super) mod requests {
     use sea_orm::entity::prelude::*;

@@ -13,15 +13,15 @@ use sea_orm::{Condition, ConnectionTrait, DeleteMany, QueryOrder, QuerySelect};
 
 use super::dialect::failure;
 use super::entities::{
-    appliances, budgets, clusters, debug_modes, events, leadership, members, moves, pauses, pins, progress, rebalance_members,
-    rebalances, requests, statuses, worker_orders,
+    appliances, budgets, clusters, debug_modes, events, leadership, members, moves, pauses, pins, progress,
+    rebalance_members, rebalances, requests, runs, statuses, worker_orders,
 };
 use super::error::Error;
 use super::ledger::ReplayedLog;
 use super::rows;
 use crate::record::{
-    AuditFilter, AuditPart, MemberThen, MoveRecord, NumberedEvent, OrderRecord, PauseRecord, RebalanceOutcome, RebalanceRecord,
-    Record, RequestRecord, StoredRollout,
+    AuditFilter, AuditPart, MemberThen, MoveRecord, NumberedEvent, OrderRecord, PauseRecord, RebalanceOutcome,
+    RebalanceRecord, Record, RequestRecord, StoredRollout,
 };
 
 /// Rebalances that are kept in memory by a leader.
@@ -35,7 +35,7 @@ const MOVE_PAGE: u64 = 32;
 /// Newest idempotent calls that a leader reads; clients choose how many there are.
 pub(super) const MAX_REQUESTS: u64 = 1_000_000;
 /// Most entries one list returns.
-const MAX_LIST: u64 = 1_000;
+pub(super) const MAX_LIST: u64 = 1_000;
 
 /// An appliance whose rows cannot be parsed. The rows and its owner are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -354,6 +354,7 @@ pub(super) async fn events<C: ConnectionTrait>(
 pub(super) struct Keep {
     pub(super) events: u64,
     pub(super) rebalances: u64,
+    pub(super) runs: u64,
     /// Requests older than this are deleted,
     pub(super) requests_since_ns: i64,
     /// and those beyond this many.
@@ -363,31 +364,24 @@ pub(super) struct Keep {
 /// Rows deleted in one go, so that no transaction of the housekeeping is long.
 const PRUNE_ROWS: u64 = 2_000;
 
+/// Deletes a bounded part of the rows of a table that are older than its newest `keep`, by their numbers; returns whether there are more.
+async fn prune_numbered<E: EntityTrait, C: ConnectionTrait>(db: &C, id: E::Column, keep: u64) -> Result<bool, DbErr> {
+    let newest = E::find().select_only().column_as(id.max(), "newest").into_tuple::<Option<i64>>().one(db).await?;
+    let oldest = E::find().select_only().column_as(id.min(), "oldest").into_tuple::<Option<i64>>().one(db).await?;
+    let (Some(newest), Some(oldest)) = (newest.flatten(), oldest.flatten()) else { return Ok(false) };
+    let due = newest.saturating_sub(i64::try_from(keep).unwrap_or(i64::MAX));
+    let upto = due.min(oldest.saturating_add(PRUNE_ROWS.cast_signed()));
+    if upto < oldest {
+        return Ok(false);
+    }
+    E::delete_many().filter(id.lte(upto)).exec(db).await?;
+    Ok(upto < due)
+}
+
 /// Deletes a bounded part of the old history; returns whether more may be left.
 pub(super) async fn prune<C: ConnectionTrait>(db: &C, keep: Keep) -> Result<bool, DbErr> {
-    let mut more = false;
-    let newest: Option<i64> = events::Entity::find()
-        .select_only()
-        .column_as(events::Column::Id.max(), "newest")
-        .into_tuple::<Option<i64>>()
-        .one(db)
-        .await?
-        .flatten();
-    let oldest: Option<i64> = events::Entity::find()
-        .select_only()
-        .column_as(events::Column::Id.min(), "oldest")
-        .into_tuple::<Option<i64>>()
-        .one(db)
-        .await?
-        .flatten();
-    if let (Some(newest), Some(oldest)) = (newest, oldest) {
-        let due = newest.saturating_sub(i64::try_from(keep.events).unwrap_or(i64::MAX));
-        let upto = due.min(oldest.saturating_add(PRUNE_ROWS.cast_signed()));
-        if upto >= oldest {
-            events::Entity::delete_many().filter(events::Column::Id.lte(upto)).exec(db).await?;
-            more |= upto < due;
-        }
-    }
+    let mut more = prune_numbered::<events::Entity, _>(db, events::Column::Id, keep.events).await?;
+    more |= prune_numbered::<runs::Entity, _>(db, runs::Column::Id, keep.runs).await?;
     let edge: Option<i64> = requests::Entity::find()
         .select_only()
         .column(requests::Column::TimeNs)
@@ -430,10 +424,9 @@ pub(super) async fn prune<C: ConnectionTrait>(db: &C, keep: Keep) -> Result<bool
             .add(moves::Column::Term.lt(term))
             .add(same(moves::Column::Term.eq(term), moves::Column::Number.lte(number)));
         moves::Entity::delete_many().filter(old).exec(db).await?;
-        let old = Condition::any().add(rebalance_members::Column::Term.lt(term)).add(same(
-            rebalance_members::Column::Term.eq(term),
-            rebalance_members::Column::Number.lte(number),
-        ));
+        let old = Condition::any()
+            .add(rebalance_members::Column::Term.lt(term))
+            .add(same(rebalance_members::Column::Term.eq(term), rebalance_members::Column::Number.lte(number)));
         rebalance_members::Entity::delete_many().filter(old).exec(db).await?;
     }
     Ok(more)

@@ -21,9 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{self, Odd, Packer, ROW_BYTES, Unpacker};
 use super::entities::{
-    appliances, budgets, debug_modes, events, members, moves, pauses, pins, progress, rebalance_members, rebalances, requests,
-    statuses,
-    worker_orders, workers,
+    appliances, budgets, debug_modes, events, members, moves, pauses, pins, progress, rebalance_members, rebalances,
+    requests, statuses, worker_orders, workers,
 };
 use super::error::Error;
 use crate::record::{
@@ -47,12 +46,12 @@ pub(super) fn nanos(time: SystemTime) -> i64 {
     }
 }
 
-fn time(nanos: i64) -> SystemTime {
+pub(super) fn time(nanos: i64) -> SystemTime {
     let distance = Duration::from_nanos(nanos.unsigned_abs());
     if nanos < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
 }
 
-fn json<T: Serialize>(value: &T) -> String {
+pub(super) fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("plain data with text keys always has a JSON form")
 }
 
@@ -60,18 +59,18 @@ fn json<T: Serialize>(value: &T) -> String {
 const MAX_FREE_TEXT: usize = 64 * 1024;
 
 /// Free text in a form that every database accepts.
-fn plain(free: &str) -> String {
+pub(super) fn plain(free: &str) -> String {
     text::storable(free, MAX_FREE_TEXT)
 }
 
 /// Names the row in errors.
-struct RowName<'a> {
-    what: &'static str,
-    key: &'a dyn std::fmt::Display,
+pub(super) struct RowName<'a> {
+    pub(super) what: &'static str,
+    pub(super) key: &'a dyn std::fmt::Display,
 }
 
 impl RowName<'_> {
-    fn corrupt(&self, reason: impl std::fmt::Display) -> Error {
+    pub(super) fn corrupt(&self, reason: impl std::fmt::Display) -> Error {
         Error::Corrupt { what: self.what, key: self.key.to_string(), reason: reason.to_string() }
     }
 
@@ -603,7 +602,10 @@ pub(super) fn to_budget(row: budgets::Model) -> Result<OrderRecord, Error> {
                 per: BudgetGroup::All,
                 max_unavailable: MaxUnavailable::Count(0),
             };
-            (nothing, "it is stored and cannot be read, so that it is taken to allow nothing until it is cleared".to_owned())
+            (
+                nothing,
+                "it is stored and cannot be read, so that it is taken to allow nothing until it is cleared".to_owned(),
+            )
         }
     };
     let order = OrderOp::Budget { name: at.parse::<Name>("name", &name)?, budget: Some(rule) };

@@ -8,6 +8,7 @@
 mod budgets;
 mod orders;
 mod rollouts;
+mod runs;
 
 use std::time::Duration;
 
@@ -37,6 +38,7 @@ impl MigratorTrait for Migrator {
             Box::new(DebugModes),
             Box::new(orders::Orders),
             Box::new(rollouts::Rollouts),
+            Box::new(runs::Runs),
             Box::new(budgets::Budgets),
         ]
     }

@@ -20,6 +20,7 @@ use common::appliance::{Name, Spec};
 use common::driver::{DriverCapabilities, DriverName, DriverOffers};
 use common::kind::{Custom, KindName, KindSpec, Probe};
 use common::mode::{ModeRule, ModeScope};
+use common::run::RunOutcome;
 use common::status::{InstanceStatus, JournalEntry, Phase, Progress, Status};
 use common::{Generation, ModeId, Token};
 use coordinator_core::grants::{Granted, Profile, StoredGrant};
@@ -169,6 +170,7 @@ on_every_database!(
     observations_are_merged_and_end_with_their_appliance,
     old_history_is_pruned_in_parts,
     old_history_is_deleted_when_the_leader_asks,
+    runs_are_kept_once_and_found_by_what_they_are_about,
     a_dump_shows_counts_and_grants_and_needs_no_term,
 );
 
@@ -259,7 +261,13 @@ async fn everything_survives_a_restart(database: DatabaseKind) {
         appliance: id(1),
         time: SystemTime::now() - Duration::from_secs(60),
     };
-    let pause = PauseRecord { reason: "network work".into(), by: "rug://role/operator".into(), since: at(8), moves_only: true, aborts: None };
+    let pause = PauseRecord {
+        reason: "network work".into(),
+        by: "rug://role/operator".into(),
+        since: at(8),
+        moves_only: true,
+        aborts: None,
+    };
     let mut lb = record(2, "lb");
     lb.deleting = true;
     lb.created = UNIX_EPOCH - Duration::new(5, 1);
@@ -522,7 +530,7 @@ async fn old_history_is_pruned_in_parts(database: DatabaseKind) {
     store.submit(history.collect()).await.expect("stored");
     let db = home.raw().await;
     let since = rows::nanos(at(4_990));
-    let keep = load::Keep { events: 10, rebalances: 3, requests_since_ns: since, requests: u64::MAX >> 1 };
+    let keep = load::Keep { events: 10, rebalances: 3, runs: 10, requests_since_ns: since, requests: u64::MAX >> 1 };
     let mut rounds = 1;
     while load::prune(&db, keep).await.expect("pruned") {
         rounds += 1;
@@ -553,6 +561,41 @@ async fn old_history_is_deleted_when_the_leader_asks(database: DatabaseKind) {
     let other = store.clone();
     store.close().await;
     assert_eq!(other.prune().await, Err(Error::Closed));
+}
+
+async fn runs_are_kept_once_and_found_by_what_they_are_about(database: DatabaseKind) {
+    let mut home = Home::new(database).await;
+    home.config.keep_runs = 20;
+    let (store, _, _) = home.lead().await;
+    store.submit(vec![StoreWrite::Runs((1..=25).map(run).collect())]).await.expect("stored");
+    // Told again, in another batch and twice in one.
+    let again = [20, 26, 26].map(run).to_vec();
+    store.submit(vec![StoreWrite::Runs(again), StoreWrite::Runs(vec![run(26)])]).await.expect("stored");
+    let find = async |filter: RunFilter, part, limit| {
+        let found = store.runs(&filter, part, limit).await.expect("read");
+        found.into_iter().map(|numbered| numbered.run).collect::<Vec<_>>()
+    };
+    let all = find(RunFilter::default(), AuditPart::Before(None), 100).await;
+    assert_eq!(all, (1..=26).rev().map(run).collect::<Vec<_>>());
+    let numbered = store.runs(&RunFilter::default(), AuditPart::Before(None), 3).await.expect("read");
+    let after = find(RunFilter::default(), AuditPart::After(numbered[2].number), 100).await;
+    assert_eq!(after, [25, 26].map(run));
+    let ids = async |filter: RunFilter| {
+        let found = find(filter, AuditPart::Before(None), 100).await;
+        found.into_iter().map(|run| run.id).collect::<Vec<_>>()
+    };
+    let odd = Some([Name::new("odd").expect("a name")].into());
+    let filter = RunFilter { tenants: odd, outcome: Some(RunOutcome::Failed), ..RunFilter::default() };
+    assert_eq!(ids(filter).await, [25, 15, 5]);
+    let filter = RunFilter { appliance: Some(id(1)), since: Some(at(20)), until: Some(at(25)), ..RunFilter::default() };
+    assert_eq!(ids(filter).await, [22]);
+    let filter = RunFilter { worker: Some(worker(2)), ..RunFilter::default() };
+    assert!(ids(filter).await.is_empty());
+    let filter = RunFilter { name: Some(Name::new("web").expect("a name")), with_steps: true, ..RunFilter::default() };
+    assert_eq!(ids(filter).await.len(), 26);
+    store.prune().await.expect("deleted");
+    // Where a run was told twice, numbers may have a gap, of those three.
+    assert!((17..=20).contains(&ids(RunFilter::default()).await.len()));
 }
 
 async fn a_dump_shows_counts_and_grants_and_needs_no_term(database: DatabaseKind) {

@@ -13,7 +13,7 @@ use crate::client::{by_id, request_id};
 use crate::commands::delete::described;
 use crate::commands::filter::{FilterArgs, Targets};
 use crate::commands::orders::describe_pin;
-use crate::commands::{CommandContext, Extent, Wait, confirm, debug, watch};
+use crate::commands::{CommandContext, Extent, Wait, confirm, debug, runs, watch};
 use crate::complete;
 use crate::document::view::{self, Secrets};
 use crate::error::Failure;
@@ -451,10 +451,15 @@ pub(crate) fn moves(moves: &[v1::Move], appliance: bool) -> TextTable {
 pub(crate) async fn explain(context: &CommandContext, args: &One) -> Result<(), Failure> {
     let named = args.find(context).await?;
     let explained = context.client.explain(by_id(&named.id)).await?;
+    let runs = runs::last_of(context, &named.id).await;
     if context.ui.format.is_structured() {
-        return context.ui.print_value(&Explanation::from(&explained));
+        return context.ui.print_value(&Explanation::from(&explained).with_runs(&runs));
     }
-    context.ui.print(&explanation(context, &explained))
+    let mut text = explanation(context, &explained);
+    if !runs.is_empty() {
+        let _ = writeln!(text, "\n{}", context.ui.table_text(&runs::transitions(&runs), 0));
+    }
+    context.ui.print(&text)
 }
 
 /// Why an appliance is where it is, with every candidate.

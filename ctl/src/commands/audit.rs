@@ -44,7 +44,8 @@ pub(crate) struct AuditArgs {
     tenant: Tenant,
 }
 
-fn parse_time(text: &str) -> Result<SystemTime, String> {
+/// Reads a moment, or how long ago it was.
+pub(crate) fn parse_time(text: &str) -> Result<SystemTime, String> {
     if let Ok(ago) = humantime::parse_duration(text) {
         return SystemTime::now().checked_sub(ago).ok_or_else(|| "is too long ago".to_owned());
     }

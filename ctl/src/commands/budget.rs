@@ -142,7 +142,11 @@ async fn list(context: &CommandContext) -> Result<(), Failure> {
 /// How many may be unavailable, in words.
 pub(crate) fn limit(budget: &v1::Budget) -> String {
     let most = most(budget);
-    if budget.per == "all" { format!("at most {most}") } else { format!("at most {most} per {}", one_line(&budget.per)) }
+    if budget.per == "all" {
+        format!("at most {most}")
+    } else {
+        format!("at most {most} per {}", one_line(&budget.per))
+    }
 }
 
 fn most(budget: &v1::Budget) -> String {
@@ -235,7 +239,8 @@ mod tests {
 
     #[test]
     fn a_list_shows_how_budgets_stand_and_what_waits_for_them() {
-        let scope = v1::BudgetScope { tenant: "acme".into(), selector: "tier=web".into(), ..v1::BudgetScope::default() };
+        let scope =
+            v1::BudgetScope { tenant: "acme".into(), selector: "tier=web".into(), ..v1::BudgetScope::default() };
         let budget = v1::Budget {
             name: "web".into(),
             scope: Some(scope),

@@ -194,7 +194,12 @@ mod tests {
                 missing: vec!["w1".into()],
                 missing_count: 3,
             }),
-            paused: Some(v1::Paused { reason: "network work".into(), since, by: "10.0.0.1:5".into(), ..v1::Paused::default() }),
+            paused: Some(v1::Paused {
+                reason: "network work".into(),
+                since,
+                by: "10.0.0.1:5".into(),
+                ..v1::Paused::default()
+            }),
             stalled_moves: 1,
             notes: vec!["first".into(), "second".into()],
             ..v1::ClusterStatus::default()

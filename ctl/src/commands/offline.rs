@@ -114,9 +114,8 @@ fn assumptions(
 fn joiner_of(joiner: &Joiner, members: &[PlannerMember]) -> Result<PlannerMember, Failure> {
     let id = WorkerId::new(&joiner.id).map_err(|e| Failure::usage(format!("{}: {e}", one_line(&joiner.id))))?;
     let offers = members.iter().flat_map(|member| member.drivers.iter());
-    let wanted = offers.filter(|(name, _)| {
-        joiner.drivers.is_empty() || joiner.drivers.iter().any(|driver| driver == name.as_str())
-    });
+    let wanted = offers
+        .filter(|(name, _)| joiner.drivers.is_empty() || joiner.drivers.iter().any(|driver| driver == name.as_str()));
     // What is kept on a host of its own is not what others keep.
     let drivers: DriverOffers =
         wanted.map(|(name, it)| (name.clone(), DriverCapabilities { site: None, ..it.clone() })).collect();
@@ -138,9 +137,8 @@ fn joiner_of(joiner: &Joiner, members: &[PlannerMember]) -> Result<PlannerMember
 
 fn to_wire(forecast: &Forecast, places: &Places<'_>) -> v1::PlacementPlan {
     let plan = &forecast.plan;
-    let named = |id: &ApplianceId| {
-        places.get(id).map(|(_, it)| (it.tenant.clone(), it.name.clone())).unwrap_or_default()
-    };
+    let named =
+        |id: &ApplianceId| places.get(id).map(|(_, it)| (it.tenant.clone(), it.name.clone())).unwrap_or_default();
     let mut tenants = std::collections::HashMap::new();
     for planned in plan.moves() {
         *tenants.entry(named(&planned.appliance).0).or_default() += 1;

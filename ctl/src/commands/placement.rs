@@ -142,8 +142,7 @@ async fn pin(context: &CommandContext, args: &PinArgs) -> Result<(), Failure> {
 }
 
 async fn unpin(context: &CommandContext, args: &UnpinArgs) -> Result<(), Failure> {
-    let request =
-        |id: &str| v1::UnpinRequest { appliance: Some(by_id(id)), reason: args.reason.clone() };
+    let request = |id: &str| v1::UnpinRequest { appliance: Some(by_id(id)), reason: args.reason.clone() };
     if let Some(name) = &args.name {
         let appliance = context.find(name, args.tenant.tenant.as_ref()).await?;
         let after = context.client.unpin(request(&appliance.id)).await?;

@@ -385,11 +385,7 @@ pub(crate) async fn undo(context: &CommandContext, id: &str, reason: &str, yes: 
 }
 
 /// Shows what would change, and keeps it.
-async fn show(
-    context: &CommandContext,
-    assumed: v1::PlanAssumptions,
-    all: bool,
-) -> Result<v1::PlacementPlan, Failure> {
+async fn show(context: &CommandContext, assumed: v1::PlanAssumptions, all: bool) -> Result<v1::PlacementPlan, Failure> {
     let everything = all || context.ui.format.is_structured();
     let mut request =
         v1::PlanRequest { assumptions: Some(assumed.clone()), page_size: PAGE, page_token: String::new() };

@@ -88,7 +88,10 @@ pub(crate) async fn run(context: &CommandContext, args: &ReplayArgs) -> Result<(
     }
     let unknown = dump.rebalances.iter().filter(|rebalance| rebalance.members.is_empty()).count() as u64;
     if unknown > 0 {
-        context.ui.note(&format!("of {} it is not known who was there: they are in what happened alone", count(unknown, "rebalance")));
+        context.ui.note(&format!(
+            "of {} it is not known who was there: they are in what happened alone",
+            count(unknown, "rebalance")
+        ));
     }
     context.ui.print_table(&table(&accounts))?;
     context.ui.note(&format!(
@@ -229,10 +232,8 @@ fn under<'a>(
         places.iter().filter_map(|(id, (_, it))| Some((*id, begin.get(it.id.as_str())?.clone()))).collect();
     let now: BTreeMap<WorkerId, PlannerMember> =
         dump.members()?.into_iter().map(|member| (member.id.clone(), member)).collect();
-    let all: DriverOffers = now
-        .values()
-        .flat_map(|member| member.drivers.iter().map(|(name, it)| (name.clone(), it.clone())))
-        .collect();
+    let all: DriverOffers =
+        now.values().flat_map(|member| member.drivers.iter().map(|(name, it)| (name.clone(), it.clone()))).collect();
     let (mut rebalances, mut hand_offs, mut orphans) = (0, 0, 0);
     let mut fullness = Fullness::default();
     for rebalance in dump.rebalances.iter().filter(|rebalance| !rebalance.members.is_empty()) {

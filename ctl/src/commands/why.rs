@@ -96,7 +96,8 @@ fn explain_placement(
     }
     if plan.unplaced_count > 0 {
         let reasons = by_reason(plan.unplaced.iter().map(|unplaced| unplaced.reason.as_str()));
-        because.push(format!("{} without a worker that can take it: {reasons}", count(plan.unplaced_count, "appliance")));
+        because
+            .push(format!("{} without a worker that can take it: {reasons}", count(plan.unplaced_count, "appliance")));
     }
     let mut next = Vec::new();
     if plan.moves > 0 {
@@ -194,7 +195,10 @@ fn explain_rebalance(
     let mut because = vec![one_line(&rebalance.cause)];
     if !rebalance.members.is_empty() {
         let takers = rebalance.members.iter().filter(|member| member.takes).count();
-        because.push(format!("{} then, {takers} of them could be given appliances", count(rebalance.members.len() as u64, "member")));
+        because.push(format!(
+            "{} then, {takers} of them could be given appliances",
+            count(rebalance.members.len() as u64, "member")
+        ));
     }
     let made = rebalance.r#move.iter().filter(|made| made.state == "done");
     let reasons = by_reason(made.map(|made| made.reason.as_str()));
@@ -203,7 +207,10 @@ fn explain_rebalance(
     }
     let dropped = rebalance.r#move.iter().filter(|made| made.state == "dropped").count() as u64;
     if dropped > 0 {
-        because.push(format!("{} given up: the worker declined, was lost, or what moved went elsewhere", count(dropped, "move")));
+        because.push(format!(
+            "{} given up: the worker declined, was lost, or what moved went elsewhere",
+            count(dropped, "move")
+        ));
     }
     let mut next = Vec::new();
     if rebalance.outcome == "running" {
@@ -214,7 +221,9 @@ fn explain_rebalance(
         let ended = match rebalance.outcome.as_str() {
             "superseded" => "a newer plan took over what was left",
             "interrupted" => "its leader ended, and the next one went on with a newer one",
-            "aborted" => "an operator had it end; moves are paused until `rugctl placement resume`, unless that was given",
+            "aborted" => {
+                "an operator had it end; moves are paused until `rugctl placement resume`, unless that was given"
+            }
             _ => "all that it was for was made, or was not needed any more",
         };
         next.push(ended.to_owned());
@@ -245,7 +254,8 @@ mod tests {
         let calm = explain_placement(&status, &[], &plan, NOW);
         assert_eq!(calm.subject, "nothing moves, and nothing has to");
         assert_eq!(calm.because, ["every appliance that can be placed is where policy, orders and pins want it"]);
-        let paused = Some(v1::Paused { reason: "work".into(), by: "me".into(), moves_only: true, ..v1::Paused::default() });
+        let paused =
+            Some(v1::Paused { reason: "work".into(), by: "me".into(), moves_only: true, ..v1::Paused::default() });
         let status = v1::ClusterStatus { paused, ..status };
         let budget = v1::Budget { name: "web".into(), per: "all".into(), held: 2, ..v1::Budget::default() };
         let plan = v1::PlacementPlan {
@@ -284,7 +294,10 @@ mod tests {
         let account = explain_rebalance(&rebalance, &v1::ClusterStatus::default(), &[], NOW);
         assert!(account.subject.starts_with("rebalance r1-2 is aborted: 2 of 3 moves made"), "{account:?}");
         assert_eq!(account.because[1], "2 members then, 1 of them could be given appliances");
-        assert!(account.because[2] == "made: 2 back" && account.because[3].starts_with("1 move given up"), "{account:?}");
+        assert!(
+            account.because[2] == "made: 2 back" && account.because[3].starts_with("1 move given up"),
+            "{account:?}"
+        );
         assert!(account.next[0].contains("placement resume"), "{account:?}");
     }
 }

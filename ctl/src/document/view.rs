@@ -44,18 +44,23 @@ pub(crate) fn kind(appliance: &v1::Appliance) -> &'static str {
 
 /// Phase for people, such as `Configured`; `Down` before the first report.
 pub(crate) fn phase(appliance: &v1::Appliance) -> &'static str {
+    phase_name(appliance.status.as_ref().map_or(0, |status| status.phase))
+}
+
+/// The phase of this number, for people.
+pub(crate) fn phase_name(number: i32) -> &'static str {
     use v1::Phase::{Booting, Configured, Degraded, Deleting, Down, Error, Gone, Replugging, Restarting, Up};
-    match appliance.status.as_ref().map(v1::Status::phase) {
-        None | Some(v1::Phase::Unspecified | Down) => "Down",
-        Some(Booting) => "Booting",
-        Some(Up) => "Up",
-        Some(Configured) => "Configured",
-        Some(Degraded) => "Degraded",
-        Some(Replugging) => "Replugging",
-        Some(Restarting) => "Restarting",
-        Some(Error) => "Error",
-        Some(Deleting) => "Deleting",
-        Some(Gone) => "Gone",
+    match v1::Phase::try_from(number) {
+        Err(_) | Ok(v1::Phase::Unspecified | Down) => "Down",
+        Ok(Booting) => "Booting",
+        Ok(Up) => "Up",
+        Ok(Configured) => "Configured",
+        Ok(Degraded) => "Degraded",
+        Ok(Replugging) => "Replugging",
+        Ok(Restarting) => "Restarting",
+        Ok(Error) => "Error",
+        Ok(Deleting) => "Deleting",
+        Ok(Gone) => "Gone",
     }
 }
 

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use proto::admin::v1;
+use proto::convert::scalar::duration_from_wire;
 use serde::Serialize;
 
-use crate::document::view::{self, Assignment};
+use crate::document::view::{self, Assignment, phase_name};
 use crate::output::debug;
 
 type Time = Option<prost_types::Timestamp>;
@@ -227,6 +228,75 @@ impl From<&v1::AuditEvent> for AuditEvent {
 }
 
 #[derive(Debug, Serialize)]
+pub(crate) struct Run {
+    number: u64,
+    appliance: String,
+    tenant: String,
+    name: String,
+    generation: u64,
+    worker: String,
+    cause: String,
+    outcome: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    error: String,
+    start_time: Option<String>,
+    end_time: Option<String>,
+    steps: Vec<RunStep>,
+    changes: Vec<PhaseChange>,
+}
+
+#[derive(Debug, Serialize)]
+struct RunStep {
+    step: String,
+    outcome: String,
+    seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct PhaseChange {
+    from: &'static str,
+    to: &'static str,
+    cause: String,
+    time: Option<String>,
+}
+
+impl From<&v1::Run> for Run {
+    fn from(run: &v1::Run) -> Self {
+        let step = |step: &v1::RunStep| RunStep {
+            step: step.step.clone(),
+            outcome: step.outcome.clone(),
+            seconds: step
+                .took
+                .as_ref()
+                .and_then(|took| duration_from_wire(took).ok())
+                .unwrap_or_default()
+                .as_secs_f64(),
+        };
+        let change = |change: &v1::PhaseChange| PhaseChange {
+            from: phase_name(change.from),
+            to: phase_name(change.to),
+            cause: change.cause.clone(),
+            time: time(change.time),
+        };
+        Self {
+            number: run.number,
+            appliance: run.appliance.clone(),
+            tenant: run.tenant.clone(),
+            name: run.name.clone(),
+            generation: run.generation,
+            worker: run.worker.clone(),
+            cause: run.cause.clone(),
+            outcome: run.outcome.clone(),
+            error: run.error.clone(),
+            start_time: time(run.start_time),
+            end_time: time(run.end_time),
+            steps: run.steps.iter().map(step).collect(),
+            changes: run.changes.iter().map(change).collect(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
 pub(crate) struct Move {
     appliance: String,
     from: String,
@@ -280,6 +350,16 @@ pub(crate) struct Explanation {
     debug_modes: Vec<debug::Mode>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     would_have: Vec<debug::Step>,
+    /// What was done last.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    runs: Vec<Run>,
+}
+
+impl Explanation {
+    /// With what was done last, newest first.
+    pub(crate) fn with_runs(self, runs: &[v1::Run]) -> Self {
+        Self { runs: runs.iter().map(Run::from).collect(), ..self }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -311,6 +391,7 @@ impl From<&v1::ExplainApplianceResponse> for Explanation {
             moves: e.moves.into_iter().map(Move::from).collect(),
             debug_modes: e.debug_modes.iter().map(debug::Mode::from).collect(),
             would_have: e.would_have.iter().map(debug::Step::from).collect(),
+            runs: Vec::new(),
         }
     }
 }

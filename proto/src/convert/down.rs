@@ -45,6 +45,8 @@ pub struct FromCoordinator {
     pub inquiry: Option<Inquiry>,
     /// Ids of hand-offs whose spans the worker is to export although it did not keep them.
     pub keep_hand_offs: Vec<u64>,
+    /// Batch of runs that the leader has stored.
+    pub runs_stored: Option<u64>,
 }
 
 /// Most ids of hand-offs in one message.
@@ -83,7 +85,7 @@ pub fn down_from_wire(wire: wire::CoordinatorMessage) -> Result<FromCoordinator,
     let more = matches!(&body, Body::Welcome(welcome) if welcome.more);
     let telemetry = wire.telemetry.and_then(|order| read_order(reader, order));
     reader.bounded(wire.keep_hand_offs.len())?;
-    let keep_hand_offs = wire.keep_hand_offs;
+    let (keep_hand_offs, runs_stored) = (wire.keep_hand_offs, Some(wire.runs_stored).filter(|batch| *batch > 0));
     let (mut unreadable, mut traceparent, mut causes) = (Vec::new(), String::new(), Vec::new());
     let mut inquiry = None;
     let message = match body {
@@ -121,7 +123,18 @@ pub fn down_from_wire(wire: wire::CoordinatorMessage) -> Result<FromCoordinator,
             ToWorker::Confirm(Confirm::default())
         }
     };
-    Ok(FromCoordinator { envelope, message, more, unreadable, traceparent, causes, telemetry, inquiry, keep_hand_offs })
+    Ok(FromCoordinator {
+        envelope,
+        message,
+        more,
+        unreadable,
+        traceparent,
+        causes,
+        telemetry,
+        inquiry,
+        keep_hand_offs,
+        runs_stored,
+    })
 }
 
 fn read_causes(reader: Reader, causes: Vec<wire::Cause>) -> Result<Vec<(ApplianceId, TraceContext)>, WireError> {
@@ -183,6 +196,12 @@ pub fn order_to_wire(envelope: &Envelope, order: TelemetryOrder) -> wire::Coordi
 #[must_use]
 pub fn kept_to_wire(envelope: &Envelope, hand_offs: Vec<u64>) -> wire::CoordinatorMessage {
     wire::CoordinatorMessage { keep_hand_offs: hand_offs, ..beside_nothing(envelope) }
+}
+
+/// A message that only says that a batch of runs is stored.
+#[must_use]
+pub fn runs_stored_to_wire(envelope: &Envelope, batch: u64) -> wire::CoordinatorMessage {
+    wire::CoordinatorMessage { runs_stored: batch, ..beside_nothing(envelope) }
 }
 
 /// For workers of earlier versions it is a confirmation of nothing.

@@ -462,7 +462,7 @@ proptest! {
     fn messages_of_a_worker_survive_the_wire(envelope in envelope(), up in up()) {
         let bytes = up_to_wire(&envelope, up.clone()).encode_to_vec();
         let decoded = worker_wire::WorkerMessage::decode(bytes.as_slice()).expect("just encoded");
-        prop_assert_eq!(up_from_wire(decoded), Ok(FromWorker { envelope, message: up, more: false, answer: None, unusable: None }));
+        prop_assert_eq!(up_from_wire(decoded), Ok(FromWorker { envelope, message: up, more: false, answer: None, runs: None, unusable: None }));
     }
 
     #[test]
@@ -481,7 +481,7 @@ proptest! {
         let bytes = down_to_wire(&envelope, down.clone(), traceparent).remove(0).encode_to_vec();
         let decoded = worker_wire::CoordinatorMessage::decode(bytes.as_slice()).expect("just encoded");
         let traceparent = traceparent.to_owned();
-        let read = FromCoordinator { envelope, message: down, more: false, unreadable: vec![], traceparent, causes: vec![], telemetry: None, inquiry: None, keep_hand_offs: vec![] };
+        let read = FromCoordinator { envelope, message: down, more: false, unreadable: vec![], traceparent, causes: vec![], telemetry: None, inquiry: None, keep_hand_offs: vec![], runs_stored: None };
         prop_assert_eq!(down_from_wire(decoded), Ok(read));
     }
 

@@ -3,6 +3,7 @@
 use common::appliance::MAX_TEXT;
 use common::inquiry::Answer;
 use common::mode::{MAX_WOULD_HAVE, Quiet, WouldHave};
+use common::run::RunBatch;
 use common::secret::{LifeSecret, SECRET_BYTES};
 use common::session::{
     Ack, Carryover, Declined, Envelope, Hello, MAX_ENTRIES_PER_MESSAGE, OwnedDigest, OwnedGrant, Release, Report,
@@ -14,6 +15,7 @@ use common::{ApplianceId, Digest, Edition, Generation, ModeEdition, Term, Worker
 
 use super::admin::{status_from_wire, status_to_wire};
 use super::inquiry::answer_from_wire;
+use super::run::runs_from_wire;
 use super::scalar::{clip, duration_from_wire};
 use super::worker::{
     At, Reader, WireError, envelope_to_wire, grants_to_wire, id_to_wire, mode_from_wire, mode_to_wire, profile_to_wire,
@@ -36,6 +38,8 @@ pub struct FromWorker {
     pub more: bool,
     /// The answer to an inquiry. The message is an empty report then.
     pub answer: Option<Answer>,
+    /// Runs that are over, which go with a `Report`.
+    pub runs: Option<RunBatch>,
     /// Statuses of a `Report` that cannot be used and were left out; `None` when there are none.
     pub unusable: Option<UnusableStatuses>,
 }
@@ -72,7 +76,7 @@ pub fn up_from_wire(wire: wire::WorkerMessage) -> Result<FromWorker, WireError> 
     };
     let envelope = reader.envelope(wire.envelope)?;
     let more = matches!(&body, Body::Hello(hello) if hello.more);
-    let (mut unusable, mut answer) = (None, None);
+    let (mut unusable, mut answer, mut runs) = (None, None, None);
     let message = match body {
         Body::Hello(hello) => ToCoordinator::Hello(Box::new(read_hello(reader, hello)?)),
         Body::Beat(beat) => ToCoordinator::Beat(beat.number),
@@ -82,6 +86,7 @@ pub fn up_from_wire(wire: wire::WorkerMessage) -> Result<FromWorker, WireError> 
             let owned = report.holdings.map(|h| read_digest(reader, &h)).transpose()?;
             let statuses;
             (statuses, unusable) = read_statuses(reader, report.appliances)?;
+            runs = runs_from_wire(report.run_batch, report.runs);
             ToCoordinator::Report(Report { statuses, owned })
         }
         Body::Drain(drain) => ToCoordinator::Drain { hand_back: drain.hand_back },
@@ -91,7 +96,7 @@ pub fn up_from_wire(wire: wire::WorkerMessage) -> Result<FromWorker, WireError> 
             ToCoordinator::Report(Report::default())
         }
     };
-    Ok(FromWorker { envelope, message, more, answer, unusable })
+    Ok(FromWorker { envelope, message, more, answer, runs, unusable })
 }
 
 fn read_hello(reader: Reader, wire: wire::Hello) -> Result<Hello, WireError> {
@@ -242,6 +247,7 @@ pub fn up_to_wire(envelope: &Envelope, message: ToCoordinator) -> wire::WorkerMe
         ToCoordinator::Report(report) => Body::Report(wire::Report {
             appliances: report.statuses.into_iter().map(status_report_to_wire).collect(),
             holdings: report.owned.map(digest_to_wire),
+            ..wire::Report::default()
         }),
         ToCoordinator::Drain { hand_back } => Body::Drain(wire::Drain { hand_back }),
         ToCoordinator::Leave => Body::Leave(wire::Leave {}),

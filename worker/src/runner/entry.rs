@@ -1,14 +1,16 @@
 //! One appliance as the scheduler holds it: its machine, its grant, and where its step is.
 
 use common::kind::StopRecipe;
+use common::run::RunOutcome;
 use common::session::StatusReport;
 use common::{ApplianceId, Mode, ModeEdition, Timestamp, Token};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tracing::Span;
-use worker_core::lifecycle::{Lifecycle, LifecycleEvent, LifecycleStep, StepOutcome};
+use worker_core::lifecycle::{Lifecycle, LifecycleEvent, LifecycleStep, StepOutcome, Transition};
 
 use super::boots::Boots;
+use super::history::{EndedRun, RunRecorder, RunSubject};
 use super::run::{RunTrace, problem};
 
 /// Where the step of a machine is.
@@ -51,6 +53,8 @@ pub(super) struct ApplianceEntry {
     pub(super) boots: Boots,
     /// The trace of what is done about it.
     pub(super) run: RunTrace,
+    /// What is kept of it.
+    pub(super) record: RunRecorder,
     /// Number of the newest step, over all appliances.
     pub(super) serial: u64,
     pub(super) stage: StepStage,
@@ -82,6 +86,24 @@ impl ApplianceEntry {
     pub(super) fn report(&self, appliance: ApplianceId, now: Timestamp, checked: u64, adopted: bool) -> StatusReport {
         let (status, would_have) = (self.lifecycle.status(), self.lifecycle.would_have(now));
         StatusReport { appliance, token: self.token, status, checked, adopted, would_have }
+    }
+
+    /// The run is over, if one is under way; what is kept of it.
+    pub(super) fn end_run(&mut self, appliance: ApplianceId, now: Timestamp, outcome: RunOutcome) -> Option<EndedRun> {
+        let subject = RunSubject { appliance, desired: self.lifecycle.desired(), now };
+        self.record.ends(subject, outcome)
+    }
+
+    /// The phase has changed; what is kept of that, unless it is a part of a run.
+    pub(super) fn phase_changes(
+        &mut self,
+        appliance: ApplianceId,
+        now: Timestamp,
+        change: Transition,
+    ) -> Option<EndedRun> {
+        let error = || self.lifecycle.status().last_error.unwrap_or_default();
+        let subject = RunSubject { appliance, desired: self.lifecycle.desired(), now };
+        self.record.phase_changes(subject, change, error)
     }
 
     /// Tells a step that ends instances when they have to end in another way by now.

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use common::run::RunOutcome;
 use common::{ApplianceId, Timestamp, Token};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
@@ -22,6 +23,7 @@ use worker_core::report::Reports;
 use super::announced::{Announced, PATIENCE};
 use super::boots::{Boots, EndedBoot};
 use super::entry::{ApplianceEntry, StepStage};
+use super::history::{EndedRun, RunRecorder, WaitingRuns};
 use super::run::{RunStage, RunTrace};
 use super::steps::{Done, FoundAt, StepTask, fenced};
 use super::timers::Timers;
@@ -77,11 +79,20 @@ struct UnsentEvents {
     /// Tokens of grants that were refused, and for which.
     refused: BTreeMap<ApplianceId, (Token, Token)>,
     reports: Reports,
+    /// They go last, and survive the life that they belong to.
+    runs: WaitingRuns,
 }
 
 impl UnsentEvents {
     fn is_empty(&self) -> bool {
-        self.outbox.is_empty() && self.refused.is_empty() && self.reports.is_empty()
+        self.outbox.is_empty() && self.refused.is_empty() && self.reports.is_empty() && self.runs.is_empty()
+    }
+
+    /// Takes in the end of a run, if there was one.
+    fn run_ended(&mut self, run: Option<EndedRun>) {
+        if let Some(run) = run {
+            self.runs.push(run);
+        }
     }
 
     /// Takes out the next one.
@@ -91,6 +102,7 @@ impl UnsentEvents {
             .pop_front()
             .or_else(|| self.refused.pop_first().map(refused))
             .or_else(|| self.reports.take(1).pop().map(RunnerEvent::Status))
+            .or_else(|| self.runs.pop().map(RunnerEvent::Run))
     }
 }
 
@@ -200,6 +212,7 @@ impl Scheduler {
                 let fence_delay_until = fence_delay_end(now, fence_delay);
                 let plugs_ports = self.drivers.offer(&desired.driver).is_some_and(|o| o.driver.plugs_ports());
                 let config = &self.config.lifecycle;
+                let record = RunRecorder::taken(desired.deleting);
                 let mut lifecycle = Lifecycle::new(appliance, desired, plugs_ports, progress, now, config);
                 if !fence_delay.is_zero() {
                     lifecycle.await_fence_delay(fence_delay_until);
@@ -220,6 +233,7 @@ impl Scheduler {
                     seen: false,
                     boots: Boots::default(),
                     run: RunTrace::of_grant(&traceparent, cause),
+                    record,
                     serial: 0,
                     stage: StepStage::Idle,
                     stop: None,
@@ -267,17 +281,19 @@ impl Scheduler {
         {
             old.shut();
         }
-        for (appliance, entry) in self.entries.drain() {
+        let now = self.now();
+        for (appliance, mut entry) in self.entries.drain() {
             if let Some(serial) = entry.unfinished() {
                 self.former.insert(appliance, serial);
             }
+            self.unsent.run_ended(entry.end_run(appliance, now, RunOutcome::Interrupted));
         }
         self.steps.looks.abort_all();
         self.steps.queued_looks.clear();
         self.steps.queued_changes.clear();
         self.timers.clear();
         self.announced.clear();
-        self.unsent = UnsentEvents::default();
+        self.unsent = UnsentEvents { runs: std::mem::take(&mut self.unsent.runs), ..UnsentEvents::default() };
     }
 
     fn take(&mut self, appliance: ApplianceId, mut entry: ApplianceEntry) {
@@ -285,6 +301,8 @@ impl Scheduler {
             return;
         }
         if let Some(mut old) = self.entries.remove(&appliance) {
+            let now = self.now();
+            self.unsent.run_ended(old.end_run(appliance, now, RunOutcome::Interrupted));
             match old.unfinished() {
                 Some(serial) => {
                     self.former.insert(appliance, serial);
@@ -346,6 +364,7 @@ impl Scheduler {
         if let Some(step) = entry.lifecycle.running() {
             let over = entry.boots.ended(now, step, &outcome);
             count_boot(entry.lifecycle.desired(), over);
+            entry.record.step_ends(now, step, &outcome);
         }
         if let StepOutcome::Superseded(newer) = outcome {
             self.unsent.refused.insert(appliance, (entry.token, newer));
@@ -366,7 +385,15 @@ impl Scheduler {
         let adopted = entry.adopted(&outcome);
         self.drive(appliance, Fact::Ended(outcome));
         if let Some(entry) = self.entries.get_mut(&appliance) {
-            entry.run.step_ended(ended, matches!(entry.stage, StepStage::Idle));
+            let idle = matches!(entry.stage, StepStage::Idle);
+            entry.run.step_ended(ended, idle);
+            let outcome = match ended {
+                RunStage::Settled if idle => Some(RunOutcome::Completed),
+                RunStage::Failed => Some(RunOutcome::Failed),
+                RunStage::Settled | RunStage::Looked | RunStage::UnderWay => None,
+            };
+            let run = outcome.and_then(|outcome| entry.end_run(appliance, now, outcome));
+            self.unsent.run_ended(run);
         }
         if let Some(entry) = self.entries.get(&appliance).filter(|_| adopted) {
             self.unsent.reports.push(entry.report(appliance, now, 0, true));
@@ -429,6 +456,7 @@ impl Scheduler {
         let mut next = Some(fact);
         while let Some(fact) = next.take() {
             let Some(entry) = self.entries.get_mut(&appliance) else { return };
+            entry.record.learnt(fact.cause(entry.lifecycle.desired()));
             let output = entry.lifecycle.step(now, fact, rand::random(), &self.config.lifecycle);
             if output.cancel {
                 entry.drop_step();
@@ -439,6 +467,7 @@ impl Scheduler {
                 entry.serial = self.serial;
                 entry.stage = StepStage::Queued;
                 let queue = if step.changes_the_world() {
+                    entry.record.begins(now);
                     &mut self.steps.queued_changes
                 } else {
                     &mut self.steps.queued_looks
@@ -480,8 +509,9 @@ impl Scheduler {
     }
 
     fn announce(&mut self, appliance: ApplianceId, output: LifecycleOutput, now: Timestamp) {
-        let Some(entry) = self.entries.get(&appliance) else { return };
+        let Some(entry) = self.entries.get_mut(&appliance) else { return };
         if let Some(change) = output.transition {
+            self.unsent.run_ended(entry.phase_changes(appliance, now, change));
             let (from, to, cause) = (change.from, change.to, change.cause);
             // In the trace of the run, and without the fields of its span in the line.
             entry.run.in_scope(|| tracing::info!(parent: None, %appliance, %from, %to, %cause, "phase changed"));
@@ -494,6 +524,11 @@ impl Scheduler {
             self.unsent.reports.push(entry.report(appliance, now, output.checked.unwrap_or(0), false));
         }
         let Some(end) = output.end else { return };
+        let outcome = match end {
+            LifecycleEnd::Released(_) => RunOutcome::Released,
+            LifecycleEnd::Gone => RunOutcome::Removed,
+        };
+        self.unsent.run_ended(entry.end_run(appliance, now, outcome));
         let fence_delay = fence_delay_left(now, entry.fence_delay_until);
         self.entries.remove(&appliance);
         self.unsent.refused.remove(&appliance);
@@ -587,6 +622,7 @@ impl Scheduler {
         if matches!(step, LifecycleStep::Boot { .. }) {
             metrics::boot_begins(desired.spec.kind.kind_name(), &desired.driver);
         }
+        entry.record.step_begins(now, step);
         let attempt = if let LifecycleStep::Destroy { attempt, .. } = step { Some(attempt) } else { None };
         let task = StepTask {
             appliance,

@@ -23,6 +23,7 @@ use crate::offer::Offer;
 
 mod claims;
 mod ports;
+mod runs;
 mod suspects;
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -658,6 +659,7 @@ async fn a_refused_token_is_told_each_time_and_shown() {
                 told += 1;
             }
             RunnerEvent::Status(StatusReport { status, .. }) => shown = shown.or(status.last_error),
+            RunnerEvent::Run(_) => {}
             other => panic!("nothing else happened: {other:?}"),
         }
     }

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use common::Timestamp;
 use common::secret::LifeSecret;
-use common::session::ToCoordinator;
+use common::session::{Report, ToCoordinator};
 use coordination::{MemberSession, MembershipEnd};
 use futures::future::BoxFuture;
 use proto::convert::down::FromCoordinator;
 use proto::convert::inquiry::answer_to_wire;
+use proto::convert::run::add_runs;
 use proto::convert::up;
 use proto::worker::v1::WorkerMessage;
 use runtime::clock;
@@ -135,9 +136,11 @@ impl Session {
         signals: &mut SessionSignals,
     ) -> SessionInput {
         let streaming = self.control.is_streaming();
-        let wake_at = self.control.wake_at().into_iter().chain(self.conversation.wake_at()).min();
+        let wake_at =
+            self.control.wake_at().into_iter().chain(self.conversation.wake_at()).chain(self.runs.wake_at()).min();
         let PendingIo { joining, opening, link, hello, beat, .. } = &mut self.pending;
-        let waits = || beat.is_some() || self.conversation.is_waiting() || self.inquiries.is_waiting();
+        let beside = || self.inquiries.is_waiting() || self.runs.is_waiting(clock::now());
+        let waits = || beat.is_some() || self.conversation.is_waiting() || beside();
         let waiting = !hello.is_empty() || streaming && waits();
         let (inlet, outlet) = link.as_mut().map(|link| (&mut link.inlet, &link.out)).unzip();
         tokio::select! {
@@ -224,7 +227,8 @@ impl Session {
         }
     }
 
-    /// Sends what is next in order: the rest of `Hello`, a heartbeat, what inquiries came to (of which there are few), answers, statuses.
+    /// Sends what is next in order: the rest of `Hello`, a heartbeat, what inquiries came to (of which there are few), answers, statuses,
+    /// runs.
     fn send_next(&mut self, room: mpsc::OwnedPermit<WorkerMessage>) {
         if let Some(part) = self.pending.hello.pop_front() {
             room.send(part);
@@ -243,6 +247,12 @@ impl Session {
         }
         if let Some((envelope, message)) = next.or_else(|| self.conversation.next_message()) {
             room.send(up::up_to_wire(&envelope, message));
+        } else if let Some(envelope) = self.conversation.envelope()
+            && let Some(batch) = self.runs.next(clock::now())
+        {
+            let mut message = up::up_to_wire(&envelope, ToCoordinator::Report(Report::default()));
+            add_runs(&mut message, batch);
+            room.send(message);
         }
     }
 
@@ -299,6 +309,7 @@ impl Session {
         metrics::welcomed(false);
         self.conversation.close();
         self.inquiries.end();
+        self.runs.stream_ended();
         let joining = self.pending.joining.take();
         self.pending = PendingIo { joining, ..PendingIo::default() };
     }

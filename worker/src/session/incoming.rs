@@ -29,11 +29,15 @@ impl Session {
             telemetry: order,
             inquiry,
             keep_hand_offs,
+            runs_stored,
         } = received;
         if let Some(order) = order {
             telemetry::obey(order);
         }
         telemetry::keep_hand_offs(&keep_hand_offs);
+        if let Some(batch) = runs_stored.filter(|_| self.conversation.envelope() == Some(from)) {
+            self.runs.stored(batch);
+        }
         if let Some(inquiry) = inquiry {
             // One of another stream, or of before the welcome, is nobody's any more.
             if self.conversation.envelope() == Some(from) {
@@ -238,6 +242,7 @@ impl Session {
                 self.conversation.quiet(GrantRef::new(appliance, token), edition, fence_delay);
             }
             RunnerEvent::Status(report) => self.conversation.report(report),
+            RunnerEvent::Run(run) => self.runs.push(run),
         }
     }
 }

@@ -4,6 +4,7 @@ mod draining;
 mod fence_delays;
 mod inquiries;
 mod lives;
+mod runs;
 
 use std::pin::Pin;
 

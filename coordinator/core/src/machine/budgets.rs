@@ -104,10 +104,5 @@ fn facts<'a>(membership: &'a Membership, row: &'a TableRow, next: Option<&Worker
         let life = common::Life::new(worker.clone(), membership.current(worker)?);
         Some(membership.profile(&life)?.zone.as_str())
     };
-    Facts {
-        subject: &row.subject,
-        kind: row.needs.kind,
-        zones: budget::zones(workers, zone_of),
-        down: is_down(row),
-    }
+    Facts { subject: &row.subject, kind: row.needs.kind, zones: budget::zones(workers, zone_of), down: is_down(row) }
 }

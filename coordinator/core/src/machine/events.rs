@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use common::kind::KindName;
 use common::session::{Envelope, RefusedReason, StatusReport, ToCoordinator, ToWorker};
-use common::{ApplianceId, Edition, Life, ModeId, ModeSubject, RebalanceId, Site, StreamNumber, Term, Timestamp, WorkerId};
+use common::{
+    ApplianceId, Edition, Life, ModeId, ModeSubject, RebalanceId, Site, StreamNumber, Term, Timestamp, WorkerId,
+};
 
 use super::StreamId;
 use super::hands_off::{ModeNumber, ModeOutcome};

@@ -443,8 +443,8 @@ impl Machine {
         self.tell_leavers(&movers);
         self.note_stuck(&movers);
         // What a former leader began has not ended while moves are held back that it would have made.
-        let held_back = self.budgets.holds_any()
-            || self.pacing.rebalances.is_inherited() && plan.moves().next().is_some();
+        let held_back =
+            self.budgets.holds_any() || self.pacing.rebalances.is_inherited() && plan.moves().next().is_some();
         if begun == 0 && self.pacing.in_flight.len() == 0 && !held_back {
             let mut events = Vec::new();
             self.pacing.rebalances.nothing_left(&mut events);

@@ -627,8 +627,7 @@ impl Machine {
         let Some(slot) = self.table.slot(report.appliance) else { return };
         let Some(row) = self.table.get_mut(slot) else { return };
         let StatusReport { status, .. } = report;
-        let available =
-            status.phase == Phase::Configured && status.observed_generation >= row.edition.generation;
+        let available = status.phase == Phase::Configured && status.observed_generation >= row.edition.generation;
         if std::mem::replace(&mut row.available, available) != available {
             self.note_budget(slot);
             if self.budgets.holds_any() {

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use common::Incarnation;
 use common::appliance::{Spec, Timing};
 use common::driver::DriverName;
 use common::kind::{Custom, KindSpec};
-use common::{Generation, Incarnation};
 use tokio::sync::mpsc;
 
 use super::*;

@@ -20,6 +20,7 @@ use tonic_prost::ProstCodec;
 use super::*;
 use crate::access::permission::{self, CALLS, Permission};
 use crate::sessions::{Input, Sessions};
+use wire::runs_client::RunsClient;
 
 /// A served instance that knows roles, with a leader that commits changes at once and answers nothing else.
 struct RoleServer {
@@ -63,6 +64,10 @@ impl RoleServer {
         let client = ClientTls::load(&config).expect("good files");
         let target = Target::new(&self.address, client.as_ref()).expect("an address");
         target.connect().await.expect("let in")
+    }
+
+    async fn runs(&self, name: &str, names: &[&str]) -> RunsClient<Channel> {
+        RunsClient::new(self.connect(name, names).await)
     }
 
     async fn appliances(&self, name: &str, names: &[&str]) -> AppliancesClient<Channel> {
@@ -230,6 +235,15 @@ async fn an_editor_sees_and_changes_its_tenants_only() {
     let filter = Some(wire::ApplianceFilter { tenant: "b".into(), ..Default::default() });
     let list = wire::ListAppliancesRequest { filter, ..Default::default() };
     assert_eq!(code(editor.list(list).await), Code::PermissionDenied);
+    let mut runs = server.runs("jane", &["rug://editor/odd"]).await;
+    let found = runs.list(wire::ListRunsRequest::default()).await.expect("in order").into_inner().runs;
+    assert!(found.len() == 5 && found.iter().all(|run| run.tenant == "odd"), "{found:?}");
+    let filter = |appliance: &str| wire::ListRunsRequest {
+        filter: Some(wire::RunFilter { appliance: appliance.into(), ..wire::RunFilter::default() }),
+        ..wire::ListRunsRequest::default()
+    };
+    assert_eq!(code(runs.list(filter("even/web")).await), Code::PermissionDenied);
+    assert_eq!(code(runs.list(filter("nonsense")).await), Code::InvalidArgument);
     let events = editor.watch(wire::WatchAppliancesRequest::default()).await.expect("in order").into_inner();
     admin.create(owned("b", "more")).await.expect("in order");
     editor.create(owned("a", "more")).await.expect("in order");

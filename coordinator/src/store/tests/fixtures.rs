@@ -2,6 +2,7 @@
 
 use common::SiteId;
 use common::appliance::Timing;
+use common::run::{PhaseChange, RunOutcome, RunStep};
 use common::secret::LifeSecret;
 use common::status::{EndCause, InstanceEnd};
 use coordinator_core::budget::{Budget, BudgetGroup, BudgetScope, MaxUnavailable};
@@ -130,6 +131,30 @@ pub(super) fn moved(number: u64, n: u128, from: Option<u32>) -> MoveRecord {
         reason: "UnderFloor".into(),
         done: true,
         time: at(number),
+    }
+}
+
+/// A run that ended at this second, of one of two tenants.
+pub(super) fn run(n: u64) -> RunRecord {
+    RunRecord {
+        id: n.into(),
+        appliance: id(u128::from(n % 3)),
+        tenant: Name::new(if n.is_multiple_of(2) { "even" } else { "odd" }).expect("a name"),
+        name: Name::new("web").expect("a name"),
+        generation: Generation::new(n),
+        worker: worker(1),
+        cause: "rebuild".into(),
+        outcome: if n.is_multiple_of(5) { RunOutcome::Failed } else { RunOutcome::Completed },
+        error: "it fell over \u{1f980}".into(),
+        began: at(n) - Duration::from_secs(2),
+        ended: at(n),
+        steps: vec![RunStep { step: "boot 0".into(), outcome: "booted".into(), took: Duration::from_secs(1) }],
+        changes: vec![PhaseChange {
+            from: Phase::Down,
+            to: Phase::Booting,
+            cause: "rebuild".into(),
+            after: Duration::from_millis(3),
+        }],
     }
 }
 

@@ -59,12 +59,16 @@ const STATEMENTS: &[(&str, Access)] = &[
     ("SELECT events", Index),
     ("SELECT MAX(events", Index),
     ("SELECT MIN(events", Index),
+    ("SELECT runs", Index),
+    ("SELECT MAX(runs", Index),
+    ("SELECT MIN(runs", Index),
     ("DELETE appliances WHERE id IN", Index),
     ("DELETE statuses WHERE appliance IN", Index),
     ("DELETE progress WHERE appliance IN", Index),
     ("DELETE members WHERE worker", Index),
     ("DELETE requests WHERE id IN", Index),
     ("DELETE events WHERE id <=", Index),
+    ("DELETE runs WHERE id <=", Index),
     ("DELETE grants WHERE term <", Index),
     ("DELETE rebalances WHERE term <", Index),
     ("DELETE moves WHERE term <", Index),
@@ -106,6 +110,7 @@ fn shape(sql: &str) -> String {
         "rebalances",
         "moves",
         "events",
+        "runs",
         "requests",
         "pauses",
         "debug_modes",
@@ -162,6 +167,7 @@ async fn exercise(home: &Home) {
             StoreWrite::Moves(vec![moved(n, 1, None)]),
             StoreWrite::Members(rebalance(n).id, vec![member_then()]),
             StoreWrite::Event(event(n)),
+            StoreWrite::Runs(vec![run(n)]),
         ]
     });
     let appliances = (1..=3).map(|n| StoreWrite::PutAppliance(record(n, &format!("a{n}")).into()));
@@ -192,6 +198,9 @@ async fn exercise(home: &Home) {
     store.submit_seen(worker(1), at(5));
     store.prune().await.expect("pruned");
     store.events(10).await.expect("read");
+    let filter = RunFilter { appliance: Some(id(1)), ..RunFilter::default() };
+    store.runs(&filter, AuditPart::Before(None), 10).await.expect("read");
+    store.runs(&RunFilter::default(), AuditPart::After(2), 10).await.expect("read");
     store.rebalances(Some(rebalance(5).id), 10).await.expect("read");
     store.rebalance(rebalance(9).id).await.expect("read");
     assert_eq!(store.members_of(rebalance(9).id).await, Ok(vec![member_then()]));
@@ -270,6 +279,11 @@ fn fill(backend: DbBackend, rows: u64) -> Vec<String> {
             ("id", "id + n"), ("time_ns", "time_ns"), ("actor", "actor"), ("action", "action"), ("subject", "subject"),
             ("detail", "detail"),
         ]),
+        copy("runs", &[
+            ("id", "id + n"), ("run", uuid), ("appliance", uuid), ("tenant", "tenant"), ("name", "name"),
+            ("generation", "generation"), ("worker", "worker"), ("cause", "cause"), ("outcome", "outcome"),
+            ("error", "error"), ("began_ns", "began_ns"), ("finished_ns", "finished_ns"), ("detail", "detail"),
+        ]),
     ]
     .into_iter()
     .chain([("rebalances", "cause, trace_id, started_ns, ended_ns, outcome, moves, done")].map(|(table, rest)| {
@@ -284,7 +298,7 @@ fn fill(backend: DbBackend, rows: u64) -> Vec<String> {
 }
 
 /// Tables whose whole contents a statement may not read unless its entry says so. The others have few rows.
-const LARGE: [&str; 7] = ["appliances", "statuses", "progress", "requests", "events", "rebalances", "moves"];
+const LARGE: [&str; 8] = ["appliances", "statuses", "progress", "requests", "events", "runs", "rebalances", "moves"];
 
 /// What a plan does that takes as long as there are rows: empty when it finds them through an index.
 async fn scans(db: &DatabaseConnection, statement: &Statement) -> Vec<String> {
@@ -336,6 +350,7 @@ async fn every_statement_finds_its_rows(database: DatabaseKind) {
     home.config.snapshot_after = 500;
     home.config.keep_rebalances = 3;
     home.config.keep_events = 3;
+    home.config.keep_runs = 3;
     home.config.statement_timeout = Duration::from_secs(120);
     exercise(&home).await;
     let executed = home.faults.executed.lock().expect("no panic under it").clone();
@@ -353,7 +368,7 @@ async fn every_statement_finds_its_rows(database: DatabaseKind) {
     }
     let analyze: &[&str] = match backend {
         DbBackend::MySql => {
-            &["ANALYZE TABLE appliances, statuses, progress, requests, events, rebalances, moves, grants"]
+            &["ANALYZE TABLE appliances, statuses, progress, requests, events, runs, rebalances, moves, grants"]
         }
         DbBackend::Postgres => &["ANALYZE"],
         _ => &["ANALYZE"],

@@ -237,6 +237,7 @@ impl Writer {
         let keep = Keep {
             events: self.config.keep_events,
             rebalances: self.config.keep_rebalances,
+            runs: self.config.keep_runs,
             requests_since_ns: rows::nanos(since),
             requests: MAX_REQUESTS,
         };

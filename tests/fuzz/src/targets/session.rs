@@ -207,6 +207,23 @@ fn mode() -> Option<wire::Mode> {
     Some(wire::Mode { term: 2, sequence: 7, hands_off: true })
 }
 
+fn run() -> wire::Run {
+    wire::Run {
+        id: vec![1; 16],
+        appliance: vec![2; 16],
+        tenant: "demo".into(),
+        name: "web".into(),
+        generation: 3,
+        cause: "rebuild".into(),
+        outcome: "completed".into(),
+        error: "it fell over".into(),
+        ago: Some(prost_types::Duration { seconds: 1, nanos: 5 }),
+        took: Some(prost_types::Duration { seconds: 2, nanos: 0 }),
+        steps: vec![wire::RunStep { step: "boot 0".into(), outcome: "booted".into(), took: None }],
+        changes: vec![wire::PhaseChange { from: 1, to: 2, cause: "rebuild".into(), after: None }],
+    }
+}
+
 pub(super) fn up_seeds() -> Vec<Vec<u8>> {
     use wire::worker_message::Body;
     let held = wire::Held { appliance: ID.to_vec(), token: token(), generation: 3, written_term: 2, mode: mode() };
@@ -255,7 +272,7 @@ pub(super) fn up_seeds() -> Vec<Vec<u8>> {
         Body::Hello(hello),
         Body::Beat(wire::Beat { number: 300 }),
         Body::Ack(ack),
-        Body::Report(wire::Report { appliances: vec![report], holdings }),
+        Body::Report(wire::Report { appliances: vec![report], holdings, runs: vec![run()], run_batch: 9 }),
         Body::Leave(wire::Leave {}),
         Body::Drain(wire::Drain { hand_back: true }),
         answer(wire::answer::Finding::Unanswered("why".into())),
@@ -349,6 +366,7 @@ pub(super) fn down_seeds() -> Vec<Vec<u8>> {
             body: Some(body),
             telemetry: telemetry.clone(),
             keep_hand_offs: vec![7, u64::MAX],
+            runs_stored: 9,
         }
         .encode_to_vec()
     };

@@ -204,7 +204,9 @@ pub enum LifecycleEvent {
 }
 
 impl LifecycleEvent {
-    pub(super) fn cause(&self, old: &Desired) -> TransitionCause {
+    /// What a change of phase that follows from it is put down to, of an appliance that should be `old` before.
+    #[must_use]
+    pub fn cause(&self, old: &Desired) -> TransitionCause {
         match self {
             Self::Tick => TransitionCause::Time,
             Self::Change(desired) => TransitionCause::Command(Trigger::of(old, desired)),
@@ -273,16 +275,24 @@ pub enum TransitionCause {
     Exited,
 }
 
-impl fmt::Display for TransitionCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl TransitionCause {
+    /// The name in logs and in the history of runs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
             Self::Command(trigger) => trigger.name(),
             Self::Release => "release",
             Self::Mode => "mode",
             Self::Time => "time",
             Self::Ended(outcome) => outcome,
             Self::Exited => "exited",
-        })
+        }
+    }
+}
+
+impl fmt::Display for TransitionCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

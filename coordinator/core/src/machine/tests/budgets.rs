@@ -154,9 +154,10 @@ fn moves_are_paused_apart_from_those_without_an_owner_and_a_rebalance_is_aborted
     w.pass(Duration::from_secs(1));
     assert!(w.moved() <= moved + 1, "at most the one under way has ended");
     assert!(!w.machine.is_rebalancing(current));
-    let ended = w.events.iter().any(
-        |event| matches!(event, RebalanceEvent::Closed { id, end: RebalanceEnd::Aborted, .. } if *id == current),
-    );
+    let ended = w
+        .events
+        .iter()
+        .any(|event| matches!(event, RebalanceEvent::Closed { id, end: RebalanceEnd::Aborted, .. } if *id == current));
     assert!(ended, "{:?}", w.events);
     w.create(11..=12);
     w.pass(Duration::from_millis(300));

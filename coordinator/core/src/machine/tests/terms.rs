@@ -26,7 +26,10 @@ fn a_higher_term_is_begun_above_only_after_this_one_lasted() {
 
 #[test]
 fn a_pause_outlives_the_term_in_which_it_was_ordered() {
-    let mut w = World::new(Restored { paused: Some(Pause { why: "maintenance".to_owned(), ..Pause::default() }), ..Restored::default() });
+    let mut w = World::new(Restored {
+        paused: Some(Pause { why: "maintenance".to_owned(), ..Pause::default() }),
+        ..Restored::default()
+    });
     w.connect("w1");
     w.create([1]);
     w.pass(Duration::from_secs(2));
