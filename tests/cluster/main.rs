@@ -17,6 +17,7 @@ mod limits;
 mod metrics;
 mod orders;
 mod quarantine;
+mod reload;
 mod repair;
 mod restart;
 mod rollouts;
