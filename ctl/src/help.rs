@@ -116,6 +116,10 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("rebalance trace", &["rugctl rebalance trace r3-17", "rugctl rebalance trace r3-17 -o otlp"]),
     ("rebalance watch", &["rugctl rebalance watch"]),
     (
+        "logs",
+        &["rugctl logs web-1 --tail 100", "rugctl logs web-1 --follow", "rugctl logs web-1 --instance 2 --previous"],
+    ),
+    (
         "runs",
         &["rugctl runs web-1", "rugctl runs --outcome failed --since 2h", "rugctl runs --worker worker-1 --follow"],
     ),

@@ -14,6 +14,7 @@ mod debug;
 mod input;
 mod inquiries;
 mod limits;
+mod logs;
 mod metrics;
 mod orders;
 mod quarantine;
