@@ -402,9 +402,9 @@ impl Canonical for DriverOffers {
 
 impl Canonical for DriverCapabilities {
     fn canon(&self, to: &mut Canon) {
-        let Self { state_dir, site, keeps_host, fence_delay, plugs_ports, judges, kinds } = self;
+        let Self { state_dir, site, keeps_host, fence_delay, plugs_ports, judges, logs, kinds } = self;
         to.put(&(state_dir, site.map(|id| id.to_string()), keeps_host));
-        to.put(&(fence_delay, plugs_ports, judges));
+        to.put(&(fence_delay, plugs_ports, (judges, logs)));
         to.list(kinds.iter().map(|kind| kind.as_str()));
     }
 }

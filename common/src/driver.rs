@@ -180,6 +180,8 @@ pub struct DriverCapabilities {
     pub plugs_ports: bool,
     /// It can be asked what is against instances of a specification before there is one.
     pub judges: bool,
+    /// It can be asked what instances have printed.
+    pub logs: bool,
     /// Kinds of appliances it can run. Kinds that this version does not know are left out when it is read.
     pub kinds: BTreeSet<KindName>,
 }
@@ -302,6 +304,7 @@ impl PreviousOffers {
                 fence_delay: self.fence_delays.get(&driver).map(|delay| (*delay).min(MAX_FENCE_DELAY)),
                 plugs_ports: false,
                 judges: false,
+                logs: false,
                 kinds: KindName::PREVIOUS.into(),
             };
             Some((driver, capabilities))

@@ -2,11 +2,13 @@
 //!
 //! An [`Inquiry`] changes nothing: neither who owns an appliance, nor an instance. It belongs to one stream and ends with it, has a number
 //! that is given once there, and a time after which nobody waits for its [`Answer`]. A worker is asked only what it has said in its
-//! profile that it answers ([`DriverCapabilities::judges`](crate::driver::DriverCapabilities::judges)).
+//! profile that it answers ([`judges`](crate::driver::DriverCapabilities::judges), [`logs`](crate::driver::DriverCapabilities::logs)).
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::appliance::FieldViolation;
+use crate::driver::DriverName;
 use crate::session::Desired;
 use crate::{ApplianceId, TraceContext};
 
@@ -21,6 +23,15 @@ pub const MAX_INQUIRY_TIME: Duration = Duration::from_secs(60);
 
 /// Longest reason in an answer, in bytes.
 pub const MAX_ANSWER_TEXT: usize = 2_048;
+
+/// Readings of logs that may be open on one stream, beside other inquiries.
+pub const MAX_OPEN_READINGS: usize = 16;
+
+/// Most bytes of output in one answer.
+pub const MAX_LOG_PART: usize = 128 << 10;
+
+/// Longest place in a log, in bytes.
+pub const MAX_LOG_PLACE: usize = 256;
 
 /// A question to a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +56,8 @@ pub enum Question {
         /// What it would be.
         desired: Box<Desired>,
     },
+    /// What did an instance print?
+    ReadLog(Box<LogQuery>),
     /// Something that this version does not know, or that cannot be read; with what is wrong.
     Unreadable(String),
 }
@@ -55,6 +68,7 @@ impl Question {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Judge { .. } => "Judge",
+            Self::ReadLog(_) => "ReadLog",
             Self::Unreadable(_) => "Unreadable",
         }
     }
@@ -74,8 +88,55 @@ pub struct Answer {
 pub enum Finding {
     /// To [`Question::Judge`].
     Judgement(Verdict),
+    /// To [`Question::ReadLog`].
+    Log(LogPart),
     /// It could not be found out; with the reason.
     Unanswered(String),
+}
+
+/// Which part of the output of an instance is asked for: from a place on that an earlier answer has named, or from where reading begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogQuery {
+    /// The appliance.
+    pub appliance: ApplianceId,
+    /// Where its instances run; what no worker offers when absent.
+    pub driver: Option<DriverName>,
+    /// Position of the instance among the replicas.
+    pub ordinal: u16,
+    /// Where to go on; empty: at the begin.
+    pub place: String,
+    /// Begin with so many last lines; with the first one that is kept when absent.
+    pub tail: Option<u32>,
+    /// Begin with what was printed at most so long ago, where that is known.
+    pub since: Option<Duration>,
+    /// Begin before the instance that runs: with older output that is kept.
+    pub previous: bool,
+}
+
+/// Part of the output of an instance.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct LogPart {
+    /// At most [`MAX_LOG_PART`] bytes, which may end within a line.
+    pub data: Vec<u8>,
+    /// Where the next part begins; empty as long as there is nothing.
+    pub place: String,
+    /// There is more now.
+    pub more: bool,
+    /// What was at the place that was asked for is not kept any more: something is missing before this.
+    pub lost: bool,
+}
+
+impl fmt::Debug for LogPart {
+    /// Output may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { data, place, more, lost } = self;
+        f.debug_struct("LogPart")
+            .field("bytes", &data.len())
+            .field("place", place)
+            .field("more", more)
+            .field("lost", lost)
+            .finish()
+    }
 }
 
 /// What where instances run has to say about a specification.

@@ -18,6 +18,7 @@ use proto::worker::v1::session_server::SessionServer;
 use runtime::meter::probe::Probe;
 use runtime::meter::{self, Meters};
 use runtime::program::{self, Failure};
+use runtime::reload;
 use runtime::shutdown::Signals;
 use runtime::telemetry::Program;
 use runtime::tls::{ClientTls, ServerTls};
@@ -104,6 +105,7 @@ pub fn backup(config: Config, to: &Path) -> Result<(), Failure> {
 /// [`Failure`] says why it ended otherwise.
 pub async fn run(mut config: Config) -> Result<(), Failure> {
     let mut signals = Signals::catch().map_err(|e| Failure::other(format!("catch signals: {e}")))?;
+    reload::follow_signals().map_err(|e| Failure::other(format!("catch SIGHUP: {e}")))?;
     let program = Program { name: "rug-coordinator", instance: &config.name };
     let meters = Meters::start(program, &config.telemetry).map_err(Failure::other)?;
     metrics::start();

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::appliance::FieldViolation;
+use common::inquiry::{LogPart, LogQuery};
 use common::mode::ModeScope;
 use common::telemetry::TelemetryOrder;
 use common::{ApplianceId, Incarnation, ModeId, ProcessIdentity, RebalanceId, Site, WorkerId, text};
@@ -102,6 +103,15 @@ pub struct NewRollout {
     pub force: bool,
     /// To which appliances, in this order.
     pub items: Vec<ApplianceId>,
+}
+
+/// Part of what an instance has printed, and who read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogRead {
+    /// The owner of the appliance.
+    pub worker: WorkerId,
+    /// The part.
+    pub part: LogPart,
 }
 
 /// Who asks for an operator's measure, and why.
@@ -189,6 +199,15 @@ impl Commands {
     /// [`CommandError`].
     pub async fn explain(&self, context: &CommandContext, appliance: ApplianceId) -> Result<Explanation, CommandError> {
         self.ask(context, |reply| Command::Explain { appliance, reply }).await
+    }
+
+    /// Has the owner of an appliance read a part of what an instance has printed.
+    ///
+    /// # Errors
+    /// [`CommandError`]; [`CommandError::NoLog`] when it cannot be read, of which waiting may be a cure.
+    pub async fn read_log(&self, context: &CommandContext, query: LogQuery) -> Result<LogRead, CommandError> {
+        let deadline = context.deadline;
+        self.ask(context, |reply| Command::ReadLog { query: Box::new(query), deadline, reply }).await
     }
 
     /// Ends the lease of one life of a worker, the present one unless an incarnation is given; answered when no further

@@ -17,6 +17,7 @@ mod debug;
 mod forward;
 mod incoming;
 mod layer;
+mod logs;
 mod measure;
 mod orders;
 mod page;

@@ -11,7 +11,7 @@
 //! | `sessions`, `connections` | what workers say; their streams, and how one is closed |
 //! | `writes` | what was submitted to the store, and what each outcome means |
 //! | `commands`, `waiting` | what callers ask for; callers that are answered later |
-//! | `inquiries`, `judging` | what workers are asked beside the protocol; changes that wait for that |
+//! | `inquiries`, `judging`, `readings` | what workers are asked beside the protocol; changes that wait for that; parts of logs |
 //! | `modes` | debug modes, and who waits until they have taken hold |
 //! | `rollouts` | one command over many appliances, a few at a time |
 //! | `runs` | what workers did, on its way to the store |
@@ -31,6 +31,7 @@ mod notes;
 mod orders;
 mod plans;
 mod publisher;
+mod readings;
 mod rebalances;
 mod rollouts;
 mod roster;
@@ -61,6 +62,7 @@ use self::inquiries::Inquiries;
 use self::modes::ModeCallers;
 use self::notes::Notes;
 use self::publisher::{Publisher, REFRESH};
+use self::readings::Readings;
 use self::rebalances::RebalanceHistory;
 use self::rollouts::Rollouts;
 use self::roster::RosterEvents;
@@ -182,6 +184,7 @@ pub struct Leader<'a> {
     modes: ModeCallers,
     rollouts: Rollouts,
     inquiries: Inquiries,
+    readings: Readings,
     publisher: Publisher,
     notes: Notes,
     rebalances: RebalanceHistory,
@@ -224,6 +227,7 @@ impl Leader<'_> {
                 Some(command) = inputs.commands.recv() => self.on_command(command),
                 () = sleep_until(wake_at) => {}
                 () = at(self.inquiries.next_deadline()) => {}
+                () = at(self.readings.next_deadline()) => {}
                 () = at(self.modes.next_look()) => {}
                 call = self.rollouts.call_ended(), if self.rollouts.has_calls() => self.rollout_called(call),
                 () = at(look_at_rollouts) => {}

@@ -640,6 +640,11 @@ impl AdminClient {
         self.call(request, true, |c, r| async move { AuditClient::new(c).watch(r).await }).await
     }
 
+    /// What instances have printed.
+    pub(crate) async fn logs(&self, request: v1::LogsRequest) -> Result<Streaming<v1::LogChunk>, Failure> {
+        self.call(request, true, |c, r| async move { AppliancesClient::new(c).logs(r).await }).await
+    }
+
     /// The newest runs of workers that match, newest first.
     pub(crate) async fn runs(&self, filter: &v1::RunFilter, limit: usize) -> Result<Vec<v1::Run>, Failure> {
         let mut all = Vec::new();

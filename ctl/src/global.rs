@@ -49,7 +49,7 @@ pub(crate) struct Global {
     /// File with a bearer token, in place of a certificate
     #[arg(long, global = true, env = "RUG_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
     token_file: Option<OsString>,
-    /// Output format; `list` and `get` also take custom-columns=HEADER:.path,...
+    /// Output format; also jsonpath=EXPRESSION, and of `list` and `get` custom-columns=HEADER:.path,...
     #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table", value_parser = FormatParser)]
     pub(crate) output: OutputFormat,
     /// Timeout of each call (default 10s) and of waiting (default 60s; 2m for `up --down`)

@@ -137,6 +137,10 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("rebalance undo", &["rugctl rebalance undo r3-17 --reason worse-than-before"]),
     ("rebalance watch", &["rugctl rebalance watch"]),
     (
+        "logs",
+        &["rugctl logs web-1 --tail 100", "rugctl logs web-1 --follow", "rugctl logs web-1 --instance 2 --previous"],
+    ),
+    (
         "runs",
         &["rugctl runs web-1", "rugctl runs --outcome failed --since 2h", "rugctl runs --worker worker-1 --follow"],
     ),

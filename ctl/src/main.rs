@@ -13,7 +13,7 @@ use runtime::tls;
 
 use crate::commands::wait as wait_command;
 use crate::commands::{
-    CommandContext, appliance, apply, audit, budget, cluster, context, debug, delete, diff, doctor, edit, placement,
+    appliance, apply, audit, budget, cluster, CommandContext, context, debug, delete, diff, doctor, edit, logs, placement,
     plan, rebalance, ring, rollout, runs, telemetry, watch, worker,
 };
 use crate::contexts::{Contexts, NamedContext};
@@ -61,7 +61,7 @@ enum RugctlCommand {
     /// Change an appliance in an editor
     Edit(edit::EditArgs),
     /// Show appliances by name; `-o yaml` prints the form that `apply` reads
-    Get(appliance::GetArgs),
+    Get(appliance::GetOrWatchArgs),
     /// List appliances
     #[command(visible_alias = "ls")]
     List(appliance::ListArgs),
@@ -105,6 +105,8 @@ enum RugctlCommand {
     /// Show the history of rebalances: moves and their causes
     #[command(visible_alias = "history")]
     Rebalance(rebalance::RebalanceArgs),
+    /// Show what instances of an appliance have printed
+    Logs(logs::LogsArgs),
     /// Show what workers did about appliances: boots, rebuilds, removals, with cause and outcome
     Runs(runs::RunsArgs),
     /// Show who did what: changes of appliances and measures of operators
@@ -153,7 +155,7 @@ impl RugctlCommand {
     /// Whether its table may have other columns.
     fn takes_columns(&self) -> bool {
         match self {
-            Self::Get(_) => true,
+            Self::Get(args) => !args.watches(),
             Self::List(args) => !args.watches(),
             _ => false,
         }
@@ -290,6 +292,7 @@ async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(
         RugctlCommand::Rollout(command) => rollout::run(context, command).await,
         RugctlCommand::Plan(args) => plan::run(context, args).await,
         RugctlCommand::Rebalance(args) => rebalance::run(context, args).await,
+        RugctlCommand::Logs(args) => logs::run(context, args).await,
         RugctlCommand::Runs(args) => runs::run(context, args).await,
         RugctlCommand::Audit(args) => audit::run(context, args).await,
         RugctlCommand::LogLevel(args) => telemetry::log_level(context, args).await,

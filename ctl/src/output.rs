@@ -19,10 +19,12 @@ use unicode_width::UnicodeWidthChar;
 
 use crate::error::Failure;
 use crate::output::columns::CustomColumns;
+use crate::output::jsonpath::JsonPath;
 use crate::text::one_line;
 
 pub(crate) mod columns;
 pub(crate) mod debug;
+pub(crate) mod jsonpath;
 #[cfg(test)]
 mod tests;
 pub(crate) mod view;
@@ -44,12 +46,15 @@ pub(crate) enum OutputFormat {
     /// A table with these columns; of `list` and `get`
     #[value(skip)]
     Columns(&'static CustomColumns),
+    /// Parts of what `json` prints, a line for each
+    #[value(skip)]
+    JsonPath(&'static JsonPath),
 }
 
 impl OutputFormat {
     /// Whether the format is read by programs.
     pub(crate) fn is_structured(self) -> bool {
-        matches!(self, Self::Json | Self::Yaml | Self::Otlp)
+        matches!(self, Self::Json | Self::Yaml | Self::Otlp | Self::JsonPath(_))
     }
 }
 
@@ -168,6 +173,9 @@ impl Ui {
 
     /// Writes a value as YAML or JSON; JSON also for table formats, whose tables are written by the callers.
     pub(crate) fn print_value(&self, value: &impl Serialize) -> Result<(), Failure> {
+        if let OutputFormat::JsonPath(path) = self.format {
+            return self.print_parts(path, value);
+        }
         self.print(&render(self.format, value)?)
     }
 
@@ -175,8 +183,15 @@ impl Ui {
     pub(crate) fn print_event(&self, value: &impl Serialize) -> Result<(), Failure> {
         match self.format {
             OutputFormat::Yaml => self.print(&format!("---\n{}", render(OutputFormat::Yaml, value)?)),
+            OutputFormat::JsonPath(path) => self.print_parts(path, value),
             _ => self.print(&serde_json::to_string(value).map_err(|e| Failure::failed(format!("write JSON: {e}")))?),
         }
+    }
+
+    /// Writes parts of a value; nothing when there are none.
+    fn print_parts(&self, path: &JsonPath, value: &impl Serialize) -> Result<(), Failure> {
+        let lines = path.lines(value)?;
+        if lines.is_empty() { Ok(()) } else { self.print(&lines) }
     }
 
     /// Writes a table.

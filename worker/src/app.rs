@@ -17,6 +17,7 @@ use runtime::folder::Folder;
 use runtime::meter::probe::Probe;
 use runtime::meter::{self, Meters};
 use runtime::program::{self, Failure};
+use runtime::reload;
 use runtime::shutdown::Signals;
 use runtime::socket;
 use runtime::telemetry::Program;
@@ -193,6 +194,7 @@ pub fn print_site(config: Config, correction: Option<Correction>) -> Result<(), 
 /// [`Failure`] says why it ended otherwise.
 pub async fn run(config: Config) -> Result<(), Failure> {
     let mut signals = Signals::catch().map_err(|e| Failure::other(format!("catch signals: {e}")))?;
+    reload::follow_signals().map_err(|e| Failure::other(format!("catch SIGHUP: {e}")))?;
     let name = WorkerId::new(&config.name).map_err(Failure::other)?;
     let meters = Meters::start(Program { name: "rug-worker", instance: &config.name }, &config.telemetry);
     let meters = meters.map_err(Failure::other)?;

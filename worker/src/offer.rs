@@ -37,6 +37,7 @@ impl Drivers {
             },
             plugs_ports: driver.plugs_ports(),
             judges: driver.judges(),
+            logs: driver.keeps_logs(),
             kinds: driver.kinds(),
         };
         self.0.iter().map(|(name, offer)| (name.clone(), one(offer.driver.as_ref()))).collect()

@@ -12,6 +12,7 @@ pub mod meter;
 pub mod process;
 pub mod program;
 pub mod reference;
+pub mod reload;
 pub mod retry;
 pub mod shutdown;
 pub mod socket;

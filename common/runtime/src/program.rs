@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::config::{self, Loaded, Settings};
-use crate::{log_limit, telemetry};
+use crate::{log_limit, reload, telemetry};
 
 /// Exit code of a failure that has no code of its own.
 pub const FAILED: u8 = 1;
@@ -46,12 +46,13 @@ impl Failure {
 }
 
 /// Serves until `run` ends: what it cannot do goes to the log.
-pub fn serve<C: Settings>(
+pub fn serve<C: Settings + 'static>(
     name: &'static str,
     file: Option<&Path>,
     flags: impl Serialize,
     run: fn(C) -> Result<(), Failure>,
 ) -> ExitCode {
+    let given = serde_json::to_value(&flags);
     let started = config::load::<C>(file, flags).map_err(|e| e.to_string()).and_then(|loaded| {
         let program = telemetry::Program { name, instance: loaded.config.instance() };
         let telemetry = telemetry::init(program, loaded.config.log(), loaded.config.telemetry())
@@ -63,6 +64,10 @@ pub fn serve<C: Settings>(
         Ok(started) => started,
         Err(problem) => return refuse(name, &Failure::new(USAGE, problem)),
     };
+    match given {
+        Ok(given) => reload::install(file.map(Path::to_owned), given, &config),
+        Err(problem) => tracing::warn!("the configuration cannot be read again: {problem}"),
+    }
     config::warn_deprecated(&deprecated);
     if let Some(exposed) = exposed {
         tracing::warn!("configuration: {exposed}");

@@ -18,7 +18,7 @@ pub mod spans;
 mod tail;
 
 use std::io;
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use opentelemetry::trace::{SpanId, TracerProvider};
@@ -36,7 +36,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, reload};
 
-use control::Control;
+use control::{Configured, Control};
 use lines::{EscapedLines, WithTrace};
 use logs::{LogBatches, LogQueue};
 use outbox::QueueCounts;
@@ -220,6 +220,27 @@ fn logging_of(program: Program<'_>, config: &ExportConfig) -> Result<Option<SdkL
     Ok(Some(SdkLoggerProvider::builder().with_resource(resource).with_log_processor(queue).build()))
 }
 
+/// Puts another filter of the log and another sampling into force, beside which the orders of operators go on. What is traced, where logs are
+/// written to and what is exported stay as they are.
+///
+/// # Errors
+/// What is wrong with them. Nothing has changed then.
+pub fn configure(config: &Config, export: &ExportConfig) -> Result<(), String> {
+    let exports = exports(export).map_err(|problem| problem.to_string())?;
+    let filter = filter_of(config);
+    EnvFilter::try_new(&filter).map_err(|error| format!("log.filter: {error}"))?;
+    control::configure(filter, exports.sampling);
+    Ok(())
+}
+
+/// The filter of the log; the environment wins.
+fn filter_of(config: &Config) -> String {
+    match std::env::var("RUST_LOG") {
+        Ok(text) if !text.is_empty() => text,
+        _ => config.filter.clone(),
+    }
+}
+
 /// Starts logging to stderr, gives spans their ids, and exports them if they are to be.
 ///
 /// # Errors
@@ -232,10 +253,7 @@ pub fn init(
     let provider = tracing_of(program, export).map_err(|problem| format!("telemetry: {problem}"))?;
     let tracer = provider.tracer(program.name);
     let logger = logging_of(program, export).map_err(|problem| format!("telemetry: {problem}"))?;
-    let filter = match std::env::var("RUST_LOG") {
-        Ok(text) if !text.is_empty() => text,
-        _ => config.filter.clone(),
-    };
+    let filter = filter_of(config);
     // Each has a filter of its own: the log's can be changed, and what is traced must not change with it.
     let of_spans = EnvFilter::try_new(&filter)?;
     let (of_lines, handle) = reload::Layer::new(EnvFilter::try_new(&filter)?);
@@ -260,8 +278,7 @@ pub fn init(
         .with(records)
         .try_init()?;
     control::install(Control {
-        filter,
-        sampling: sampling(),
+        configured: Mutex::new(Configured { filter, sampling: sampling() }),
         reload: Box::new(move |filter| {
             let of_records = EnvFilter::try_new(filter.to_string()).map_err(|error| error.to_string())?;
             // Gone where nothing is exported.

@@ -4,6 +4,7 @@ use std::fmt;
 
 use common::appliance::{FieldViolation, Name};
 use common::change::ApplianceTarget;
+use common::driver::DriverName;
 use common::manager::Manager;
 use common::{ApplianceId, CoordinatorId, Generation, Incarnation, ModeId, RebalanceId, Site, WorkerId};
 use coordinator_core::budget::{BudgetSpent, MAX_BUDGETS};
@@ -68,6 +69,22 @@ pub enum CommandError {
         appliance: ApplianceId,
         /// Why.
         reason: String,
+    },
+    /// What an instance has printed cannot be read now.
+    #[error("appliance {appliance}: what it printed cannot be read: {why}")]
+    NoLog {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Why.
+        why: String,
+    },
+    /// Where its instances run keeps nothing of what they print.
+    #[error("appliance {appliance}: its driver `{driver}` keeps no output of instances")]
+    KeepsNoLogs {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// The driver.
+        driver: DriverName,
     },
     /// A source manages the appliance, and a client wants to change it.
     #[error("appliance {appliance} is managed by `{by}`; change it there, or use --force")]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use common::inquiry::LogQuery;
 use common::telemetry::TelemetryOrder;
 use common::{ApplianceId, Incarnation, ModeId, ProcessIdentity, RebalanceId, Site, WorkerId};
 use coordinator_core::orders::OrderOp;
@@ -12,7 +13,9 @@ use tokio::time::Instant;
 use tracing::Span;
 use uuid::Uuid;
 
-use super::{Changed, CommandError, Mutation, NewMode, NewRollout, Operator, PlanAssumptions, PlanPart, ShownPlan};
+use super::{
+    Changed, CommandError, LogRead, Mutation, NewMode, NewRollout, Operator, PlanAssumptions, PlanPart, ShownPlan,
+};
 use crate::tuning::TuningChange;
 use crate::views::{BudgetStatus, Explanation, ModeList, ModeView, PlanView, RolloutView};
 
@@ -40,6 +43,15 @@ pub enum Command {
         appliance: ApplianceId,
         /// Answered when the owner's report is in the catalog.
         reply: Reply<()>,
+    },
+    /// Have the owner read a part of what an instance has printed.
+    ReadLog {
+        /// Which part.
+        query: Box<LogQuery>,
+        /// When the caller waits no more.
+        deadline: Instant,
+        /// Answered when the owner has.
+        reply: Reply<LogRead>,
     },
     /// Why an appliance is where it is.
     Explain {
@@ -244,6 +256,7 @@ impl Command {
     pub fn fail(self, error: CommandError) {
         match self {
             Self::Change { reply, .. } => drop(reply.send(Err(error))),
+            Self::ReadLog { reply, .. } => drop(reply.send(Err(error))),
             Self::Explain { reply, .. } => drop(reply.send(Err(error))),
             Self::SetMode { reply, .. } | Self::Mode { reply, .. } => drop(reply.send(Err(error))),
             Self::Modes { reply, .. } => drop(reply.send(Err(error))),

@@ -13,6 +13,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tonic::{Request, Response, Status};
 
 use super::call::{Caller, MAX_PAGE_BYTES, access, canonical, context, request_key, target};
+use super::logs::LogReader;
 use super::page::{self, PageStart};
 use super::wire as to_wire;
 use super::{Access, debug, status};
@@ -177,6 +178,17 @@ impl wire::appliances_server::Appliances for AppliancesService {
         let changes = live(filter, changes, access.clone());
         let current = stream::iter(current).map(move |e| Ok(event(Kind::Current, Some(&e), &access)));
         Ok(Response::new(current.chain(synced).chain(changes).boxed()))
+    }
+
+    type LogsStream = BoxStream<'static, Result<wire::LogChunk, Status>>;
+
+    async fn logs(&self, request: Request<wire::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        let access = access(&request)?;
+        let actor = access.actor().to_owned();
+        let message = request.into_inner();
+        let entry = self.caller.find(&access, message.appliance.clone())?;
+        let reader = LogReader::new(&self.caller, &entry, actor, message)?;
+        Ok(Response::new(reader.stream().await?))
     }
 
     async fn explain(

@@ -85,8 +85,8 @@ impl BoundWatches {
 impl Around for BoundWatches {
     fn around<S: Calls>(self: &Arc<Self>, request: Request<Body>, next: Next<S>) -> Answer {
         let path = request.uri().path();
-        // Also the watch of the health service.
-        let (watches, lists) = (path.ends_with("/Watch"), path.ends_with("/List"));
+        // Also the watch of the health service; and whoever follows logs watches.
+        let (watches, lists) = (path.ends_with("/Watch") || path.ends_with("/Logs"), path.ends_with("/List"));
         if !watches && !lists {
             return next.call(request);
         }

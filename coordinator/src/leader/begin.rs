@@ -25,6 +25,7 @@ use super::modes::{ModeCallers, stored_mode};
 use super::notes::{Notes, Violations};
 use super::orders::OrderBook;
 use super::publisher::Publisher;
+use super::readings::Readings;
 use super::rebalances::RebalanceHistory;
 use super::rollouts::Rollouts;
 use super::waiting::WaitingCallers;
@@ -136,6 +137,7 @@ impl<'a> Leader<'a> {
             modes: ModeCallers::default(),
             rollouts: Rollouts::restore(rollouts),
             inquiries: Inquiries::default(),
+            readings: Readings::default(),
             publisher: Publisher::new(setup, store, cluster, began, (pause.map(PausedView::from), book)),
             notes,
             rebalances,

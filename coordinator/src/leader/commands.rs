@@ -31,6 +31,7 @@ impl Leader<'_> {
                 self.change(ChangeCall { mutation, caller, deadline, reply });
             }
             Command::Check { appliance, reply } => self.check(appliance, reply),
+            Command::ReadLog { query, deadline, reply } => self.read_log(*query, deadline, reply),
             Command::Explain { appliance, reply } => {
                 let _ = reply.send(self.explain(appliance));
             }

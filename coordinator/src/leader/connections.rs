@@ -34,6 +34,8 @@ struct Connection {
     unanswered: Option<(HeldShare, Instant)>,
     /// Drivers that its worker judges specifications for.
     judges: Vec<DriverName>,
+    /// Drivers of which its worker reads what instances print.
+    logs: Vec<DriverName>,
     /// Versions that deltas lead to, and when they were sent, while they are not acknowledged: at most a window of them.
     sent: VecDeque<(u64, Instant)>,
 }
@@ -92,8 +94,8 @@ impl Connections {
 
     pub(super) fn add(&mut self, stream: StreamId, worker: WorkerId, envelope: Envelope, out: Out, held: HeldShare) {
         let unanswered = Some((held, Instant::now()));
-        let (judges, sent) = (Vec::new(), VecDeque::new());
-        let connection = Connection { out, envelope, worker, welcomed: false, unanswered, judges, sent };
+        let (judges, logs, sent) = (Vec::new(), Vec::new(), VecDeque::new());
+        let connection = Connection { out, envelope, worker, welcomed: false, unanswered, judges, logs, sent };
         self.open.insert(stream, connection);
         metrics::streams_open(self.open.len());
     }
@@ -174,6 +176,24 @@ impl Connections {
             self.judging.entry(driver.clone()).or_default().insert(stream);
         }
         connection.judges = drivers;
+    }
+
+    /// The worker of a stream was welcomed, and reads what instances of these drivers print.
+    pub(super) fn set_logs(&mut self, stream: StreamId, drivers: Vec<DriverName>) {
+        if let Some(connection) = self.open.get_mut(&stream) {
+            connection.logs = drivers;
+        }
+    }
+
+    /// Whether the worker of a stream reads what instances of a driver print.
+    pub(super) fn keeps_logs(&self, stream: StreamId, driver: &DriverName) -> bool {
+        self.open.get(&stream).is_some_and(|connection| connection.logs.contains(driver))
+    }
+
+    /// The stream on which a worker was welcomed.
+    pub(super) fn stream_of(&self, worker: &WorkerId) -> Option<StreamId> {
+        let mut open = self.open.iter().filter(|(_, open)| open.welcomed && open.worker == *worker);
+        open.next().map(|(stream, _)| *stream)
     }
 
     /// Whether some worker judges specifications for a driver.

@@ -167,6 +167,12 @@ impl Inquiries {
         (*misses >= MISSES && last.elapsed() < PAUSE).then_some("the last ones were not answered")
     }
 
+    /// The number of an inquiry that is kept elsewhere.
+    pub(super) const fn next_number(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
     /// Has a change judged, soonest by [`Self::put`]; there is no [`Self::obstacle`] to that.
     pub(super) fn judge(&mut self, judging: Judging, desired: Desired, owner: Option<WorkerId>) {
         let now = Instant::now();
@@ -256,7 +262,7 @@ impl Inquiries {
         asked.iter().for_each(|asked| asked.end(&finding));
         match finding {
             Finding::Judgement(_) => drop(self.misses.remove(&judging.driver)),
-            Finding::Unanswered(_) => self.missed(&judging.driver),
+            Finding::Log(_) | Finding::Unanswered(_) => self.missed(&judging.driver),
         }
         Some(Ended { judging, finding })
     }
@@ -351,6 +357,7 @@ fn outcome(finding: &Finding) -> &'static str {
         Finding::Judgement(Verdict::Accepted) => "accepted",
         Finding::Judgement(Verdict::Refused(_)) => "refused",
         Finding::Judgement(Verdict::Unclear(_)) => "unclear",
+        Finding::Log(_) => "read",
         Finding::Unanswered(_) => "unanswered",
     }
 }

@@ -81,6 +81,9 @@ impl Leader<'_> {
         if self.connections.envelope(conn) != Some(envelope) {
             return debug!(conn, "an answer of another conversation was dropped");
         }
+        if self.readings.has(answer.number) {
+            return self.readings.answered(conn, answer);
+        }
         match self.inquiries.answered(conn, answer) {
             Some(ended) => self.judged(ended),
             None => debug!(conn, "an answer that nobody waits for was dropped"),
@@ -135,13 +138,15 @@ impl Leader<'_> {
         }
     }
 
-    /// Notes for which drivers the worker that was welcomed can be asked to judge. What is beyond the limits of its name does not count.
+    /// Notes for which drivers the worker that was welcomed can be asked to judge, and for output. What is beyond the limits of its name does not count.
     fn note_judges(&mut self, stream: StreamId, envelope: Envelope) {
         let life = self.connections.worker(stream).cloned().zip(envelope.incarnation);
         let life = life.map(|(worker, incarnation)| Life::new(worker, incarnation));
         let Some(profile) = life.and_then(|life| self.machine.profile(&life)) else { return };
         let judges = profile.drivers.iter().filter(|(_, offered)| offered.judges).map(|(name, _)| name.clone());
-        let judges = judges.collect();
+        let logs = profile.drivers.iter().filter(|(_, offered)| offered.logs).map(|(name, _)| name.clone());
+        let (judges, logs) = (judges.collect(), logs.collect());
         self.connections.set_judges(stream, judges);
+        self.connections.set_logs(stream, logs);
     }
 }

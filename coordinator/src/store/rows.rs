@@ -213,24 +213,27 @@ struct OfferRow {
     /// Absent in rows of the version before, and of drivers that do not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     judges: bool,
+    /// The same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    logs: bool,
     /// As text: a newer version may have written kinds that this one does not know.
     kinds: Vec<String>,
 }
 
 fn from_offer((name, capabilities): (&DriverName, &DriverCapabilities)) -> (DriverName, OfferRow) {
     // What the configuration says of its hosts is asked anew with each `Hello`.
-    let DriverCapabilities { state_dir, site, keeps_host: _, fence_delay, plugs_ports, judges, kinds } =
+    let DriverCapabilities { state_dir, site, keeps_host: _, fence_delay, plugs_ports, judges, logs, kinds } =
         capabilities.clone();
     let kinds = kinds.iter().map(|kind| kind.as_str().to_owned()).collect();
     let site = site.map(|id| id.to_string());
-    (name.clone(), OfferRow { state_dir, site, fence_delay, plugs_ports, judges, kinds })
+    (name.clone(), OfferRow { state_dir, site, fence_delay, plugs_ports, judges, logs, kinds })
 }
 
 fn to_offer((name, row): (DriverName, OfferRow)) -> (DriverName, DriverCapabilities) {
-    let OfferRow { state_dir, site, fence_delay, plugs_ports, judges, kinds } = row;
+    let OfferRow { state_dir, site, fence_delay, plugs_ports, judges, logs, kinds } = row;
     let kinds = kinds.iter().filter_map(|kind| KindName::find(kind)).collect();
     let site = site.and_then(|id| id.parse().ok());
-    (name, DriverCapabilities { state_dir, site, keeps_host: false, fence_delay, plugs_ports, judges, kinds })
+    (name, DriverCapabilities { state_dir, site, keeps_host: false, fence_delay, plugs_ports, judges, logs, kinds })
 }
 
 /// Stored form of an [`Incarnation`].

@@ -34,7 +34,7 @@ pub(crate) struct One {
 }
 
 impl One {
-    async fn find(&self, context: &CommandContext) -> Result<v1::Appliance, Failure> {
+    pub(crate) async fn find(&self, context: &CommandContext) -> Result<v1::Appliance, Failure> {
         context.find(&self.name, self.tenant.tenant.as_ref()).await
     }
 }
@@ -62,6 +62,23 @@ pub(crate) struct GetArgs {
     names: Vec<String>,
     #[command(flatten)]
     tenant: Tenant,
+}
+
+/// Arguments of `get`.
+#[derive(Args, Debug)]
+pub(crate) struct GetOrWatchArgs {
+    #[command(flatten)]
+    get: GetArgs,
+    /// Print each change, one line each, until interrupted or the appliance is gone; of one appliance
+    #[arg(short, long)]
+    watch: bool,
+}
+
+impl GetOrWatchArgs {
+    /// Whether changes are printed, and no table.
+    pub(crate) const fn watches(&self) -> bool {
+        self.watch
+    }
 }
 
 impl GetArgs {
@@ -137,13 +154,23 @@ pub(crate) struct RebuildArgs {
 }
 
 /// Runs `get`.
-pub(crate) async fn get(context: &CommandContext, args: &GetArgs) -> Result<(), Failure> {
+pub(crate) async fn get(context: &CommandContext, args: &GetOrWatchArgs) -> Result<(), Failure> {
+    let GetOrWatchArgs { get: args, watch } = args;
+    if *watch {
+        let [name] = args
+            .parsed(context)?
+            .try_into()
+            .map_err(|_| Failure::usage("--watch is for one appliance; `watch` and `list --watch` are for several"))?;
+        return watch::one(context, name.find(&context.client).await?).await;
+    }
     let mut found = Vec::new();
     for name in args.parsed(context)? {
         found.push(name.find(&context.client).await?);
     }
     match (found.as_slice(), context.ui.format) {
-        ([one], OutputFormat::Json) => context.ui.print_value(&view::Appliance::full(one, Secrets::Shown)),
+        ([one], OutputFormat::Json | OutputFormat::JsonPath(_)) => {
+            context.ui.print_value(&view::Appliance::full(one, Secrets::Shown))
+        }
         ([one], OutputFormat::Yaml) => context.ui.print_value(&view::Appliance::document(one, Secrets::Shown)),
         _ => show(context, &found, Secrets::Shown),
     }
@@ -189,7 +216,7 @@ fn show(context: &CommandContext, appliances: &[v1::Appliance], secrets: Secrets
         appliances.iter().map(|appliance| view(appliance, secrets)).collect()
     };
     match context.ui.format {
-        OutputFormat::Json => context.ui.print_value(&all(view::Appliance::full)),
+        OutputFormat::Json | OutputFormat::JsonPath(_) => context.ui.print_value(&all(view::Appliance::full)),
         OutputFormat::Yaml => context.ui.print_value(&all(view::Appliance::document)),
         OutputFormat::Columns(columns) => {
             let rows: Vec<_> = appliances.iter().map(|one| view::Appliance::full(one, Secrets::Hidden)).collect();

@@ -10,7 +10,7 @@ use proto::admin::v1::debug_scope::What;
 use tokio::time::{Instant, sleep};
 
 use crate::client::{by_id, request_id};
-use crate::commands::{CommandContext, Extent, confirm, parse_duration, parse_id, short_id};
+use crate::commands::{CommandContext, Extent, confirm, parse_duration, parse_id, short_id, watch};
 use crate::complete;
 use crate::error::{Exit, Failure};
 use crate::names::{ApplianceName, Tenant};
@@ -35,7 +35,11 @@ pub(crate) enum DebugCommand {
     /// Clear debug modes: owners go on where they are not covered by others
     Clear(ClearArgs),
     /// List debug modes
-    List,
+    List {
+        /// Print each change, one line each, until interrupted
+        #[arg(short, long)]
+        watch: bool,
+    },
     /// Show what would have been done to an appliance meanwhile
     WouldHave(WouldHaveArgs),
 }
@@ -120,7 +124,8 @@ pub(crate) async fn run(context: &CommandContext, command: &DebugCommand) -> Res
     match command {
         DebugCommand::Set(args) => set(context, args).await,
         DebugCommand::Clear(args) => clear(context, args).await,
-        DebugCommand::List => list(context).await,
+        DebugCommand::List { watch: true } => watch_list(context).await,
+        DebugCommand::List { watch: false } => list(context).await,
         DebugCommand::WouldHave(args) => would_have(context, args).await,
     }
 }
@@ -238,6 +243,25 @@ async fn list(context: &CommandContext) -> Result<(), Failure> {
         return context.ui.print("there are no debug modes");
     }
     context.ui.print_table(&table(&modes, SystemTime::now()))
+}
+
+/// Prints each debug mode, and each change of one.
+async fn watch_list(context: &CommandContext) -> Result<(), Failure> {
+    watch::looks(context, async || {
+        let line = |mode: &v1::DebugMode| {
+            let covered = mode.covered.map_or_else(|| "?".to_owned(), |covered| covered.to_string());
+            let (scope, waiting) = (scope_text(mode), mode.waiting_count);
+            let line = format!(
+                "{}  {scope}  covers {covered}, {waiting} waited for  {}",
+                short_id(&mode.id),
+                one_line(&mode.reason)
+            );
+            line.trim_end().to_owned()
+        };
+        let found = context.client.debug_modes().await?;
+        Ok(found.iter().map(|mode| (mode.id.clone(), line(mode), Mode::from(mode))).collect())
+    })
+    .await
 }
 
 fn table(modes: &[v1::DebugMode], now: SystemTime) -> TextTable {

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::client::request_id;
 use crate::commands::filter::FilterArgs;
-use crate::commands::{CommandContext, Extent, confirm, parse_duration, parse_id, short_id};
+use crate::commands::{CommandContext, Extent, confirm, parse_duration, parse_id, short_id, watch};
 use crate::complete;
 use crate::error::{Exit, Failure};
 use crate::output::{TextTable, Tone, age, count};
@@ -28,7 +28,11 @@ pub(crate) enum RolloutCommand {
     /// The rollout goes on when this command ends, and under the next leader.
     Start(Box<StartArgs>),
     /// List rollouts
-    List,
+    List {
+        /// Print each change, one line each, until interrupted
+        #[arg(short, long)]
+        watch: bool,
+    },
     /// Show how far a rollout is
     Get(NamedArgs),
     /// Wait until a rollout has ended or stopped
@@ -127,7 +131,8 @@ pub(crate) async fn run(context: &CommandContext, command: &RolloutCommand) -> R
     use crate::client::RolloutOrder as Order;
     let (args, order) = match command {
         RolloutCommand::Start(args) => return start(context, args).await,
-        RolloutCommand::List => return list(context).await,
+        RolloutCommand::List { watch: true } => return watch_list(context).await,
+        RolloutCommand::List { watch: false } => return list(context).await,
         RolloutCommand::Get(args) => {
             let rollout = context.client.rollout(&find(context, &args.id).await?.id).await?;
             return show(context, &rollout);
@@ -258,6 +263,27 @@ async fn list(context: &CommandContext) -> Result<(), Failure> {
         return context.ui.print("there are no rollouts");
     }
     context.ui.print_table(&table(&rollouts, SystemTime::now()))
+}
+
+/// Prints each rollout, and each change of one.
+async fn watch_list(context: &CommandContext) -> Result<(), Failure> {
+    watch::looks(context, async || {
+        let line = |rollout: &v1::Rollout| {
+            let (action, state) = (action_text(rollout), state_name(rollout.state()));
+            let done = format!("{}/{} done", rollout.done + rollout.returned, rollout.total);
+            let note = if rollout.note.is_empty() { &rollout.waits } else { &rollout.note };
+            let line = format!(
+                "{}  {action}  {state}  {done}, {} failed  {}",
+                short_id(&rollout.id),
+                rollout.failed,
+                one_line(note)
+            );
+            line.trim_end().to_owned()
+        };
+        let found = context.client.rollouts().await?;
+        Ok(found.iter().map(|rollout| (rollout.id.clone(), line(rollout), Rollout::from(rollout))).collect())
+    })
+    .await
 }
 
 fn table(rollouts: &[v1::Rollout], now: SystemTime) -> TextTable {

@@ -76,6 +76,11 @@ type WatchStream<T> = std::pin::Pin<Box<dyn futures::Stream<Item = Result<T, Sta
 #[tonic::async_trait]
 impl Appliances for Fake {
     type WatchStream = WatchStream<v1::ApplianceEvent>;
+    type LogsStream = WatchStream<v1::LogChunk>;
+
+    async fn logs(&self, _: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        Err(Status::unimplemented("not used"))
+    }
 
     async fn create(&self, _: Request<v1::CreateApplianceRequest>) -> Result<Response<v1::Appliance>, Status> {
         Err(Status::unimplemented("not used"))

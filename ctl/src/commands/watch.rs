@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use proto::admin::v1;
+use serde::Serialize;
 use tokio::time::sleep;
 use tonic::{Code, Status, Streaming};
 
@@ -54,11 +55,29 @@ fn clock() -> String {
     text.split_once('T').map(|(_, time)| time.to_owned()).unwrap_or(text)
 }
 
-/// Opens a stream and hands on its messages, until one of them ends the watch. A stream that breaks is opened again.
+/// Opens a stream and hands on its messages, until one of them ends the watch. A stream that breaks, or ends, is opened again.
 pub(crate) async fn each<T>(
     context: &CommandContext,
     open: impl AsyncFn() -> Result<Streaming<T>, Failure>,
+    take: impl FnMut(T) -> Result<ControlFlow<()>, Failure>,
+) -> Result<(), Failure> {
+    read(context, open, take, false).await
+}
+
+/// The same of streams that have an end: there it is over.
+pub(crate) async fn until_end<T>(
+    context: &CommandContext,
+    open: impl AsyncFn() -> Result<Streaming<T>, Failure>,
+    take: impl FnMut(T) -> Result<ControlFlow<()>, Failure>,
+) -> Result<(), Failure> {
+    read(context, open, take, true).await
+}
+
+async fn read<T>(
+    context: &CommandContext,
+    open: impl AsyncFn() -> Result<Streaming<T>, Failure>,
     mut take: impl FnMut(T) -> Result<ControlFlow<()>, Failure>,
+    has_end: bool,
 ) -> Result<(), Failure> {
     let mut backoff = Backoff::new();
     loop {
@@ -71,6 +90,7 @@ pub(crate) async fn each<T>(
                         return Ok(());
                     }
                 }
+                Ok(None) if has_end => return Ok(()),
                 Ok(None) => break None,
                 Err(status) => break Some(status),
             }
@@ -100,7 +120,11 @@ pub(crate) async fn run(context: &CommandContext, args: &WatchArgs) -> Result<()
     if !args.filter.is_tenant_only() {
         return Err(Failure::usage("conditions other than --tenant are for a watch without a name"));
     }
-    let one = context.find(name, args.filter.tenant.as_ref()).await?;
+    one(context, context.find(name, args.filter.tenant.as_ref()).await?).await
+}
+
+/// Prints an appliance and each change of it, until it is gone.
+pub(crate) async fn one(context: &CommandContext, one: v1::Appliance) -> Result<(), Failure> {
     // Only its tenant: the appliance may be given another name while it is watched.
     let filter = v1::ApplianceFilter { tenant: one.tenant, ..v1::ApplianceFilter::default() };
     follow(context, filter, Some(one.id)).await
@@ -169,6 +193,42 @@ fn appliance_line(context: &CommandContext, appliance: &v1::Appliance) -> String
         parts.push(one_line(&status.last_error));
     }
     parts.join("  ")
+}
+
+/// Time between two looks at what has no stream of its changes.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Prints what `look` finds, by its ids, and then each of it that is another line than before, or is gone. Of programs' formats every
+/// change is an event.
+pub(crate) async fn looks<T: Serialize>(
+    context: &CommandContext,
+    look: impl AsyncFn() -> Result<Vec<(String, String, T)>, Failure>,
+) -> Result<(), Failure> {
+    let mut printed = PrintedLines::default();
+    loop {
+        let found = look().await?;
+        let gone: Vec<_> =
+            printed.0.keys().filter(|id| !found.iter().any(|(found, ..)| found == *id)).cloned().collect();
+        for id in gone {
+            printed.0.remove(&id);
+            if !context.ui.format.is_structured() {
+                context.ui.print(&format!("{}  {id}  gone", clock()))?;
+            }
+        }
+        for (id, line, event) in found {
+            let shown = if context.ui.format.is_structured() {
+                serde_json::to_string(&event).map_err(|e| Failure::failed(format!("write JSON: {e}")))?
+            } else {
+                line.clone()
+            };
+            match (printed.is_new(&id, &shown), context.ui.format.is_structured()) {
+                (true, true) => context.ui.print_event(&event)?,
+                (true, false) => context.ui.print(&format!("{}  {line}", clock()))?,
+                (false, _) => {}
+            }
+        }
+        sleep(LOOK).await;
+    }
 }
 
 /// Runs `worker watch`.

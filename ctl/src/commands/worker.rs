@@ -26,7 +26,11 @@ const NOTICED: Duration = Duration::from_secs(1);
 #[derive(Debug, Subcommand)]
 pub(crate) enum WorkerCommand {
     /// List all workers
-    List,
+    List {
+        /// Print each change, one line each, until interrupted
+        #[arg(short, long)]
+        watch: bool,
+    },
     /// Show one worker
     Get {
         /// Name of the worker
@@ -80,7 +84,8 @@ pub(crate) enum WorkerCommand {
 /// Runs the command.
 pub(crate) async fn run(context: &CommandContext, command: &WorkerCommand) -> Result<(), Failure> {
     match command {
-        WorkerCommand::List => list(context).await,
+        WorkerCommand::List { watch: true } => watch::workers(context).await,
+        WorkerCommand::List { watch: false } => list(context).await,
         WorkerCommand::Get { name } => get(context, name).await,
         WorkerCommand::Explain { name } => why::worker(context, name).await,
         WorkerCommand::Watch => watch::workers(context).await,
@@ -266,6 +271,9 @@ fn capabilities(offer: &v1::DriverOffer) -> String {
     }
     if offer.judges {
         parts.push("judges specifications".to_owned());
+    }
+    if offer.logs {
+        parts.push("keeps output".to_owned());
     }
     one_line(&parts.join("; "))
 }

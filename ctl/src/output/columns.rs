@@ -9,6 +9,7 @@ use clap::error::ErrorKind;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::jsonpath::{self, JsonPath};
 use super::{OutputFormat, TextTable, Tone};
 use crate::error::Failure;
 
@@ -111,6 +112,12 @@ impl TypedValueParser for FormatParser {
         arg: Option<&clap::Arg>,
         value: &std::ffi::OsStr,
     ) -> Result<OutputFormat, clap::Error> {
+        if let Some(text) = value.to_str().and_then(|text| text.strip_prefix(jsonpath::PREFIX)) {
+            return match JsonPath::parse(text) {
+                Ok(path) => Ok(OutputFormat::JsonPath(Box::leak(Box::new(path)))),
+                Err(why) => Err(command.clone().error(ErrorKind::ValueValidation, format!("-o jsonpath: {why}"))),
+            };
+        }
         let Some(columns) = value.to_str().and_then(|text| text.strip_prefix(PREFIX)) else {
             return EnumValueParser::<OutputFormat>::new().parse_ref(command, arg, value);
         };

@@ -132,14 +132,17 @@ struct DriverOffer {
     /// Absent when it is not asked before appliances are created or changed.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     judges: bool,
+    /// Absent when it keeps no output of instances.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    logs: bool,
     kinds: Vec<String>,
 }
 
 impl From<v1::DriverOffer> for DriverOffer {
     fn from(offer: v1::DriverOffer) -> Self {
-        let v1::DriverOffer { name, state_dir, fence_delay, plugs_ports, kinds, site, judges } = offer;
+        let v1::DriverOffer { name, state_dir, fence_delay, plugs_ports, kinds, site, judges, logs } = offer;
         let fence_delay = fence_delay.as_ref().map(view::duration);
-        Self { name, state_dir, site, fence_delay, plugs_ports, judges, kinds }
+        Self { name, state_dir, site, fence_delay, plugs_ports, judges, logs, kinds }
     }
 }
 

@@ -21,6 +21,7 @@ pub fn offers_to_wire(offers: &DriverOffers) -> Vec<wire::DriverOffer> {
         fence_delay: capabilities.fence_delay.map(duration_to_wire),
         plugs_ports: capabilities.plugs_ports,
         judges: capabilities.judges,
+        logs: capabilities.logs,
         kinds: capabilities.kinds.iter().map(|kind| kind.as_str().to_owned()).collect(),
         site: capabilities.site.map(|id| id.to_string()).unwrap_or_default(),
     };
@@ -72,6 +73,7 @@ impl Reader {
             fence_delay: delay.transpose()?,
             plugs_ports: offer.plugs_ports,
             judges: offer.judges,
+            logs: offer.logs,
             // A newer worker may run kinds that this version has never heard of, and has no appliances of.
             kinds: offer.kinds.iter().filter_map(|kind| KindName::find(kind)).collect(),
         })

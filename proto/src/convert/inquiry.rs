@@ -5,7 +5,10 @@
 
 use common::TraceContext;
 use common::appliance::FieldViolation;
-use common::inquiry::{Answer, Finding, Inquiry, MAX_ANSWER_TEXT, MAX_INQUIRY_TIME, Question, Verdict};
+use common::inquiry::{
+    Answer, Finding, Inquiry, LogPart, LogQuery, MAX_ANSWER_TEXT, MAX_INQUIRY_TIME, MAX_LOG_PART, MAX_LOG_PLACE,
+    Question, Verdict,
+};
 use common::session::Envelope;
 use common::text;
 
@@ -28,6 +31,7 @@ pub fn inquiry_to_wire(envelope: &Envelope, inquiry: Inquiry) -> wire::Coordinat
             appliance: id_to_wire(appliance),
             desired: Some(desired_to_wire(&desired)),
         })),
+        Question::ReadLog(query) => Some(wire::inquiry::Question::ReadLog(query_to_wire(*query))),
         Question::Unreadable(_) => None,
     };
     let within = Some(duration_to_wire(within));
@@ -45,6 +49,10 @@ pub(super) fn inquiry_from_wire(reader: Reader, inquiry: wire::Inquiry) -> Inqui
         Some(wire::inquiry::Question::Judge(judge)) => {
             read_judge(reader, judge).unwrap_or_else(|error| Question::Unreadable(clip(&error.to_string(), MAX_FIELD)))
         }
+        Some(wire::inquiry::Question::ReadLog(query)) => {
+            let read = read_query(reader, query).map(|query| Question::ReadLog(Box::new(query)));
+            read.unwrap_or_else(|error| Question::Unreadable(clip(&error.to_string(), MAX_FIELD)))
+        }
         None => Question::Unreadable("this version does not know what is asked".to_owned()),
     };
     let within = within.and_then(|within| duration_from_wire(&within).ok()).unwrap_or_default().min(MAX_INQUIRY_TIME);
@@ -55,6 +63,33 @@ fn read_judge(reader: Reader, judge: wire::Judge) -> Result<Question, WireError>
     let at = At("judge", 0);
     let appliance = reader.appliance(&at, &judge.appliance)?;
     Ok(Question::Judge { appliance, desired: Box::new(reader.desired(&at, judge.desired)?) })
+}
+
+fn query_to_wire(query: LogQuery) -> wire::ReadLog {
+    let LogQuery { appliance, driver, ordinal, place, tail, since, previous } = query;
+    wire::ReadLog {
+        appliance: id_to_wire(appliance),
+        driver: driver.map(|driver| driver.to_string()).unwrap_or_default(),
+        ordinal: ordinal.into(),
+        place,
+        tail: tail.unwrap_or_default(),
+        since: since.map(duration_to_wire),
+        previous,
+    }
+}
+
+fn read_query(reader: Reader, query: wire::ReadLog) -> Result<LogQuery, WireError> {
+    let at = At("read_log", 0);
+    let wire::ReadLog { appliance, driver, ordinal, place, tail, since, previous } = query;
+    Ok(LogQuery {
+        appliance: reader.appliance(&at, &appliance)?,
+        driver: Some(driver.parse().map_err(|e| reader.error(at.field("driver"), e))?),
+        ordinal: u16::try_from(ordinal).map_err(|e| reader.error(at.field("ordinal"), e))?,
+        place: reader.text("place", place, MAX_LOG_PLACE)?,
+        tail: (tail > 0).then_some(tail),
+        since: since.and_then(|since| duration_from_wire(&since).ok()),
+        previous,
+    })
 }
 
 /// Writes an answer.
@@ -71,6 +106,7 @@ pub fn answer_to_wire(envelope: &Envelope, answer: Answer) -> wire::WorkerMessag
             judgement(Kind::Refused, violation.field, &violation.description)
         }
         Finding::Judgement(Verdict::Unclear(reason)) => judgement(Kind::Unclear, String::new(), &reason),
+        Finding::Log(LogPart { data, place, more, lost }) => Wire::Log(wire::LogPart { data, place, more, lost }),
         Finding::Unanswered(reason) => Wire::Unanswered(clip(&reason, MAX_ANSWER_TEXT)),
     };
     let answer = wire::Answer { number: answer.number, finding: Some(finding) };
@@ -82,10 +118,19 @@ pub(super) fn answer_from_wire(answer: wire::Answer) -> Answer {
     let wire::Answer { number, finding } = answer;
     let finding = match finding {
         Some(wire::answer::Finding::Judgement(judgement)) => read_judgement(&judgement),
+        Some(wire::answer::Finding::Log(part)) => read_part(part),
         Some(wire::answer::Finding::Unanswered(reason)) => Finding::Unanswered(clip(&reason, MAX_ANSWER_TEXT)),
         None => Finding::Unanswered("this version does not know the answer".to_owned()),
     };
     Answer { number, finding }
+}
+
+fn read_part(part: wire::LogPart) -> Finding {
+    let wire::LogPart { data, place, more, lost } = part;
+    if data.len() > MAX_LOG_PART || text::check(&place, MAX_LOG_PLACE).is_err() {
+        return Finding::Unanswered("a part of a log is too long, or names no place".to_owned());
+    }
+    Finding::Log(LogPart { data, place, more, lost })
 }
 
 fn read_judgement(judgement: &wire::Judgement) -> Finding {

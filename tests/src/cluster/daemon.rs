@@ -48,11 +48,13 @@ impl Daemon {
         self.env.extend(variables.iter().map(|(name, value)| ((*name).into(), value.into())));
     }
 
-    /// Gives a flag another value, from the next start on.
+    /// Gives a flag this value, from the next start on.
     pub fn flag(&mut self, name: &str, value: &str) {
         let value_at = self.args.iter().position(|arg| arg == name).map(|at| at + 1);
         if let Some(known) = value_at.and_then(|at| self.args.get_mut(at)) {
             *known = value.into();
+        } else {
+            self.args.extend([name.into(), value.into()]);
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use common::appliance::Name;
-use common::inquiry::Verdict;
+use common::inquiry::{LogPart, LogQuery, Verdict};
 use common::kind::{KindName, StopRecipe};
 use common::network_port::NetworkPort;
 use common::status::InstanceEnd;
@@ -80,6 +80,14 @@ impl Driver for Measured {
 
     async fn judge(&self, appliance: ApplianceId, desired: &Desired) -> Result<Verdict, Error> {
         self.measure("judge", self.driver.judge(appliance, desired)).await
+    }
+
+    fn keeps_logs(&self) -> bool {
+        self.driver.keeps_logs()
+    }
+
+    async fn read_log(&self, query: &LogQuery) -> Result<LogPart, Error> {
+        self.measure("read_log", self.driver.read_log(query)).await
     }
 
     async fn claim(&self, permit: &Permit) -> Result<(), Error> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use common::appliance::Name;
-use common::inquiry::Verdict;
+use common::inquiry::{LogPart, LogQuery, Verdict};
 use common::kind::{KindName, StopRecipe};
 use common::network_port::NetworkPort;
 use common::status::InstanceEnd;
@@ -113,6 +113,17 @@ pub trait Driver: Send + Sync + 'static {
     /// nothing. An error says that it could not be found out.
     async fn judge(&self, _appliance: ApplianceId, _desired: &Desired) -> Result<Verdict, Error> {
         Err(Error::Failed("this driver judges no specifications".into()))
+    }
+
+    /// Whether it keeps what instances print.
+    fn keeps_logs(&self) -> bool {
+        false
+    }
+
+    /// Part of what an instance has printed, of at most [`MAX_LOG_PART`](common::inquiry::MAX_LOG_PART) bytes. Needs no permit: it changes
+    /// nothing. Of an instance that has printed nothing, or that there never was, the part is empty.
+    async fn read_log(&self, _query: &LogQuery) -> Result<LogPart, Error> {
+        Err(Error::Refused("this driver keeps no output of instances".into()))
     }
 
     /// Raises the token at the far side, so that nothing its former owner still has under way can take effect. Meant to

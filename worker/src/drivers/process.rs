@@ -17,6 +17,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use common::inquiry::{LogPart, LogQuery};
 use common::kind::StopRecipe;
 use common::site::{STATE_DIR_RULE, is_state_dir};
 use common::status::InstanceEnd;
@@ -48,6 +49,7 @@ mod ends;
 pub mod fence;
 mod finding;
 mod launch;
+mod logs;
 mod record;
 mod removal;
 mod shared_look;
@@ -183,6 +185,15 @@ impl Driver for ProcessDriver {
 
     fn site(&self) -> Option<SiteId> {
         Some(self.inner.site)
+    }
+
+    fn keeps_logs(&self) -> bool {
+        true
+    }
+
+    async fn read_log(&self, query: &LogQuery) -> Result<LogPart, Error> {
+        let (inner, query) = (Arc::clone(&self.inner), query.clone());
+        off_thread(move || inner.read_log(&query)).await
     }
 
     async fn claim(&self, permit: &Permit) -> Result<(), Error> {

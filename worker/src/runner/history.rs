@@ -91,8 +91,8 @@ pub(super) struct RunRecorder {
 struct OpenRun {
     cause: &'static str,
     began: Timestamp,
-    /// When the step that runs was started.
-    step_began: Option<Timestamp>,
+    /// The step that runs, and when it was started.
+    running: Option<(LifecycleStep, Timestamp)>,
     steps: Vec<RunStep>,
     changes: Vec<PhaseChange>,
     error: String,
@@ -127,7 +127,7 @@ impl RunRecorder {
             self.open = Some(Box::new(OpenRun {
                 cause: if cause.is_empty() { "time" } else { cause },
                 began: now,
-                step_began: None,
+                running: None,
                 steps: Vec::new(),
                 changes: Vec::new(),
                 error: String::new(),
@@ -141,14 +141,14 @@ impl RunRecorder {
             self.begins(now);
         }
         if let Some(open) = &mut self.open {
-            open.step_began = Some(now);
+            open.running = Some((step, now));
         }
     }
 
     /// A step has ended.
     pub(super) fn step_ends(&mut self, now: Timestamp, step: LifecycleStep, outcome: &StepOutcome) {
         let Some(open) = &mut self.open else { return };
-        let Some(began) = open.step_began.take() else { return };
+        let Some((_, began)) = open.running.take() else { return };
         if let Some(problem) = problem(outcome) {
             problem.clone_into(&mut open.error);
         }
@@ -195,7 +195,11 @@ impl RunRecorder {
             RunOutcome::Failed => {}
             _ => self.cause = "",
         }
-        let OpenRun { cause, began, steps, changes, error, .. } = *self.open.take()?;
+        let OpenRun { cause, began, running, mut steps, changes, error } = *self.open.take()?;
+        if let Some((step, began)) = running.filter(|(step, _)| step.changes_the_world()) {
+            let took = subject.now.since(began);
+            steps.push(RunStep { step: step.to_string(), outcome: "unfinished".to_owned(), took });
+        }
         let outcome = match (steps.is_empty(), changes.is_empty()) {
             // Its step was never started.
             (true, true) => return None,

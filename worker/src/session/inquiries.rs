@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::future::pending;
 use std::sync::Arc;
 
-use common::inquiry::{Answer, Finding, Inquiry, MAX_OPEN_INQUIRIES, Question, Verdict};
+use common::inquiry::{Answer, Finding, Inquiry, MAX_OPEN_INQUIRIES, MAX_OPEN_READINGS, Question, Verdict};
 use common::session::Envelope;
 use common::{ApplianceId, WorkerId};
 use runtime::telemetry;
@@ -30,6 +30,8 @@ pub(super) struct Inquiries {
     judging: Arc<Semaphore>,
     /// Those under way; a task that found nothing out in time has no answer.
     tasks: JoinSet<(Envelope, Option<Answer>)>,
+    /// Readings of logs among them: they have a bound of their own, so that judgements keep their places.
+    readings: Arc<Semaphore>,
     /// Those that are answered and wait to be sent.
     answers: VecDeque<(Envelope, Answer)>,
 }
@@ -37,16 +39,25 @@ pub(super) struct Inquiries {
 impl Inquiries {
     pub(super) fn new(drivers: Option<Drivers>) -> Self {
         let judging = Arc::new(Semaphore::new(JUDGED_AT_ONCE));
-        Self { drivers, judging, tasks: JoinSet::new(), answers: VecDeque::new() }
+        let readings = Arc::new(Semaphore::new(MAX_OPEN_READINGS));
+        Self { drivers, judging, tasks: JoinSet::new(), readings, answers: VecDeque::new() }
     }
 
     /// Begins to answer an inquiry that came on the stream with this envelope.
     pub(super) fn begin(&mut self, worker: &WorkerId, envelope: Envelope, inquiry: Inquiry) {
         let Inquiry { number, within, call, question } = inquiry;
-        if self.tasks.len() + self.answers.len() >= MAX_OPEN_INQUIRIES {
+        let reading = match question {
+            Question::ReadLog(_) => Some(Arc::clone(&self.readings).try_acquire_owned()),
+            Question::Judge { .. } | Question::Unreadable(_) => None,
+        };
+        let (most, is_full) = match &reading {
+            Some(place) => (MAX_OPEN_READINGS, place.is_err()),
+            None => (MAX_OPEN_INQUIRIES, self.judgements() + self.answers.len() >= MAX_OPEN_INQUIRIES),
+        };
+        if is_full {
             // A leader that keeps to the bound never gets here. Whoever reads no answers gets no more of them.
             if self.answers.len() < MAX_OPEN_INQUIRIES {
-                let finding = Finding::Unanswered(format!("{MAX_OPEN_INQUIRIES} inquiries are open already"));
+                let finding = Finding::Unanswered(format!("{most} inquiries are open already"));
                 self.answers.push_back((envelope, Answer { number, finding }));
             }
             return;
@@ -66,6 +77,7 @@ impl Inquiries {
         telemetry::continue_trace(&span, &call);
         let (drivers, judging) = (self.drivers.clone(), Arc::clone(&self.judging));
         let answered = async move {
+            let _reading = reading;
             let finding = tokio::time::timeout(within, answer(drivers, judging, question)).await;
             let finding = match finding {
                 Ok(finding) => finding,
@@ -94,6 +106,12 @@ impl Inquiries {
         }
     }
 
+    /// Open inquiries that read no logs.
+    fn judgements(&self) -> usize {
+        let readings = MAX_OPEN_READINGS - self.readings.available_permits();
+        self.tasks.len().saturating_sub(readings)
+    }
+
     pub(super) fn is_waiting(&self) -> bool {
         !self.answers.is_empty()
     }
@@ -115,6 +133,7 @@ const fn outcome(finding: &Finding) -> &'static str {
         Finding::Judgement(Verdict::Accepted) => "accepted",
         Finding::Judgement(Verdict::Refused(_)) => "refused",
         Finding::Judgement(Verdict::Unclear(_)) => "unclear",
+        Finding::Log(_) => "read",
         Finding::Unanswered(_) => "unanswered",
     }
 }
@@ -129,6 +148,16 @@ async fn answer(drivers: Option<Drivers>, judging: Arc<Semaphore>, question: Que
             // Fails only when it is closed, which it never is.
             let _place = judging.acquire_owned().await;
             judge(driver.as_ref(), appliance, &desired).await
+        }
+        Question::ReadLog(query) => {
+            let offer = query.driver.as_ref().zip(drivers.as_ref()).and_then(|(name, drivers)| drivers.offer(name));
+            let Some(driver) = offer.map(|offer| Arc::clone(&offer.driver)).filter(|driver| driver.keeps_logs()) else {
+                return Finding::Unanswered("no output of instances is kept here".to_owned());
+            };
+            match driver.read_log(&query).await {
+                Ok(part) => Finding::Log(part),
+                Err(error) => Finding::Unanswered(error.to_string()),
+            }
         }
         Question::Unreadable(problem) => Finding::Unanswered(problem),
     }

@@ -180,12 +180,14 @@ struct OfferData<'a> {
     plugs_ports: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     judges: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    logs: bool,
     kinds: Vec<&'static str>,
 }
 
 impl<'a> OfferData<'a> {
     fn new(capabilities: &'a DriverCapabilities) -> Self {
-        let DriverCapabilities { state_dir, site, keeps_host: _, fence_delay, plugs_ports, judges, kinds } =
+        let DriverCapabilities { state_dir, site, keeps_host: _, fence_delay, plugs_ports, judges, logs, kinds } =
             capabilities;
         Self {
             state_dir: state_dir.as_deref(),
@@ -193,6 +195,7 @@ impl<'a> OfferData<'a> {
             fence_delay_ms: fence_delay.map(millis_above),
             plugs_ports: *plugs_ports,
             judges: *judges,
+            logs: *logs,
             kinds: kinds.iter().map(|kind| kind.as_str()).collect(),
         }
     }
@@ -347,6 +350,7 @@ fn read_offer(value: &Value) -> DriverCapabilities {
         fence_delay: offer.get("fence_delay_ms").map(fence_delay),
         plugs_ports: offer.get("plugs_ports").and_then(Value::as_bool).unwrap_or(false),
         judges: offer.get("judges").and_then(Value::as_bool).unwrap_or(false),
+        logs: offer.get("logs").and_then(Value::as_bool).unwrap_or(false),
         kinds: kinds.filter_map(|kind| KindName::find(kind.as_str()?)).collect(),
     }
 }
@@ -456,6 +460,7 @@ mod tests {
             fence_delay: Some(Duration::from_secs(20)),
             plugs_ports: true,
             judges: true,
+            logs: true,
             kinds: [KindName::Custom].into(),
             ..DriverCapabilities::default()
         };

@@ -22,12 +22,19 @@ pub const MAX_FILTER: usize = 1_000;
 
 /// What is in force without orders, and how it is changed.
 pub(super) struct Control {
-    /// The configured filter of the log.
-    pub(super) filter: String,
-    /// The configured sampling.
-    pub(super) sampling: Sampling,
+    /// What is configured, which may be read again.
+    pub(super) configured: Mutex<Configured>,
     /// Puts a filter into force.
     pub(super) reload: Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>,
+}
+
+/// What is in force without orders.
+#[derive(Clone, Debug)]
+pub(super) struct Configured {
+    /// The filter of the log.
+    pub(super) filter: String,
+    /// Which traces are kept.
+    pub(super) sampling: Sampling,
 }
 
 static CONTROL: OnceLock<Control> = OnceLock::new();
@@ -81,6 +88,22 @@ impl InForce {
 /// Whose orders are followed from now on.
 pub(super) fn install(control: Control) {
     let _ = CONTROL.set(control);
+}
+
+/// Puts another configuration into force. The order that is in force goes on.
+pub(super) fn configure(filter: String, sampling: Sampling) {
+    let Some(control) = CONTROL.get() else { return };
+    let in_force = IN_FORCE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut configured = control.configured.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = std::mem::replace(&mut *configured, Configured { filter, sampling });
+    let (log, sampled) = (before.filter != configured.filter, before.sampling != configured.sampling);
+    drop(configured);
+    if log {
+        control.log(in_force.order.log.as_ref());
+    }
+    if sampled {
+        control.sample(in_force.order.sampling);
+    }
 }
 
 /// Packages whose lines are ours, and the target of the audit trail.
@@ -173,11 +196,16 @@ fn end_due() {
 }
 
 impl Control {
+    fn configured(&self) -> Configured {
+        self.configured.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn log(&self, order: Option<&LogOrder>) {
+        let configured = self.configured().filter;
         let filter = match order {
             // What comes later wins where both are about the same module.
-            Some(order) => expanded(&order.filter).map(|added| format!("{},{added}", self.filter)),
-            None => Ok(self.filter.clone()),
+            Some(order) => expanded(&order.filter).map(|added| format!("{configured},{added}")),
+            None => Ok(configured),
         };
         let done = filter.and_then(|filter| parse(&filter)).and_then(|filter| (self.reload)(filter));
         match done {
@@ -188,8 +216,8 @@ impl Control {
 
     fn sample(&self, order: Option<SamplingOrder>) {
         let SamplingOrder { ratio, slow, lasts: _ } = order.unwrap_or_default();
-        let sampling =
-            Sampling { ratio: ratio.unwrap_or(self.sampling.ratio), slow: slow.unwrap_or(self.sampling.slow) };
+        let configured = self.configured().sampling;
+        let sampling = Sampling { ratio: ratio.unwrap_or(configured.ratio), slow: slow.unwrap_or(configured.slow) };
         super::set_sampling(sampling);
         tracing::info!(ratio = %sampling.ratio, slow = ?sampling.slow, "sampling of traces changed");
     }
@@ -233,8 +261,7 @@ mod tests {
         let seen = Arc::clone(&filters);
         let before = super::super::sampling();
         install(Control {
-            filter: "info,h2=error".into(),
-            sampling: before,
+            configured: Mutex::new(Configured { filter: "info,h2=error".into(), sampling: before }),
             reload: Box::new(move |filter| {
                 seen.lock().expect("no panic").push(filter.to_string());
                 Ok(())
@@ -261,5 +288,13 @@ mod tests {
         obey(TelemetryOrder { log: log("h2=off", 10), sampling: None });
         obey(TelemetryOrder::default());
         assert!(newest().contains("h2=error"), "{}", newest());
+        // Another configuration goes below the order that is in force, and is what is left of both.
+        obey(TelemetryOrder { log: log("worker=debug", 10), sampling: None });
+        configure("warn".into(), Sampling { ratio: Ratio::NONE, slow: before.slow });
+        assert!(newest().contains("warn") && newest().contains("worker=debug"), "{}", newest());
+        assert_eq!(super::super::sampling().ratio, Ratio::NONE);
+        obey(TelemetryOrder::default());
+        assert_eq!(newest(), "warn");
+        configure("info".into(), before);
     }
 }

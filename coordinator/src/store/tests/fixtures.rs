@@ -163,6 +163,7 @@ fn offers(delay: u64) -> DriverOffers {
         fence_delay: Some(Duration::from_secs(delay)),
         plugs_ports: true,
         judges: true,
+        logs: true,
         kinds: [KindName::Custom].into(),
         ..DriverCapabilities::default()
     };

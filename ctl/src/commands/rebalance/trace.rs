@@ -130,7 +130,9 @@ pub(super) async fn run(context: &CommandContext, id: &str, limit: usize) -> Res
     let rebalance = context.client.whole_rebalance(id).await?;
     match context.ui.format {
         OutputFormat::Otlp => return context.ui.print(&otlp::render(&rebalance)?),
-        OutputFormat::Json | OutputFormat::Yaml => return context.ui.print_value(&shown::Rebalance::from(&rebalance)),
+        OutputFormat::Json | OutputFormat::Yaml | OutputFormat::JsonPath(_) => {
+            return context.ui.print_value(&shown::Rebalance::from(&rebalance));
+        }
         OutputFormat::Table | OutputFormat::Wide | OutputFormat::Columns(_) => {}
     }
     let moves: Vec<Waterfall<'_>> = rebalance.r#move.iter().filter_map(Waterfall::new).collect();

@@ -206,6 +206,12 @@ impl Folder {
         Ok(self.instances.open(self.name.join("log"), Access::Append)?)
     }
 
+    /// The current log (0), or one that was put aside.
+    pub(super) fn read_log_file(&self, number: u32) -> io::Result<File> {
+        let name = if number == 0 { "log".to_owned() } else { format!("log.{number}") };
+        Ok(self.instances.open(self.name.join(name), Access::Read)?)
+    }
+
     pub(super) fn work(&self) -> PathBuf {
         self.path().join("work")
     }
