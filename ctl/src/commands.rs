@@ -25,6 +25,7 @@ pub(crate) mod diff;
 pub(crate) mod doctor;
 pub(crate) mod edit;
 pub(crate) mod filter;
+pub(crate) mod openstack;
 pub(crate) mod orders;
 pub(crate) mod placement;
 pub(crate) mod plan;

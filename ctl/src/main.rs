@@ -13,8 +13,8 @@ use runtime::tls;
 
 use crate::commands::wait as wait_command;
 use crate::commands::{
-    CommandContext, appliance, apply, audit, cluster, context, debug, delete, diff, doctor, edit, placement, plan,
-    rebalance, ring, rollout, telemetry, watch, worker,
+    CommandContext, appliance, apply, audit, cluster, context, debug, delete, diff, doctor, edit, openstack, placement,
+    plan, rebalance, ring, rollout, telemetry, watch, worker,
 };
 use crate::contexts::{Contexts, NamedContext};
 use crate::error::{Exit, Failure};
@@ -119,6 +119,9 @@ enum RugctlCommand {
     /// Name clusters, and choose the one that is used
     #[command(subcommand)]
     Context(context::ContextCommand),
+    /// Look at a cloud of OpenStack, for the driver `openstack`
+    #[command(subcommand, name = "openstack")]
+    OpenStack(openstack::OpenStackCommand),
     /// Print a completion script for a shell
     Completion {
         /// The shell
@@ -197,6 +200,10 @@ async fn run(cli: Cli) -> Exit {
         RugctlCommand::Context(command) if !command.asks_server() => {
             contexts().and_then(|contexts| context::run(&ui, &contexts, command, &client::working_folder()))
         }
+        RugctlCommand::OpenStack(command) => tokio::select! {
+            result = openstack::run(&ui, command) => result,
+            _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, "interrupted")),
+        },
         RugctlCommand::Man { folder } => help::write_manual(&ui, command(), folder),
         command => tokio::select! {
             result = call(ui, &cli.global, command) => result,
@@ -292,6 +299,7 @@ async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(
         RugctlCommand::Version { client } => cluster::version(context, *client).await,
         RugctlCommand::Up(_)
         | RugctlCommand::Context(_)
+        | RugctlCommand::OpenStack(_)
         | RugctlCommand::Completion { .. }
         | RugctlCommand::Man { .. } => unreachable!("handled before"),
     }

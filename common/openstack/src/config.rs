@@ -86,7 +86,7 @@ impl Default for ClientConfig {
             endpoints: BTreeMap::new(),
             request_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(5),
-            in_flight: number(32),
+            in_flight: number(16),
             max_retry_after: Duration::from_secs(10),
             page_size: number(500),
         }

@@ -8,6 +8,7 @@
 //! Why not a library is written in `docs/decisions/0067-a-thin-client-of-openstack.md`.
 
 mod call;
+mod check;
 mod client;
 mod clouds;
 mod compute;
@@ -24,6 +25,7 @@ mod secret;
 #[cfg(test)]
 mod tests;
 
+pub use self::check::{CheckRequest, Finding, check};
 pub use self::client::{Client, Guard};
 pub use self::clouds::{ApplicationCredential, Cloud, Credentials, Domain, Named, SetupError};
 pub use self::compute::{Compute, Fault, Flavor, Interface, NewServer, Policy, Server, ServerGroup, ServerStatus};
