@@ -22,7 +22,7 @@ VENV := $(TARGET)/tmp/observability
 OBSERVABILITY = $(VENV)/bin/python tests/observability/check.py --binaries $(OBSERVED) \
 	--rotel "$$($(VENV)/bin/python -c 'import pathlib, rotel; print(pathlib.Path(rotel.__file__).parent / "rotel-agent")')"
 
-.PHONY: help up down build install test test-observability pictures-observability test-kubernetes lint fmt bench sim fuzz model plans drill
+.PHONY: help up down build install test test-observability pictures-observability test-kubernetes test-openstack lint fmt bench sim fuzz model plans drill
 .PHONY: image chart-docs
 .PHONY: deps-build deps-test deps-bench deps-observability deps-kubernetes clean
 
@@ -74,6 +74,10 @@ test-kubernetes: deps-kubernetes ## Run the tests against a real Kubernetes: KUB
 	@tests/kubernetes/build oldest >/dev/null
 	@echo "==> running tests/kubernetes: control planes, and nodes where this is root, in namespaces of their own"
 	@python3 tests/kubernetes/run.py $(KUBERNETES)
+
+test-openstack: deps-test ## Run the tests against a real OpenStack: OPENSTACK="driver::" for some of them only
+	@echo "==> starting a real OpenStack control plane (Debian packages, some 130 MB, installed once as root; kept in $${XDG_CACHE_HOME:-~/.cache}/rug/openstack-lab)"
+	@tests/openstack/run $(OPENSTACK)
 
 lint: deps-build ## Check formatting, imports, lints and dependencies; warnings are errors.
 	@if $(CARGO) fmt --version >/dev/null 2>&1; then set -x; $(CARGO) fmt --all -- --check; \

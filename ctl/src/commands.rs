@@ -28,6 +28,7 @@ pub(crate) mod edit;
 pub(crate) mod filter;
 pub(crate) mod offline;
 pub(crate) mod logs;
+pub(crate) mod openstack;
 pub(crate) mod orders;
 pub(crate) mod placement;
 pub(crate) mod plan;

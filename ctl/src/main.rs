@@ -13,8 +13,7 @@ use runtime::tls;
 
 use crate::commands::wait as wait_command;
 use crate::commands::{
-    appliance, apply, audit, budget, cluster, CommandContext, context, debug, delete, diff, doctor, edit, logs, placement,
-    plan, rebalance, ring, rollout, runs, telemetry, watch, worker,
+    appliance, apply, audit, budget, cluster, CommandContext, context, debug, delete, diff, doctor, edit, logs, openstack, placement, plan, rebalance, ring, rollout, runs, telemetry, watch, worker,
 };
 use crate::contexts::{Contexts, NamedContext};
 use crate::error::{Exit, Failure};
@@ -127,6 +126,9 @@ enum RugctlCommand {
     /// Name clusters, and choose the one that is used
     #[command(subcommand)]
     Context(context::ContextCommand),
+    /// Look at a cloud of OpenStack, for the driver `openstack`
+    #[command(subcommand, name = "openstack")]
+    OpenStack(openstack::OpenStackCommand),
     /// Print a completion script for a shell
     Completion {
         /// The shell
@@ -205,6 +207,10 @@ async fn run(cli: Cli) -> Exit {
         RugctlCommand::Context(command) if !command.asks_server() => {
             contexts().and_then(|contexts| context::run(&ui, &contexts, command, &client::working_folder()))
         }
+        RugctlCommand::OpenStack(command) => tokio::select! {
+            result = openstack::run(&ui, command) => result,
+            _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, "interrupted")),
+        },
         RugctlCommand::Man { folder } => help::write_manual(&ui, command(), folder),
         command => tokio::select! {
             result = call(ui, &cli.global, command) => result,
@@ -303,6 +309,7 @@ async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(
         RugctlCommand::Version { client } => cluster::version(context, *client).await,
         RugctlCommand::Up(_)
         | RugctlCommand::Context(_)
+        | RugctlCommand::OpenStack(_)
         | RugctlCommand::Completion { .. }
         | RugctlCommand::Man { .. } => unreachable!("handled before"),
     }

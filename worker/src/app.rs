@@ -4,6 +4,7 @@
 //! gate is shut for good, running steps end or are given up, the coordinator and the coordination service are told, the
 //! process ends. Instances go on running.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use common::driver::DriverName as Name;
 use common::status::PID_DETAIL;
-use common::{Profile, Term, WorkerId};
+use common::{ApplianceId, Profile, Term, WorkerId};
 use runtime::folder::Folder;
 use runtime::meter::probe::Probe;
 use runtime::meter::{self, Meters};
@@ -31,6 +32,7 @@ use worker_core::instance::Instance;
 
 use crate::config::Config;
 use crate::drivers::kubernetes::{self, KubernetesDriver};
+use crate::drivers::openstack::{self, OpenStackDriver};
 pub use crate::drivers::process::site::Correction;
 use crate::drivers::process::{self, ProcessDriver, site};
 use crate::drivers::{self, Driver as _};
@@ -165,6 +167,47 @@ pub fn sweep_orphans(config: Config, age: Duration, delete: bool) -> Result<(), 
         }
         Ok(())
     })
+}
+
+/// Prints servers and ports of OpenStack of at least that age whose appliance the file `wanted` does not name, and removes them if so asked.
+///
+/// # Errors
+/// When the file cannot be read, the cloud cannot be asked, or nobody reads what is printed.
+pub fn sweep_servers(config: Config, age: Duration, wanted: &Path, delete: bool) -> Result<(), Failure> {
+    let failed = |e| driver_failure(&Name::new(openstack::NAME).expect("the name of a driver"), &e);
+    let text = std::fs::read_to_string(wanted);
+    let text = text.map_err(|e| Failure::other(format!("read {}: {e}", wanted.display())))?;
+    let wanted = read_wanted(&text).map_err(|problem| Failure::other(format!("{}: {problem}", wanted.display())))?;
+    let stop = CancellationToken::new();
+    let _ended_with_this = stop.clone().drop_guard();
+    program::runtime()?.block_on(async {
+        let driver = OpenStackDriver::new(config.openstack, &stop).map_err(failed)?;
+        for orphan in driver.orphans(&wanted, age).await.map_err(failed)? {
+            let what = match delete {
+                false => "can be removed".to_owned(),
+                true => match driver.remove_orphan(&orphan).await {
+                    Ok(()) => "removed".to_owned(),
+                    Err(error) => format!("not removed: {error}"),
+                },
+            };
+            let age = humantime::format_duration(Duration::from_secs(orphan.age.as_secs()));
+            let sort = orphan.sort.as_str();
+            writeln!(std::io::stdout().lock(), "{sort}\t{}\t{}\t{age}\t{what}", orphan.id, orphan.name)
+                .map_err(|e| Failure::other(format!("print orphans: {e}")))?;
+        }
+        Ok(())
+    })
+}
+
+/// The appliances that a list names, one in a line, with or without a heading. An empty list is refused: everything would be an orphan.
+fn read_wanted(text: &str) -> Result<BTreeSet<ApplianceId>, String> {
+    let lines = text.lines().enumerate().map(|(i, line)| (i + 1, line.trim()));
+    let lines = lines.filter(|(number, line)| !line.is_empty() && !(*number == 1 && line.eq_ignore_ascii_case("id")));
+    let id = |(number, line): (usize, &str)| {
+        line.parse().map_err(|_| format!("line {number} is not the id of an appliance"))
+    };
+    let wanted: BTreeSet<ApplianceId> = lines.map(id).collect::<Result<_, _>>()?;
+    if wanted.is_empty() { Err("it names no appliance".to_owned()) } else { Ok(wanted) }
 }
 
 /// Prints the id of the process driver's state directory and where it was made, after correcting it if so asked.

@@ -11,7 +11,7 @@ use runtime::config::Settings;
 use runtime::{meter, telemetry, tls};
 use serde::{Deserialize, Serialize};
 
-use crate::drivers::{self, DriverFencing, kubernetes, process, simulated};
+use crate::drivers::{self, DriverFencing, kubernetes, openstack, process, simulated};
 use crate::{runner, session};
 
 /// Everything that can be set, in `rug-worker.toml`, by `RUG_WORKER_<SECTION>__<FIELD>`, or by flags.
@@ -48,6 +48,8 @@ pub struct Config {
     pub simulated: simulated::Config,
     /// The driver for pods.
     pub kubernetes: kubernetes::Config,
+    /// The driver for servers of OpenStack.
+    pub openstack: openstack::Config,
     /// Where Prometheus reads metrics.
     pub metrics: meter::Config,
     /// Mutual TLS with coordinators. Without it their addresses are `http://`, with it `https://`.
@@ -74,6 +76,7 @@ impl Default for Config {
             process: process::Config { state_dir: PathBuf::new(), ..process::Config::default() },
             simulated: simulated::Config::default(),
             kubernetes: kubernetes::Config::default(),
+            openstack: openstack::Config::default(),
             metrics: meter::Config::default(),
             tls: tls::Config::default(),
             log: telemetry::Config::default(),
@@ -123,6 +126,7 @@ impl Settings for Config {
             ("process", self.process.validate()),
             ("simulated", self.simulated.validate()),
             ("kubernetes", self.kubernetes.validate()),
+            ("openstack", self.openstack.validate()),
         ];
         found.extend(FieldViolation::of_sections(sections));
         found
@@ -144,7 +148,8 @@ impl Settings for Config {
 impl Config {
     /// With ZooKeeper the length of the lease is known only once it has agreed to a session timeout.
     fn margin_violation(&self) -> Option<FieldViolation> {
-        let unfenced = self.drivers.contains(simulated::NAME) && self.simulated.fencing() != DriverFencing::Token;
+        let simulated = self.drivers.contains(simulated::NAME) && self.simulated.fencing() != DriverFencing::Token;
+        let unfenced = simulated || self.drivers.contains(openstack::NAME);
         if !unfenced || !self.coordination.is_embedded() {
             return None;
         }
@@ -232,7 +237,10 @@ mod tests {
     fn a_driver_that_this_program_does_not_have_is_refused() {
         let config = |drivers| serde_json::from_str::<Config>(&format!(r#"{{"drivers": {drivers}}}"#));
         let unknown = violations(config(r#"["process", "hovercraft"]"#).expect("a name"));
-        assert_eq!(unknown, ["drivers: this program has no `hovercraft`; it has process, simulated, kubernetes"]);
+        assert_eq!(
+            unknown,
+            ["drivers: this program has no `hovercraft`; it has process, simulated, kubernetes, openstack"]
+        );
         assert!(config(r#"["No Name"]"#).expect_err("no name").to_string().contains("is not the name of a driver"));
     }
 

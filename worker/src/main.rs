@@ -65,6 +65,10 @@ struct OrphanFlags {
     /// Age from which on they count.
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
     older_than: std::time::Duration,
+    /// Of the driver `openstack`: file with the ids of all appliances there are, one in a line, as `rugctl list -A -o custom-columns=ID:.id`
+    /// prints them. Servers and ports of others are orphans.
+    #[arg(long, value_name = "FILE")]
+    wanted: Option<PathBuf>,
 }
 
 impl CorrectionFlags {
@@ -144,7 +148,10 @@ fn main() -> ExitCode {
             program::once(NAME, flags.config.as_deref(), &flags, app::print_instances)
         }
         WorkerSubcommand::Orphans { orphans, flags } => {
-            let sweep = |config| app::sweep_orphans(config, orphans.older_than, orphans.delete);
+            let sweep = |config| match &orphans.wanted {
+                Some(wanted) => app::sweep_servers(config, orphans.older_than, wanted, orphans.delete),
+                None => app::sweep_orphans(config, orphans.older_than, orphans.delete),
+            };
             program::once(NAME, flags.config.as_deref(), &flags, sweep)
         }
         WorkerSubcommand::Site { correction, flags } => {

@@ -23,7 +23,7 @@ use catalogue as metric;
 const OTHER: &str = "other";
 
 /// Names of drivers. Listed here because drivers measure their calls: a test of theirs compares the two.
-pub(crate) const DRIVERS: [&str; 3] = ["process", "simulated", "kubernetes"];
+pub(crate) const DRIVERS: [&str; 4] = ["process", "simulated", "kubernetes", "openstack"];
 
 /// Outcomes of steps.
 const OUTCOMES: [&str; 16] = [
@@ -95,8 +95,8 @@ impl Instruments {
 
 /// Every metric of workers beside those of every process, for the page about them.
 #[must_use]
-pub fn reference() -> [&'static MetricGroup; 2] {
-    [catalogue::GROUPS[0], kubernetes::reference()]
+pub fn reference() -> [&'static MetricGroup; 3] {
+    [catalogue::GROUPS[0], kubernetes::reference(), openstack::reference()]
 }
 
 /// Makes the instruments, so that those that have counted nothing are shown as well.

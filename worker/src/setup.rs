@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::drivers::kubernetes::{self, KubernetesDriver};
 use crate::drivers::measured::Measured;
+use crate::drivers::openstack::{self, OpenStackDriver};
 use crate::drivers::process::{self, ProcessDriver};
 use crate::drivers::simulated::{self, Simulated};
 use crate::error::Error;
@@ -54,6 +55,12 @@ pub(crate) async fn drivers(
                 tokio::spawn(pods.clone().sweep(stop.clone()));
                 let protocol = Standard::new().map_err(failed)?;
                 let driver = Measured::new(kubernetes::NAME, Arc::new(pods));
+                Offer { driver: Arc::new(driver), protocol: Arc::new(protocol) }
+            }
+            openstack::NAME => {
+                let servers = OpenStackDriver::new(config.openstack.clone(), stop).map_err(failed)?;
+                let protocol = Standard::new().map_err(failed)?;
+                let driver = Measured::new(openstack::NAME, Arc::new(servers));
                 Offer { driver: Arc::new(driver), protocol: Arc::new(protocol) }
             }
             _ => return Err(failed(Error::Refused("this program has no such driver".to_owned()))),

@@ -19,11 +19,12 @@ use crate::gate::Permit;
 
 pub mod kubernetes;
 pub mod measured;
+pub mod openstack;
 pub mod process;
 pub mod simulated;
 
 /// The drivers that this program has.
-pub const NAMES: [&str; 3] = [process::NAME, simulated::NAME, kubernetes::NAME];
+pub const NAMES: [&str; 4] = [process::NAME, simulated::NAME, kubernetes::NAME, openstack::NAME];
 
 /// How a call is kept from taking effect once its caller is no longer the owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
