@@ -17,6 +17,7 @@ use crate::gate::Permit;
 
 mod http;
 pub mod rest;
+mod router;
 
 /// How instances are configured and probed. Every call is bounded by the caller's time-out.
 #[async_trait]
@@ -72,6 +73,7 @@ impl Protocol for Standard {
         match configuration.map_err(|overflow| Error::Refused(overflow.to_string()))? {
             Configuration::None => Ok(permit.check()?),
             Configuration::Rest(body) => rest::configure(&self.client, permit, instance, &body).await,
+            Configuration::Router(draft) => router::configure(&self.client, permit, instance, desired, *draft).await,
         }
     }
 
