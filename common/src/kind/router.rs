@@ -113,7 +113,10 @@ impl Kind for Router {
         for (i, ip) in self.floating_ips.iter().enumerate() {
             let at = format!("{AT}.floating_ips[{i}]");
             if ip.floating.is_ipv4() != ip.fixed.is_ipv4() {
-                found.push(FieldViolation::new(format!("{at}.fixed"), "must be of the same version of IP as `floating`"));
+                found.push(FieldViolation::new(
+                    format!("{at}.fixed"),
+                    "must be of the same version of IP as `floating`",
+                ));
             }
             if !floating.insert(ip.floating) {
                 found.push(FieldViolation::new(format!("{at}.floating"), format!("{} is listed twice", ip.floating)));
@@ -134,7 +137,11 @@ impl Kind for Router {
     }
 
     fn network_ports(&self) -> Vec<(&Name, String)> {
-        self.networks.iter().enumerate().map(|(i, network)| (&network.port, format!("{AT}.networks[{i}].port"))).collect()
+        self.networks
+            .iter()
+            .enumerate()
+            .map(|(i, network)| (&network.port, format!("{AT}.networks[{i}].port")))
+            .collect()
     }
 
     /// Everything comes with the configuration.

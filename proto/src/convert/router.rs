@@ -15,10 +15,9 @@ use crate::admin::v1 as wire;
 /// Reads a router; `None` when `found` says why.
 pub(super) fn read_router(wire: wire::Router, at: &str, found: &mut Violations) -> Option<Router> {
     let wire::Router { hostname, networks, routes, floating_ips, snat, labels } = wire;
-    let networks =
-        read_all(networks, MAX_NETWORK_PORTS, &format!("{at}.networks"), found, |network, at, found| {
-            read_network(network, at, found)
-        });
+    let networks = read_all(networks, MAX_NETWORK_PORTS, &format!("{at}.networks"), found, |network, at, found| {
+        read_network(network, at, found)
+    });
     let routes = read_all(routes, MAX_ENTRIES, &format!("{at}.routes"), found, read_route);
     let floating_ips = read_all(floating_ips, MAX_ENTRIES, &format!("{at}.floating_ips"), found, |ip, at, found| {
         let floating = read_address(&ip.floating, &format!("{at}.floating"), found);
@@ -72,10 +71,9 @@ fn read_route(wire: wire::Route, at: &str, found: &mut Violations) -> Option<Rou
 fn read_network(wire: wire::RouterNetwork, at: &str, found: &mut Violations) -> Option<RouterNetwork> {
     let port = found.take(&format!("{at}.port"), Name::new(&wire.port));
     let role = found.take(&format!("{at}.role"), role_from_wire(wire.role));
-    let addresses =
-        read_all(wire.addresses, MAX_ENTRIES, &format!("{at}.addresses"), found, |text, at, found| {
-            found.take(at, text.parse())
-        });
+    let addresses = read_all(wire.addresses, MAX_ENTRIES, &format!("{at}.addresses"), found, |text, at, found| {
+        found.take(at, text.parse())
+    });
     let subnets = read_all(wire.subnets, MAX_SUBNETS, &format!("{at}.subnets"), found, read_subnet);
     let allocations = read_all(wire.allocations, MAX_ALLOCATIONS, &format!("{at}.allocations"), found, read_allocation);
     Some(RouterNetwork {
@@ -94,9 +92,8 @@ fn read_subnet(wire: wire::Subnet, at: &str, found: &mut Violations) -> Option<S
         "" => Some(None),
         text => read_address(text, &format!("{at}.gateway"), found).map(Some),
     };
-    let dns = read_all(wire.dns, MAX_ENTRIES, &format!("{at}.dns"), found, |text, at, found| {
-        read_address(&text, at, found)
-    });
+    let dns =
+        read_all(wire.dns, MAX_ENTRIES, &format!("{at}.dns"), found, |text, at, found| read_address(&text, at, found));
     let host_routes = read_all(wire.host_routes, MAX_ENTRIES, &format!("{at}.host_routes"), found, read_route);
     let ra_mode = found.take(&format!("{at}.ra_mode"), ipv6_mode_from_wire(wire.ra_mode));
     let address_mode = found.take(&format!("{at}.address_mode"), ipv6_mode_from_wire(wire.address_mode));
@@ -172,7 +169,8 @@ pub fn ipv6_mode_to_wire(mode: Option<Ipv6Mode>) -> i32 {
 
 /// Writes a router.
 pub(super) fn router_to_wire(router: &Router) -> wire::Router {
-    let floating = |ip: &FloatingIp| wire::FloatingIp { floating: ip.floating.to_string(), fixed: ip.fixed.to_string() };
+    let floating =
+        |ip: &FloatingIp| wire::FloatingIp { floating: ip.floating.to_string(), fixed: ip.fixed.to_string() };
     let label = |(name, networks): (&String, &Vec<_>)| wire::RouterLabel {
         name: name.clone(),
         networks: networks.iter().map(ToString::to_string).collect(),

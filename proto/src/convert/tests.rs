@@ -801,6 +801,10 @@ fn a_router_survives_the_wire() {
     let fields: Vec<_> = found.iter().map(|violation| violation.field.as_str()).collect();
     assert_eq!(
         fields,
-        ["spec.router.networks[0].role", "spec.router.networks[1].subnets[0].cidr", "spec.router.floating_ips[0].fixed"]
+        [
+            "spec.router.networks[0].role",
+            "spec.router.networks[1].subnets[0].cidr",
+            "spec.router.floating_ips[0].fixed"
+        ]
     );
 }

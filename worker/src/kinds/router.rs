@@ -167,7 +167,8 @@ mod tests {
     }
 
     fn desired(replicas: u16) -> Desired {
-        let port = |text: &str| NetworkPort { name: name(text), network: format!("id-{text}"), addresses: vec![], mac: None };
+        let port =
+            |text: &str| NetworkPort { name: name(text), network: format!("id-{text}"), addresses: vec![], mac: None };
         let network = |text: &str, role, address: &str| RouterNetwork {
             port: name(text),
             role,
@@ -219,7 +220,8 @@ mod tests {
         let shown: Vec<_> = (config.networks.iter())
             .map(|n| (n.network_type.as_str(), n.network_id.as_str(), n.interface.ifname.as_str()))
             .collect();
-        let wanted = [("management", "management", "ge0"), ("external", "id-ext", "ge2"), ("internal", "id-int", "ge1")];
+        let wanted =
+            [("management", "management", "ge0"), ("external", "id-ext", "ge2"), ("internal", "id-int", "ge1")];
         assert_eq!(shown, wanted);
         assert_eq!(config.networks[0].interface.addresses, ["fdca::9/64", "fe80::9/64"]);
         assert_eq!(config.networks[0].subnets[0].cidr, "fdca::/64");

@@ -264,8 +264,7 @@ impl From<&Subnet> for SubnetConfig {
     fn from(subnet: &Subnet) -> Self {
         // Hosts that make their addresses of the advertised prefix ask no DHCP server.
         let is_slaac = subnet.ra_mode == Some(super::Ipv6Mode::Slaac);
-        let host_route =
-            |r: &super::Route| HostRoute { destination: r.destination.with_length(), nexthop: r.next_hop };
+        let host_route = |r: &super::Route| HostRoute { destination: r.destination.with_length(), nexthop: r.next_hop };
         let mode = |mode: Option<super::Ipv6Mode>| mode.map(|mode| mode.neutron_name().to_owned());
         Self {
             cidr: subnet.cidr.with_length(),

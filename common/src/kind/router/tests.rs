@@ -32,7 +32,10 @@ pub(crate) fn router() -> Router {
         addresses: ["10.0.0.1/24", "fd00:1::1/64"].map(|text| text.parse().expect("an address")).to_vec(),
         mtu: None,
         subnets: vec![
-            Subnet { host_routes: vec![Route { destination: network("10.9.0.0/16"), next_hop: address("10.0.0.9") }], ..subnet("10.0.0.0/24", "10.0.0.1") },
+            Subnet {
+                host_routes: vec![Route { destination: network("10.9.0.0/16"), next_hop: address("10.0.0.9") }],
+                ..subnet("10.0.0.0/24", "10.0.0.1")
+            },
             v6,
         ],
         allocations: vec![Allocation {
@@ -98,7 +101,6 @@ fn the_configuration_has_what_appliances_of_the_old_system_read() {
     );
     assert_eq!(serde_json::from_value::<contract::Config>(sent).expect("round trip"), draft.config);
 }
-
 
 #[test]
 fn every_violation_names_its_field() {
