@@ -60,6 +60,11 @@ pub trait Kind {
     /// How to find out whether an instance is well.
     fn probe(&self) -> ProbeSpec;
 
+    /// Whether the configuration of an instance says which others there are, so that it changes with them.
+    fn knows_peers(&self) -> bool {
+        false
+    }
+
     /// Whether only an image can say what is run.
     fn needs_image(&self) -> bool {
         false

@@ -160,6 +160,10 @@ impl Kind for Router {
         Ok(Configuration::Router(Box::new(contract::Draft::new(self, generation))))
     }
 
+    fn knows_peers(&self) -> bool {
+        true
+    }
+
     fn probe(&self) -> ProbeSpec {
         ProbeSpec::Rest
     }

@@ -11,6 +11,7 @@ use common::text::{clip, escaped};
 use serde::Deserialize;
 use worker_core::desired::Desired;
 use worker_core::instance::Instance;
+use worker_core::peers::Peer;
 
 use super::http::{HttpClient, MOST};
 use super::rest;
@@ -25,14 +26,23 @@ const MANAGEMENT: &str = "management";
 /// Priorities of an instance that is alone or the oldest, and of the others, as Astara gives them.
 const PRIORITY: (u8, u8) = (100, 50);
 
+/// What is configured.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target<'a> {
+    pub(super) instance: &'a Instance,
+    pub(super) desired: &'a Desired,
+    /// The other instances of the appliance.
+    pub(super) peers: &'a [Peer],
+}
+
 /// Puts the configuration of a router in place.
 pub(super) async fn configure(
     client: &HttpClient,
     permit: &Permit,
-    instance: &Instance,
-    desired: &Desired,
+    target: Target<'_>,
     draft: Draft,
 ) -> Result<(), Error> {
+    let instance = target.instance;
     let address = rest::management(instance)?;
     permit.check()?;
     let at = |problem: String| Error::Failed(format!("{} at {address}: {problem}", path::INTERFACES));
@@ -42,7 +52,7 @@ pub(super) async fn configure(
         return Err(at(format!("answered {}", answer.status)));
     }
     let interfaces = read_interfaces(&answer.body).map_err(at)?;
-    let config = complete(draft, &interfaces, instance, desired, address.ip()).map_err(Error::Failed)?;
+    let config = complete(draft, &interfaces, target, address.ip()).map_err(Error::Failed)?;
     let body = serde_json::to_value(&config).map_err(|error| Error::Refused(error.to_string()))?;
     rest::configure(client, permit, instance, &body).await
 }
@@ -78,11 +88,11 @@ fn read_interfaces(body: &[u8]) -> Result<Vec<SeenInterface>, String> {
 fn complete(
     draft: Draft,
     interfaces: &[SeenInterface],
-    instance: &Instance,
-    desired: &Desired,
+    target: Target<'_>,
     management: IpAddr,
 ) -> Result<contract::Config, String> {
     let Draft { mut config, ports } = draft;
+    let Target { instance, desired, peers } = target;
     let by_mac: BTreeMap<MacAddress, &SeenInterface> =
         interfaces.iter().filter_map(|i| Some((i.lladdr.as_deref()?.parse().ok()?, i))).collect();
     let spec_ports: BTreeMap<_, _> = desired.spec.ports.iter().map(|port| (&port.name, port)).collect();
@@ -102,11 +112,18 @@ fn complete(
     }
     if desired.spec.replicas > 1 {
         config.ha_resource = true;
-        let priority = if instance.ordinal == 0 { PRIORITY.0 } else { PRIORITY.1 };
-        config.ha_config = Some(HaConfig { peers: Vec::new(), priority });
+        config.ha_config = Some(ha_config(instance, peers));
         config.networks.iter_mut().filter(|n| n.network_type != MANAGEMENT).for_each(|network| network.ha = true);
     }
     Ok(config)
+}
+
+/// The oldest instance forwards; of equally old ones the first.
+fn ha_config(instance: &Instance, peers: &[Peer]) -> HaConfig {
+    let own = (instance.started_at_unix_ms, instance.ordinal);
+    let is_oldest = peers.iter().all(|peer| own < (peer.started_at_unix_ms, peer.ordinal));
+    let priority = if is_oldest { PRIORITY.0 } else { PRIORITY.1 };
+    HaConfig { peers: peers.iter().filter_map(|peer| peer.management).collect(), priority }
 }
 
 fn missing(port: &Name, mac: MacAddress, by_mac: &BTreeMap<MacAddress, &SeenInterface>) -> String {
@@ -197,6 +214,10 @@ mod tests {
         }
     }
 
+    fn of<'a>(instance: &'a Instance, desired: &'a Desired, peers: &'a [Peer]) -> Target<'a> {
+        Target { instance, desired, peers }
+    }
+
     const SEEN: &str = r#"{"interfaces": [
         {"ifname": "lo", "lladdr": "00:00:00:00:00:00", "addresses": ["127.0.0.1/8"], "mtu": 65536, "state": "up"},
         {"ifname": "ge0", "lladdr": "fa:16:3e:00:00:09", "addresses": ["fdca::9/64", "fe80::9/64"], "groups": []},
@@ -216,7 +237,8 @@ mod tests {
         let interfaces = read_interfaces(SEEN.as_bytes()).expect("readable");
         assert_eq!(interfaces.len(), 4, "a name that is none is left out");
         let management = "fdca::9".parse().expect("an address");
-        let config = complete(draft(&desired), &interfaces, &instance(), &desired, management).expect("complete");
+        let config =
+            complete(draft(&desired), &interfaces, of(&instance(), &desired, &[]), management).expect("complete");
         let shown: Vec<_> = (config.networks.iter())
             .map(|n| (n.network_type.as_str(), n.network_id.as_str(), n.interface.ifname.as_str()))
             .collect();
@@ -235,7 +257,7 @@ mod tests {
         let mut interfaces = read_interfaces(SEEN.as_bytes()).expect("readable");
         let management = "fdca::9".parse().expect("an address");
         let of = |interfaces: &[SeenInterface], instance: &Instance| {
-            complete(draft(&desired), interfaces, instance, &desired, management)
+            complete(draft(&desired), interfaces, Target { instance, desired: &desired, peers: &[] }, management)
         };
         assert!(of(&interfaces, &instance()).expect("complete").ha_resource);
         let unknown = of(&interfaces, &Instance::default()).expect_err("the driver says nothing");
@@ -246,6 +268,28 @@ mod tests {
         interfaces.retain(|interface| interface.ifname != "ge0");
         let missing = of(&interfaces, &instance()).expect_err("both are missing");
         assert!(missing.contains("port `int`"), "{missing}");
+    }
+
+    #[test]
+    fn the_oldest_of_several_forwards_and_each_knows_the_others() {
+        let peer = |ordinal, started_at_unix_ms| Peer {
+            ordinal,
+            attempt: 1,
+            started_at_unix_ms,
+            management: Some([192, 0, 2, 9].into()),
+        };
+        let at = |ordinal, started_at_unix_ms| Instance { ordinal, started_at_unix_ms, ..Instance::default() };
+        let priority = |instance: &Instance, peers: &[Peer]| ha_config(instance, peers).priority;
+        assert_eq!(priority(&at(0, 5), &[]), 100, "alone");
+        assert_eq!((priority(&at(0, 5), &[peer(1, 9)]), priority(&at(1, 9), &[peer(0, 5)])), (100, 50));
+        assert_eq!(
+            (priority(&at(0, 9), &[peer(1, 5)]), priority(&at(1, 5), &[peer(0, 9)])),
+            (50, 100),
+            "the older one"
+        );
+        assert_eq!((priority(&at(0, 5), &[peer(1, 5)]), priority(&at(1, 5), &[peer(0, 5)])), (100, 50), "as old");
+        let known: Vec<IpAddr> = vec![[192, 0, 2, 9].into()];
+        assert_eq!(ha_config(&at(0, 5), &[peer(1, 9)]).peers, known);
     }
 
     #[test]
