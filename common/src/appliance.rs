@@ -152,6 +152,11 @@ impl Spec {
             check_text(&mut found, "spec.image", image, 1);
         }
         network_port::validate(&self.ports, self.replicas, "spec.ports", &mut found);
+        for (name, field) in self.kind.network_ports() {
+            if !self.ports.iter().any(|port| port.name == *name) {
+                found.push(FieldViolation::new(field, format!("`{name}` is none of spec.ports")));
+            }
+        }
         if self.image.is_none() && self.kind.needs_image() {
             found.push(FieldViolation::new(
                 "spec.custom.command",

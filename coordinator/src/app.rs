@@ -41,7 +41,7 @@ use crate::grpc::{
 };
 use crate::history::{History, HistoryError};
 use crate::leader::{Identity, Inputs, LeaderSetup};
-use crate::leadership::{self, Terms};
+use crate::leadership::{self, TermSources, Terms};
 use crate::listen::Listening;
 use crate::metrics;
 use crate::opening::Opening;
@@ -50,6 +50,7 @@ use crate::record::{
 };
 use crate::sessions::{MAX_MESSAGE, Sessions};
 use crate::sources::custom_resources::CustomResources;
+use crate::sources::neutron::NeutronRouters;
 use crate::sources::worker_pods::WorkerPods;
 use crate::state_dir::StateDir;
 use crate::store::{self, Store};
@@ -240,6 +241,12 @@ impl Server {
             Arc::clone(&catalog),
             parts.coordinator.clone(),
         );
+        let neutron_routers = NeutronRouters::new(
+            &config.sources.neutron,
+            commands_in.clone(),
+            Arc::clone(&catalog),
+            parts.coordinator.clone(),
+        );
         let kubernetes = &config.kubernetes;
         let worker_pods = WorkerPods::new(&kubernetes.workers, &kubernetes.client, commands_in.clone());
         metrics::watch_queue("sessions", &sessions_in);
@@ -287,7 +294,8 @@ impl Server {
         let embedded = config.coordination.is_embedded();
         let (store, candidate) = (parts.store, parts.candidate);
         let (leading, trouble) = (leading_in, trouble_in);
-        let terms = Terms { leader, store, custom_resources, worker_pods, candidate, embedded, leading, trouble };
+        let sources = TermSources { custom_resources, neutron_routers, worker_pods };
+        let terms = Terms { leader, store, sources, candidate, embedded, leading, trouble };
         let _state_dir = parts.state_dir;
         let server = Self { catalog, calls, metrics: served, closing, roles, stopping, _state_dir };
         Ok((server, Inputs { commands, sessions }, terms))

@@ -130,8 +130,8 @@ struct State {
     rebalances: BTreeMap<RebalanceId, Arc<RebalanceView>>,
     ring: Option<Arc<RingView>>,
     cluster: Option<Arc<ClusterView>>,
-    /// What sources tell people; the cluster is shown with it.
-    source_notes: Vec<String>,
+    /// What each source tells people; the cluster is shown with it.
+    source_notes: BTreeMap<&'static str, Vec<String>>,
     watchers: Watchers,
 }
 
@@ -173,7 +173,7 @@ impl State {
             rebalances: BTreeMap::new(),
             ring: None,
             cluster: None,
-            source_notes: Vec::new(),
+            source_notes: BTreeMap::new(),
             watchers: Watchers::new(config.watch_buffer),
         }
     }
@@ -351,22 +351,24 @@ impl Catalog {
     /// Replaces what is said of the cluster as a whole.
     pub fn set_cluster(&self, mut cluster: ClusterView) {
         let mut state = self.write();
-        cluster.notes.extend_from_slice(&state.source_notes);
+        cluster.notes.extend(state.source_notes.values().flatten().cloned());
         state.cluster = Some(Arc::new(cluster));
         state.watchers.cluster_changed();
     }
 
-    /// Replaces what sources tell people.
-    pub(crate) fn set_source_notes(&self, notes: Vec<String>) {
+    /// Replaces what one source tells people.
+    pub(crate) fn set_source_notes(&self, source: &'static str, notes: Vec<String>) {
         let mut state = self.write();
-        let former = std::mem::replace(&mut state.source_notes, notes);
-        if former == state.source_notes {
+        let shown = state.source_notes.values().map(Vec::len).sum::<usize>();
+        let former =
+            if notes.is_empty() { state.source_notes.remove(source) } else { state.source_notes.insert(source, notes) };
+        if former.as_ref().unwrap_or(&Vec::new()) == state.source_notes.get(source).unwrap_or(&Vec::new()) {
             return;
         }
         if let Some(cluster) = state.cluster.take() {
             let mut cluster = Arc::unwrap_or_clone(cluster);
-            cluster.notes.truncate(cluster.notes.len().saturating_sub(former.len()));
-            cluster.notes.extend_from_slice(&state.source_notes);
+            cluster.notes.truncate(cluster.notes.len().saturating_sub(shown));
+            cluster.notes.extend(state.source_notes.values().flatten().cloned());
             state.cluster = Some(Arc::new(cluster));
         }
         state.watchers.cluster_changed();

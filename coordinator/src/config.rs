@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::grpc::{connections, watches};
 use crate::listen::{Listen, Listening};
-use crate::sources::custom_resources;
+use crate::sources::{self, custom_resources};
 use crate::{access, catalog, metrics, store};
 
 /// Everything that can be set, in `rug-coordinator.toml`, by `RUG_COORDINATOR_<SECTION>__<FIELD>`, or by flags.
@@ -47,6 +47,8 @@ pub struct Config {
     pub catalog: catalog::Config,
     /// What is read from Kubernetes.
     pub kubernetes: custom_resources::Config,
+    /// What is read from other systems.
+    pub sources: sources::Config,
     /// How many connections are served, and for how long without calls.
     pub connections: connections::Config,
     /// How many watches are open at once.
@@ -90,6 +92,7 @@ impl Default for Config {
             workers: WorkerLimits::default(),
             catalog: catalog::Config::default(),
             kubernetes: custom_resources::Config::default(),
+            sources: sources::Config::default(),
             connections: connections::Config::default(),
             watches: watches::Config::default(),
             tls: tls::Config::default(),
@@ -117,6 +120,7 @@ impl Settings for Config {
         let sections = [
             ("metrics", self.metrics.validate()),
             ("kubernetes", self.kubernetes.validate()),
+            ("sources", self.sources.validate()),
             ("connections", self.connections.validate()),
             ("watches", self.watches.validate()),
             ("tls", self.tls.validate()),

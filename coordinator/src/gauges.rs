@@ -143,6 +143,8 @@ fn numbers(meter: &Meter, view: &View) {
     one(&metric::STREAMS, |_| metrics::open_streams());
     one(&metric::ORPHANS, |_| metrics::present_resources().1);
     one(&metric::RESOURCES_WAITING, |_| metrics::present_resources().2);
+    one(&metric::ROUTERS, |_| metrics::present_routers()[0]);
+    one(&metric::ROUTERS_WAITING, |_| metrics::present_routers()[1]);
     one(&metric::TERM, |c| c.cluster.term.get());
     one(&metric::COORDINATORS, |c| c.cluster.leader.coordinators.len() as u64);
     one(&metric::UNOWNED_APPLIANCES, |c| c.cluster.unowned.appliances);

@@ -30,6 +30,7 @@ use crate::metrics;
 use crate::opening::Opening;
 use crate::sessions::Input;
 use crate::sources::custom_resources::CustomResources;
+use crate::sources::neutron::NeutronRouters;
 use crate::sources::worker_pods::WorkerPods;
 use crate::store::Store;
 
@@ -56,10 +57,8 @@ pub struct Terms {
     pub leader: LeaderSetup,
     /// The store. Nobody campaigns before it is open.
     pub store: Opening,
-    /// What makes appliances of custom resources, if anything does.
-    pub custom_resources: Option<CustomResources>,
-    /// The pods that workers run in, if they do.
-    pub worker_pods: Option<WorkerPods>,
+    /// What learns from other systems during a term.
+    pub sources: TermSources,
     /// How it is elected.
     pub candidate: Arc<dyn Candidate>,
     /// The coordinator itself is the authority, and the only one.
@@ -68,6 +67,17 @@ pub struct Terms {
     pub leading: watch::Sender<bool>,
     /// Why this coordinator, though elected, leads no term, for [`tell_role`].
     pub trouble: watch::Sender<Option<ElectionTrouble>>,
+}
+
+/// What learns from other systems during a term.
+#[derive(Clone, Debug, Default)]
+pub struct TermSources {
+    /// What makes appliances of custom resources, if anything does.
+    pub custom_resources: Option<CustomResources>,
+    /// What makes appliances of the routers of Neutron, if anything does.
+    pub neutron_routers: Option<NeutronRouters>,
+    /// The pods that workers run in, if they do.
+    pub worker_pods: Option<WorkerPods>,
 }
 
 /// Elections that led to no term, since the last one that did.
@@ -322,11 +332,15 @@ impl Terms {
         });
         let store = store.clone();
         tasks.spawn("retention", EarlyEnd::TermGoesOn, |over| retention::run(store, over));
-        if let Some(pods) = self.worker_pods.clone() {
+        let TermSources { custom_resources, neutron_routers, worker_pods } = self.sources.clone();
+        if let Some(pods) = worker_pods {
             tasks.spawn("pods of workers", EarlyEnd::TermGoesOn, |over| pods.run(over));
         }
-        if let Some(source) = self.custom_resources.clone() {
+        if let Some(source) = custom_resources {
             tasks.spawn("custom resources", EarlyEnd::TermGoesOn, |over| source.run(over));
+        }
+        if let Some(source) = neutron_routers {
+            tasks.spawn("routers of Neutron", EarlyEnd::TermGoesOn, |over| source.run(over));
         }
         tasks
     }

@@ -97,6 +97,9 @@ static BACKLOG: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 /// Connections that have a place, and how many may have one.
 static CONNECTIONS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 
+/// Routers of Neutron that have appliances, and those that wait.
+static ROUTERS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
 /// Custom resources by state, and appliances without one; then those that wait.
 static RESOURCES: [AtomicU64; 7] = [const { AtomicU64::new(0) }; 7];
 
@@ -156,6 +159,32 @@ pub(crate) fn present_resources() -> ([u64; 5], u64, u64) {
 /// A custom resource was looked at.
 pub(crate) fn reconciled(outcome: &'static str, took: Duration) {
     INSTRUMENTS.reconciled.record(took.as_secs_f64(), &[KeyValue::new("outcome", outcome)]);
+}
+
+/// So many routers of Neutron have appliances, and so many wait to be looked at.
+pub(crate) fn routers(known: usize, waiting: usize) {
+    ROUTERS[0].store(known as u64, Ordering::Relaxed);
+    ROUTERS[1].store(waiting as u64, Ordering::Relaxed);
+}
+
+/// Numbers of routers of Neutron that have appliances, and of those that wait.
+pub(crate) fn present_routers() -> [u64; 2] {
+    ROUTERS.each_ref().map(|count| count.load(Ordering::Relaxed))
+}
+
+/// A notification of Neutron came.
+pub(crate) fn notified(outcome: &'static str) {
+    INSTRUMENTS.notifications.add(1, &[KeyValue::new("outcome", outcome)]);
+}
+
+/// Everything that Neutron has was listed, or was not.
+pub(crate) fn routers_listed(outcome: &'static str) {
+    INSTRUMENTS.router_listings.add(1, &[KeyValue::new("outcome", outcome)]);
+}
+
+/// A router of Neutron was looked at.
+pub(crate) fn router_looked(outcome: &'static str, took: Duration) {
+    INSTRUMENTS.routers_looked.record(took.as_secs_f64(), &[KeyValue::new("outcome", outcome)]);
 }
 
 /// A watch of custom resources begins anew.

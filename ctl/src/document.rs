@@ -89,7 +89,7 @@ impl Document {
             Some(v1::spec::Kind::Custom(custom)) => {
                 custom.port.map(|port| (port, "spec.custom.port".to_owned())).into_iter().collect()
             }
-            None => Vec::new(),
+            Some(v1::spec::Kind::Router(_)) | None => Vec::new(),
         };
         let replicas = u32::try_from(spec.replicas.unwrap_or(1)).unwrap_or(1);
         first.into_iter().flat_map(|(port, field)| (port..port + replicas).map(move |p| (p, field.clone()))).collect()

@@ -13,7 +13,8 @@ use runtime::tls;
 
 use crate::commands::wait as wait_command;
 use crate::commands::{
-    appliance, apply, audit, budget, cluster, CommandContext, context, debug, delete, diff, doctor, edit, logs, openstack, placement, plan, rebalance, ring, rollout, runs, telemetry, watch, worker,
+    CommandContext, appliance, apply, audit, budget, cluster, context, debug, delete, diff, doctor, edit, logs,
+    openstack, placement, plan, rebalance, ring, rollout, runs, telemetry, watch, worker,
 };
 use crate::contexts::{Contexts, NamedContext};
 use crate::error::{Exit, Failure};

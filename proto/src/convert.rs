@@ -18,6 +18,7 @@ mod driver;
 pub mod inquiry;
 pub mod patch;
 mod pod;
+mod router;
 pub mod run;
 pub mod scalar;
 mod spec;
@@ -30,6 +31,7 @@ mod tests;
 
 pub use driver::offers_to_wire;
 pub use pod::{json_from_struct, struct_from_json};
+pub use router::{ipv6_mode_from_wire, ipv6_mode_to_wire, role_to_wire};
 pub use spec::{
     UnknownNumber, algorithm_from_wire, algorithm_to_wire, proxy_protocol_from_wire, proxy_protocol_to_wire,
     spec_from_wire, spec_to_wire, take_maps,

@@ -5,6 +5,7 @@
 //! [`document_field`] maps those back.
 
 mod read;
+mod router;
 pub mod tree;
 
 use common::appliance::SpecTime;

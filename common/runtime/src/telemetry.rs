@@ -81,7 +81,8 @@ impl Default for Config {
         // Libraries that tell of every try, where what follows from it is told here: a ZooKeeper that is away makes its
         // client warn several times a second, and h2 warns of every connection that a peer resets.
         let filter =
-            "info,sqlx=warn,h2=error,sea_orm_migration=warn,zookeeper_client=error,opentelemetry=warn".to_owned();
+            "info,sqlx=warn,h2=error,sea_orm_migration=warn,zookeeper_client=error,lapin=off,opentelemetry=warn"
+                .to_owned();
         Self { format: Format::Text, filter }
     }
 }

@@ -13,14 +13,17 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::FieldViolation;
+use crate::name::Name;
 use crate::text::Redacted;
 use crate::version::Generation;
 
 pub mod custom;
 pub mod loadbalancer;
+pub mod router;
 
 pub use self::custom::{Custom, InvalidStopSignal, Probe, ProcessLimits, ProcessOptions, StopSignal};
 pub use self::loadbalancer::{Algorithm, HealthCheck, Limits, Listener, LoadBalancer, Member, Network, ProxyProtocol};
+pub use self::router::{Router, RouterNetwork};
 
 /// What one kind knows. The value is what an appliance of this kind asks for, and has passed [`Kind::validate`].
 pub trait Kind {
@@ -29,6 +32,11 @@ pub trait Kind {
 
     /// Ports that instance 0 listens on, each with the field that names it. Instance `n` takes `port + n`.
     fn ports(&self) -> Vec<(u16, String)>;
+
+    /// Network ports that its instances have to have, each with the field that names it.
+    fn network_ports(&self) -> Vec<(&Name, String)> {
+        Vec::new()
+    }
 
     /// Names and values of everything an instance can only take on by being started anew, in an order that never changes:
     /// running instances are known by a digest of it.
@@ -51,6 +59,11 @@ pub trait Kind {
 
     /// How to find out whether an instance is well.
     fn probe(&self) -> ProbeSpec;
+
+    /// Whether the configuration of an instance says which others there are, so that it changes with them.
+    fn knows_peers(&self) -> bool {
+        false
+    }
 
     /// Whether only an image can say what is run.
     fn needs_image(&self) -> bool {
@@ -164,6 +177,8 @@ pub enum Configuration {
     None,
     /// This body, put in place at the management address by the REST contract.
     Rest(serde_json::Value),
+    /// The configuration of a router, put in place by the REST contract once it says which interface is on which network.
+    Router(Box<router::contract::Draft>),
 }
 
 /// How to find out whether an instance is well.
@@ -271,6 +286,8 @@ kinds! {
         "command", "args", "env", "port", "probe", "env_from", "user", "group", "working_dir", "limits", "nice",
         "no_new_privileges", "stop_signal", "stop_timeout"
     ],
+    /// A router between networks.
+    Router(Router) = "router" ["hostname", "networks", "routes", "floating_ips", "snat", "labels"],
 }
 
 impl KindName {
@@ -330,7 +347,7 @@ impl KindSpec {
                 let options = custom.process.get_or_insert_default();
                 options.stop_timeout.replace(Duration::ZERO) != Some(Duration::ZERO)
             }
-            Self::Loadbalancer(_) => false,
+            Self::Loadbalancer(_) | Self::Router(_) => false,
         }
     }
 }
@@ -355,7 +372,16 @@ mod tests {
         };
         let (command, port, process) = ("x".into(), Some(1), process.boxed());
         let custom = Custom { command, port, probe, process, ..Custom::default() };
-        for kind in [KindSpec::Custom(custom), KindSpec::Loadbalancer(LoadBalancer { listeners: vec![] })] {
+        let router = Router {
+            hostname: Some("x".into()),
+            routes: vec![router::Route { destination: "::/0".parse().expect("a network"), next_hop: [0; 16].into() }],
+            floating_ips: vec![router::FloatingIp { floating: [0; 4].into(), fixed: [0; 4].into() }],
+            snat: false,
+            labels: [("x".to_owned(), vec![])].into(),
+            ..Router::default()
+        };
+        let balancer = KindSpec::Loadbalancer(LoadBalancer { listeners: vec![] });
+        for kind in [KindSpec::Custom(custom), balancer, KindSpec::Router(router)] {
             let stored = serde_json::to_value(&kind).expect("plain data");
             let stored: BTreeSet<_> = stored[kind.name()].as_object().expect("fields").keys().cloned().collect();
             let info = REGISTRY.iter().find(|info| info.name == kind.name()).expect("listed");

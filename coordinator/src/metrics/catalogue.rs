@@ -95,6 +95,10 @@ metric_group! {
         "Appliances that are managed by a custom resource which does not exist.");
     RESOURCES_WAITING = Metric::gauge(
         "rug.kubernetes.waiting", Unit::Things("{resource}"), "Custom resources that wait to be looked at, or are.");
+    ROUTERS = Metric::gauge(
+        "rug.neutron.routers", Unit::Things("{router}"), "Routers of Neutron that were read and have appliances.");
+    ROUTERS_WAITING = Metric::gauge(
+        "rug.neutron.waiting", Unit::Things("{router}"), "Routers of Neutron that wait to be looked at, or are.");
     WORKER_APPLIANCES = Metric::gauge(
         "rug.worker.appliances", Unit::Things("{appliance}"), "Appliances that a worker is granted.").by(&[WORKER]);
     WORKER_HEALTHY = Metric::gauge("rug.worker.healthy", Unit::None, "1 while a worker is healthy.").by(&[WORKER]);
@@ -213,6 +217,18 @@ metric_group! {
     RESOURCE_EVENTS = Metric::counter(
         "rug.kubernetes.events", Unit::Things("{event}"), "Events told about refused custom resources.")
         .by(&[Label::fixed("outcome", &["sent", "failed"])]);
+    NOTIFICATIONS = Metric::counter(
+        "rug.neutron.notifications", Unit::Things("{notification}"),
+        "Notifications of Neutron: about what routers have, about other things, or not readable.")
+        .by(&[Label::fixed("outcome", &["taken", "ignored", "unreadable"])]);
+    ROUTER_LISTINGS = Metric::counter(
+        "rug.neutron.listings", Unit::Things("{listing}"), "Listings of everything that Neutron has.")
+        .by(&[Label::fixed("outcome", &["ok", "failed"])]);
+    ROUTERS_LOOKED = Metric::histogram(
+        "rug.neutron.reconcile_duration", Unit::Seconds, LONG,
+        "How long looking at a router of Neutron took, by what it came to: its appliance is as it shall be, it was not found, its \
+         appliance cannot be as it shall be, it is tried again.")
+        .by(&[Label::fixed("outcome", &["settled", "absent", "refused", "failed"])]);
     CONNECTIONS = Metric::gauge("rug.connections", Unit::Things("{connection}"), "Connections that have a place.");
     CONNECTIONS_LIMIT = Metric::gauge("rug.connections.limit", Unit::Things("{connection}"), "Connections that may have one.");
     CONNECTIONS_REFUSED = Metric::counter(

@@ -49,6 +49,9 @@ pub struct Instruments {
     pub(super) watches_lagged: Counter<u64>,
     pub(super) connections_refused: Counter<u64>,
     pub(super) reconciled: Histogram<f64>,
+    pub(super) notifications: Counter<u64>,
+    pub(super) router_listings: Counter<u64>,
+    pub(super) routers_looked: Histogram<f64>,
     pub(super) watch_restarts: Counter<u64>,
     pub(super) resource_events: Counter<u64>,
 }
@@ -87,6 +90,9 @@ impl Instruments {
             watches_lagged: metric::WATCHES_LAGGED.count(meter),
             connections_refused: metric::CONNECTIONS_REFUSED.count(meter),
             reconciled: metric::RECONCILED.distribution(meter),
+            notifications: metric::NOTIFICATIONS.count(meter),
+            router_listings: metric::ROUTER_LISTINGS.count(meter),
+            routers_looked: metric::ROUTERS_LOOKED.distribution(meter),
             watch_restarts: metric::WATCH_RESTARTS.count(meter),
             resource_events: metric::RESOURCE_EVENTS.count(meter),
         }

@@ -16,7 +16,6 @@ mod api;
 mod config;
 mod controller;
 mod decide;
-mod queue;
 mod reconcile;
 mod resource;
 mod status;
@@ -74,7 +73,7 @@ impl CustomResources {
             Controller::new(self.clone(), client).run().await;
         };
         over.run_until_cancelled(work).await;
-        self.catalog.set_source_notes(Vec::new());
+        self.catalog.set_source_notes(SOURCE, Vec::new());
     }
 
     /// A client, once there is one.
@@ -90,7 +89,7 @@ impl CustomResources {
                 Err(error) => {
                     let note = format!("custom resources are not read: there is no client of Kubernetes: {error}");
                     warn!("{note}");
-                    self.catalog.set_source_notes(vec![note]);
+                    self.catalog.set_source_notes(SOURCE, vec![note]);
                 }
             }
             tokio::time::sleep(retries.next_delay()).await;

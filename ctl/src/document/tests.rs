@@ -144,7 +144,10 @@ fn probes_have_short_forms() {
 #[test]
 fn invalid_input_is_refused_with_line_and_field() {
     for (text, message) in [
-        ("name: a\nkind: routr\nspec: {}\n", "f.yaml:2: kind: unknown kind `routr`; known are loadbalancer, custom"),
+        (
+            "name: a\nkind: routr\nspec: {}\n",
+            "f.yaml:2: kind: unknown kind `routr`; known are loadbalancer, custom, router",
+        ),
         (&custom_with("id: 12-34"), "f.yaml:3: id: `12-34` is not a UUID: invalid group count: expected 5, found 2"),
         (&custom_with("replicas: -2"), "f.yaml:3: replicas: must be a whole number from 1 to 16, is a number"),
         (&custom_with("replicas: two"), "f.yaml:3: replicas: must be a whole number from 1 to 16, is a text"),

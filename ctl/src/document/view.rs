@@ -14,6 +14,10 @@ use proto::convert::{algorithm_from_wire, proxy_protocol_from_wire};
 use proto::document::SIZE_UNITS;
 use serde::Serialize;
 
+use self::router::Router;
+
+mod router;
+
 /// The tenant that is meant where none is given.
 pub(crate) const DEFAULT_TENANT: &str = "default";
 
@@ -38,6 +42,7 @@ pub(crate) fn kind(appliance: &v1::Appliance) -> &'static str {
     match appliance.spec.as_ref().and_then(|spec| spec.kind.as_ref()) {
         Some(v1::spec::Kind::Loadbalancer(_)) => "loadbalancer",
         Some(v1::spec::Kind::Custom(_)) => "custom",
+        Some(v1::spec::Kind::Router(_)) => "router",
         None => "",
     }
 }
@@ -149,6 +154,7 @@ impl From<v1::NetworkPort> for NetworkPort {
 enum Spec {
     LoadBalancer { listeners: Vec<Listener> },
     Custom(Box<Custom>),
+    Router(Box<Router>),
     Unknown {},
 }
 
@@ -403,6 +409,7 @@ impl Appliance {
                     Spec::LoadBalancer { listeners: lb.listeners.into_iter().map(listener).collect() }
                 }
                 Some(v1::spec::Kind::Custom(c)) => Spec::Custom(Box::new(custom(c, secrets))),
+                Some(v1::spec::Kind::Router(router)) => Spec::Router(Box::new(router.into())),
                 None => Spec::Unknown {},
             },
             status: None,

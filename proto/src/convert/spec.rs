@@ -12,6 +12,7 @@ use common::network_port::{MAX_NETWORK_PORTS, NetworkPort};
 use prost::Message;
 
 use super::pod::{pod_to_wire, read_pod};
+use super::router::{read_router, router_to_wire};
 use super::scalar::{address_from_wire, duration_from_wire, duration_to_wire, port_from_wire};
 use crate::admin::v1 as wire;
 
@@ -109,6 +110,7 @@ pub(super) const fn kind_name(kind: &wire::spec::Kind) -> &'static str {
     match kind {
         wire::spec::Kind::Loadbalancer(_) => "loadbalancer",
         wire::spec::Kind::Custom(_) => "custom",
+        wire::spec::Kind::Router(_) => "router",
     }
 }
 
@@ -117,6 +119,7 @@ pub(super) fn empty_kind(name: &str) -> Option<wire::spec::Kind> {
     match name {
         "loadbalancer" => Some(wire::spec::Kind::Loadbalancer(wire::LoadBalancer::default())),
         "custom" => Some(wire::spec::Kind::Custom(wire::Custom::default())),
+        "router" => Some(wire::spec::Kind::Router(wire::Router::default())),
         _ => None,
     }
 }
@@ -125,7 +128,7 @@ pub(super) fn empty_kind(name: &str) -> Option<wire::spec::Kind> {
 pub fn take_maps(spec: &mut wire::Spec) -> Option<HashMap<String, String>> {
     match spec.kind.as_mut()? {
         wire::spec::Kind::Custom(custom) => Some(std::mem::take(&mut custom.env)),
-        wire::spec::Kind::Loadbalancer(_) => None,
+        wire::spec::Kind::Loadbalancer(_) | wire::spec::Kind::Router(_) => None,
     }
 }
 
@@ -142,6 +145,9 @@ pub(super) fn read_kind(kind: Option<wire::spec::Kind>, at: &str, found: &mut Vi
             Some(KindSpec::Loadbalancer(LoadBalancer { listeners }))
         }
         Some(wire::spec::Kind::Custom(custom)) => Some(KindSpec::Custom(read_custom(custom, at, found))),
+        Some(wire::spec::Kind::Router(router)) => {
+            read_router(router, &format!("{at}.router"), found).map(KindSpec::Router)
+        }
     }
 }
 
@@ -176,7 +182,7 @@ fn read_listener(i: usize, wire: wire::Listener, at: &str, found: &mut Violation
 /// A number for which this version has no word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} is not known to this version")]
-pub struct UnknownNumber(i32);
+pub struct UnknownNumber(pub(super) i32);
 
 /// Reads how a listener chooses members.
 ///
@@ -336,6 +342,7 @@ pub fn spec_to_wire(spec: &Spec) -> wire::Spec {
                 listeners: lb.listeners.iter().map(listener_to_wire).collect(),
             }),
             KindSpec::Custom(custom) => wire::spec::Kind::Custom(custom_to_wire(custom)),
+            KindSpec::Router(router) => wire::spec::Kind::Router(router_to_wire(router)),
         }),
     }
 }

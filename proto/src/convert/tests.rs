@@ -766,3 +766,45 @@ fn the_environment_keeps_its_order_and_content() {
     };
     assert_eq!(spec_from_wire(spec_to_wire(&spec), "spec"), Ok(spec));
 }
+
+#[test]
+fn a_router_survives_the_wire() {
+    let spec = serde_json::json!({
+        "replicas": 1,
+        "ports": [{"name": "ext", "network": "n1"}, {"name": "int", "network": "n2"}],
+        "kind": {"router": {
+            "hostname": "r1.example",
+            "networks": [
+                {"port": "ext", "role": "external", "addresses": ["203.0.113.7/24"], "mtu": 1400,
+                    "subnets": [{"cidr": "203.0.113.0/24", "gateway": "203.0.113.1"}]},
+                {"port": "int", "role": "internal", "addresses": ["10.0.0.1/24", "fd00:1::1/64"],
+                    "subnets": [
+                        {"cidr": "10.0.0.0/24", "gateway": "10.0.0.1", "dhcp": true, "dns": ["192.0.2.53"],
+                            "host_routes": [{"destination": "10.9.0.0/16", "next_hop": "10.0.0.9"}]},
+                        {"cidr": "fd00:1::/64", "ra_mode": "slaac", "address_mode": "dhcpv6_stateless"}],
+                    "allocations": [{"mac": "fa:16:3e:00:00:05", "addresses": ["10.0.0.5"], "hostname": "a.local", "device": "d"}]}],
+            "routes": [{"destination": "0.0.0.0/0", "next_hop": "10.0.0.8"}],
+            "floating_ips": [{"floating": "203.0.113.20", "fixed": "10.0.0.5"}],
+            "snat": false,
+            "labels": {"peers": ["192.0.2.0/24", "192.0.2.7"]}}},
+    });
+    let spec: Spec = serde_json::from_value(spec).expect("a stored router");
+    assert_eq!(spec.validate(), []);
+    assert_eq!(spec_from_wire(spec_to_wire(&spec), "spec"), Ok(spec.clone()));
+    let mut wire = spec_to_wire(&spec);
+    let Some(wire::spec::Kind::Router(router)) = &mut wire.kind else { panic!("a router") };
+    router.networks[0].role = 0;
+    router.networks[1].subnets[0].cidr = "10.0.0.1/24".into();
+    router.networks[1].port = "other".into();
+    router.floating_ips[0].fixed = "x".into();
+    let found = spec_from_wire(wire, "spec").expect_err("several are wrong");
+    let fields: Vec<_> = found.iter().map(|violation| violation.field.as_str()).collect();
+    assert_eq!(
+        fields,
+        [
+            "spec.router.networks[0].role",
+            "spec.router.networks[1].subnets[0].cidr",
+            "spec.router.floating_ips[0].fixed"
+        ]
+    );
+}

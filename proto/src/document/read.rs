@@ -9,6 +9,7 @@ use common::driver::DriverName;
 use common::kind::{Algorithm, KindName, Network, ProxyProtocol, StopSignal};
 use common::network_port::{MacAddress, PortAddress};
 
+use super::router::router;
 use super::tree::{Field, Fields, ReadReport, Value};
 use crate::admin::v1;
 use crate::convert::{algorithm_to_wire, proxy_protocol_to_wire, struct_from_json};
@@ -90,7 +91,7 @@ pub fn appliance(
 }
 
 /// Text that is validated by a parser of the domain.
-fn checked<T, E: std::fmt::Display>(
+pub(super) fn checked<T, E: std::fmt::Display>(
     field: &Field,
     report: &mut ReadReport,
     parse: impl FnOnce(&str) -> Result<T, E>,
@@ -108,6 +109,10 @@ fn spec(kind: &str, line: u64, fields: &mut Fields, report: &mut ReadReport) -> 
         "custom" => {
             let fields = fields.require("spec", report)?.fields(report)?;
             custom(fields, report).map(v1::spec::Kind::Custom)
+        }
+        "router" => {
+            let fields = fields.require("spec", report)?.fields(report)?;
+            Some(v1::spec::Kind::Router(router(fields, report)))
         }
         _ => {
             fields.take("spec", report);
@@ -170,7 +175,7 @@ fn listener(field: Field, report: &mut ReadReport) -> Option<v1::Listener> {
 }
 
 /// One of several words.
-fn one_of<T: Copy>(field: &Field, known: &[(&str, T)], report: &mut ReadReport) -> Option<T> {
+pub(super) fn one_of<T: Copy>(field: &Field, known: &[(&str, T)], report: &mut ReadReport) -> Option<T> {
     checked(field, report, |text| {
         let found = known.iter().find(|(name, _)| *name == text);
         let names = || known.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");

@@ -1,9 +1,12 @@
 //! One running thing behind an appliance, as its driver describes it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
+use common::appliance::Name;
+use common::network_port::MacAddress;
 use common::status::Details;
 use common::{ApplianceId, Timestamp};
 
@@ -41,6 +44,9 @@ pub struct Instance {
     pub has_own_address: bool,
     /// Network ports that are plugged, as far as its driver plugs ports.
     pub ports: PluggedPorts,
+    /// Hardware addresses of its network ports by their names, as far as its driver knows them: by these an instance that serves the
+    /// REST contract says which of its interfaces is on which network.
+    pub macs: BTreeMap<Name, MacAddress>,
     /// What its driver knows of it, for people.
     pub details: Details,
 }

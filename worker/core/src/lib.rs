@@ -7,6 +7,7 @@ pub mod desired;
 pub mod gate;
 pub mod instance;
 pub mod lifecycle;
+pub mod peers;
 pub mod ports;
 pub mod report;
 pub mod session;

@@ -22,6 +22,8 @@ pub mod path {
     pub const INTERFACES: &str = "/v1/system/interfaces";
     /// `PUT` of a [`super::Config`]; `GET` answers the one in force.
     pub const CONFIG: &str = "/v1/system/config";
+    /// `GET`: 200 means alive, of appliances that have no [`STATUS`].
+    pub const RULES: &str = "/v1/firewall/rules";
     /// `POST`: [`super::Labels`].
     pub const LABELS: &str = "/v1/firewall/labels";
 }

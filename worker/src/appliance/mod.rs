@@ -1,4 +1,4 @@
-//! The reference appliance: the REST contract, and a TCP load balancer that really forwards.
+//! The reference appliance: the REST contract, and a TCP load balancer or a router that really forwards.
 //!
 //! It is a process of its own (`rug-appliance`) that knows nothing of Rug but the contract: it is started without a
 //! configuration, says in a file where it serves the contract, takes a configuration as a whole or not at all, answers
@@ -22,6 +22,7 @@ use worker_core::instance::ManagementSecret;
 
 use self::balancer::Balancer;
 use self::handover::HandoverSocket;
+use self::routing::Routing;
 
 pub mod api;
 pub mod balancer;
@@ -37,6 +38,7 @@ pub mod metrics;
 pub(crate) mod proxy;
 mod relay;
 mod rest;
+mod routing;
 mod server;
 mod slots;
 mod socket;
@@ -71,6 +73,8 @@ pub struct Config {
     pub drain_grace: Duration,
     /// Folder of an instance that this one takes over from with its first configuration.
     pub predecessor: Option<PathBuf>,
+    /// It is a router: its configuration is put in force in the network namespace that it runs in.
+    pub router: bool,
 }
 
 /// How many connections the limit of open files allows, with all that is allowed asked for: two sockets each, beside those of
@@ -144,11 +148,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let name = config.name.as_deref().unwrap_or("appliance");
         metrics::serve(address, config.insecure, name, &balancer, &folder, closing).await?;
     }
-    let state = rest::RestState::open(folder.clone(), config.name, closed, Arc::clone(&balancer), config.predecessor)?;
+    let routing = config.router.then(Routing::default);
+    let served = rest::Served { balancer: Arc::clone(&balancer), routing };
+    let state = rest::RestState::open(folder.clone(), config.name, closed, served, config.predecessor)?;
     let router = rest::router(Arc::clone(&state), secret);
     // Before it says where it listens: whoever knows it can rely on that.
     // An instance in a container of its own has no successor beside it.
-    let handover = if config.contained { None } else { Some(HandoverSocket::open(&folder)?) };
+    let handover = if config.contained || config.router { None } else { Some(HandoverSocket::open(&folder)?) };
     let successor = async {
         match &handover {
             Some(handover) => handover.successor(&state, &balancer).await,

@@ -16,6 +16,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
+use common::kind::router::contract;
 use common::{Generation, Token};
 use runtime::folder::Folder;
 use tokio::sync::Mutex;
@@ -27,6 +28,7 @@ use super::api::{
 };
 use super::balancer::{Balancer, Inherited};
 use super::handover::{self, TakeError};
+use super::routing::{Routing, RoutingError};
 use super::server::{Caller, in_time};
 use super::{MAX_FILE, TOKEN_FILE, interfaces};
 
@@ -40,11 +42,40 @@ pub(super) struct RestState {
     name: Option<String>,
     /// Only callers with the secret are told more than that it is alive.
     closed: bool,
-    balancer: Arc<Balancer>,
+    served: Served,
     /// Where the newest token is kept.
     folder: Folder,
     /// Locked over a whole change, so that changes take effect in the order in which their tokens were accepted.
     owner: Mutex<Owner>,
+}
+
+/// What is configured.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub(super) balancer: Arc<Balancer>,
+    /// In its place, where this is a router.
+    pub(super) routing: Option<Routing>,
+}
+
+/// A configuration of either.
+pub(super) enum WantedConfig {
+    Balancer(Config),
+    Router(Box<contract::Config>),
+}
+
+impl From<Config> for WantedConfig {
+    fn from(config: Config) -> Self {
+        Self::Balancer(config)
+    }
+}
+
+impl WantedConfig {
+    const fn generation(&self) -> Generation {
+        match self {
+            Self::Balancer(config) => config.generation,
+            Self::Router(config) => config.generation,
+        }
+    }
 }
 
 /// Who configured last.
@@ -63,7 +94,7 @@ impl RestState {
         folder: Folder,
         name: Option<String>,
         closed: bool,
-        balancer: Arc<Balancer>,
+        served: Served,
         predecessor: Option<PathBuf>,
     ) -> anyhow::Result<Arc<Self>> {
         let token = match folder.read(TOKEN_FILE, MAX_FILE) {
@@ -75,29 +106,62 @@ impl RestState {
             Err(error) => return Err(error).context("cannot read the newest token"),
         };
         let owner = Mutex::new(Owner { token, generation: Generation::default(), predecessor });
-        Ok(Arc::new(Self { name, closed, balancer, folder, owner }))
+        Ok(Arc::new(Self { name, closed, served, folder, owner }))
     }
 
     /// Puts a configuration in force for an owner.
-    pub(super) async fn change(&self, token: Token, config: Config) -> Result<(), ErrorResponse> {
+    pub(super) async fn change(&self, token: Token, config: impl Into<WantedConfig>) -> Result<(), ErrorResponse> {
+        let config = config.into();
         let mut owner = self.owner.lock().await;
         self.accept(&mut owner, token)?;
-        if config.generation < owner.generation {
+        let generation = config.generation();
+        if generation < owner.generation {
             // A call that was given up and arrives late, after its successor by the same owner.
-            let error = format!("generation {} is in force, {} is older", owner.generation, config.generation);
+            let error = format!("generation {} is in force, {generation} is older", owner.generation);
             return Err(ErrorResponse::new(StatusCode::PRECONDITION_FAILED, error));
         }
-        let generation = config.generation;
-        match owner.predecessor.clone() {
-            Some(folder) => self.take_over(&mut owner, &folder, config).await?,
-            None => self.apply(config, Inherited::new()).await?,
+        match (config, owner.predecessor.clone()) {
+            (WantedConfig::Router(config), _) => self.route(*config).await?,
+            (WantedConfig::Balancer(config), Some(folder)) => self.take_over(&mut owner, &folder, config).await?,
+            (WantedConfig::Balancer(config), None) => self.apply(config, Inherited::new()).await?,
         }
         owner.generation = generation;
         Ok(())
     }
 
+    /// Reads a configuration of what this is.
+    fn read(&self, body: &[u8]) -> Result<WantedConfig, ErrorResponse> {
+        let odd = |error: serde_json::Error| {
+            ErrorResponse::new(StatusCode::BAD_REQUEST, format!("not a configuration: {error}"))
+        };
+        if self.served.routing.is_some() {
+            return serde_json::from_slice(body).map(Box::new).map(WantedConfig::Router).map_err(odd);
+        }
+        match serde_json::from_slice(body) {
+            Ok(config) => Ok(WantedConfig::Balancer(config)),
+            Err(_) if serde_json::from_slice::<contract::Config>(body).is_ok() => {
+                let error = "this is the configuration of a router, and this appliance was not started with --router";
+                Err(ErrorResponse::new(StatusCode::UNPROCESSABLE_ENTITY, error))
+            }
+            Err(error) => Err(odd(error)),
+        }
+    }
+
+    async fn route(&self, config: contract::Config) -> Result<(), ErrorResponse> {
+        let Some(routing) = &self.served.routing else {
+            return Err(ErrorResponse::new(StatusCode::UNPROCESSABLE_ENTITY, "this is no router"));
+        };
+        routing.apply(config).await.map_err(|error| match error {
+            RoutingError::Refused { field, problem } => ErrorResponse {
+                status: StatusCode::UNPROCESSABLE_ENTITY,
+                problem: Problem { error: problem, field, token: None },
+            },
+            RoutingError::Failed(error) => ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, error),
+        })
+    }
+
     async fn apply(&self, config: Config, inherited: Inherited) -> Result<(), ErrorResponse> {
-        self.balancer.apply_with(config, inherited).await.map_err(|invalid| ErrorResponse {
+        self.served.balancer.apply_with(config, inherited).await.map_err(|invalid| ErrorResponse {
             status: StatusCode::UNPROCESSABLE_ENTITY,
             problem: Problem { error: invalid.description, field: Some(invalid.field), token: None },
         })
@@ -116,7 +180,7 @@ impl RestState {
             Err(error @ TakeError::Failed(_)) => (Err(error), Inherited::new()),
         };
         match (self.apply(config, inherited).await, taking) {
-            (Ok(()), Ok(taking)) => taking.serving(Arc::clone(&self.balancer)).await,
+            (Ok(()), Ok(taking)) => taking.serving(Arc::clone(&self.served.balancer)).await,
             (Ok(()), Err(error)) => tracing::warn!("{error}"),
             (Err(refusal), Ok(_)) => return Err(refusal),
             (Err(refusal), Err(error)) => {
@@ -239,7 +303,7 @@ async fn read_status(Extract(state): Extract<Arc<RestState>>, caller: Extension<
     let mut answer = Status { status: "ok".to_owned(), ..Status::default() };
     if caller.is_known() || !state.closed {
         answer.conditions =
-            state.balancer.saturation().await.map(|text| (SATURATED.to_owned(), text)).into_iter().collect();
+            state.served.balancer.saturation().await.map(|text| (SATURATED.to_owned(), text)).into_iter().collect();
     }
     Json(answer)
 }
@@ -250,13 +314,19 @@ async fn read_interfaces() -> Result<Json<Interfaces>, ErrorResponse> {
     })
 }
 
-async fn read_config(Extract(state): Extract<Arc<RestState>>) -> Json<Config> {
-    Json(state.balancer.config().await)
+async fn read_config(Extract(state): Extract<Arc<RestState>>) -> Response {
+    match &state.served.routing {
+        Some(routing) => Json(routing.config().await).into_response(),
+        None => Json(state.served.balancer.config().await).into_response(),
+    }
 }
 
 /// Reads counters. It changes nothing and so takes any token, or none.
 async fn read_labels(Extract(state): Extract<Arc<RestState>>) -> Json<Labels> {
-    Json(state.balancer.labels().await)
+    match &state.served.routing {
+        Some(routing) => Json(routing.labels().await),
+        None => Json(state.served.balancer.labels().await),
+    }
 }
 
 async fn put_config(
@@ -273,8 +343,7 @@ async fn put_config(
             ErrorResponse::new(StatusCode::BAD_REQUEST, "the header Rug-Token must be <term>/<sequence>")
         })?;
     let body = body.map_err(|rejection| ErrorResponse::new(rejection.status(), rejection.body_text()))?;
-    let config = serde_json::from_slice(&body)
-        .map_err(|error| ErrorResponse::new(StatusCode::BAD_REQUEST, format!("not a configuration: {error}")))?;
+    let config = state.read(&body)?;
     // A task of its own: when the caller hangs up, the change goes on to its end all the same.
     match tokio::spawn(async move { state.change(token, config).await }).await {
         Ok(result) => result.map(|()| StatusCode::NO_CONTENT),

@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 use worker::appliance::{self, Config};
 
-/// A TCP load balancer with the REST contract of Rug.
+/// A TCP load balancer or a router with the REST contract of Rug.
 #[derive(Debug, Parser)]
 #[command(name = "rug-appliance", version, about, args_conflicts_with_subcommands = true)]
 struct Flags {
@@ -44,6 +44,10 @@ struct Flags {
     /// Folder of an instance whose service this one takes over with its first configuration.
     #[arg(long)]
     predecessor: Option<PathBuf>,
+    /// Be a router: the configuration is that of one, and addresses, routes and rules are set in the network namespace that this runs in.
+    /// Needs CAP_NET_ADMIN there.
+    #[arg(long)]
+    router: bool,
     /// Name of the instance: shown in process lists, and calls that are meant for another are refused.
     #[arg(long)]
     name: Option<String>,
@@ -82,6 +86,7 @@ fn main() -> ExitCode {
         max_connections: flags.max_connections,
         drain_grace: Duration::from_secs(flags.drain_grace),
         predecessor: flags.predecessor,
+        router: flags.router,
     };
     // One thread: it shares its host with its siblings, and waking up another one costs more than forwarding does.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

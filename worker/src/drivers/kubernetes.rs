@@ -8,12 +8,14 @@
 //! Pods are known from one [watch](watch) per worker and namespace. The API is asked only where the watch cannot be trusted: right
 //! after a claim, after an answer that was lost, and when the watch is out of date.
 
+use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use common::inquiry::Verdict;
+use common::kind::KindName;
 use common::kind::StopRecipe;
 use common::status::InstanceEnd;
 use common::{ApplianceId, WorkerId};
@@ -288,6 +290,11 @@ impl Inner {
 
 #[async_trait]
 impl Driver for KubernetesDriver {
+    /// All but routers: an instance has no interfaces of its own in other networks.
+    fn kinds(&self) -> BTreeSet<KindName> {
+        KindName::ALL.iter().copied().filter(|kind| *kind != KindName::Router).collect()
+    }
+
     fn fencing(&self) -> DriverFencing {
         DriverFencing::Token
     }

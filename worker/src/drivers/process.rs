@@ -10,6 +10,7 @@
 //! right before it. Starting runs off the async threads as a whole and goes on when its caller is cancelled; it then
 //! either takes effect under the lock or meets a shut gate.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use common::inquiry::{LogPart, LogQuery};
+use common::kind::KindName;
 use common::kind::StopRecipe;
 use common::site::{STATE_DIR_RULE, is_state_dir};
 use common::status::InstanceEnd;
@@ -175,6 +177,11 @@ impl ProcessDriver {
 
 #[async_trait]
 impl Driver for ProcessDriver {
+    /// All but routers: an instance has no interfaces of its own in other networks.
+    fn kinds(&self) -> BTreeSet<KindName> {
+        KindName::ALL.iter().copied().filter(|kind| *kind != KindName::Router).collect()
+    }
+
     fn fencing(&self) -> DriverFencing {
         DriverFencing::Token
     }

@@ -32,6 +32,7 @@ use common::{ApplianceId, Timestamp, Token};
 use serde::{Deserialize, Serialize};
 use worker_core::desired::Desired;
 use worker_core::instance::{BootState, Instance, Observation};
+use worker_core::peers::Peer;
 use worker_core::ports::{PluggedPort, PluggedPorts};
 
 use crate::drivers::{Driver, DriverFencing, Error, Wanted};
@@ -455,7 +456,7 @@ impl Driver for Simulated {
 
 #[async_trait]
 impl Protocol for Simulated {
-    async fn configure(&self, permit: &Permit, instance: &Instance, _: &Desired) -> Result<(), Error> {
+    async fn configure(&self, permit: &Permit, instance: &Instance, _: &Desired, _: &[Peer]) -> Result<(), Error> {
         self.send(permit)?;
         self.take(self.config.configure_latency, "configuration").await?;
         let mut world = self.world();

@@ -10,6 +10,7 @@ use common::status::Details;
 use tokio::net::TcpStream;
 use worker_core::desired::Desired;
 use worker_core::instance::Instance;
+use worker_core::peers::Peer;
 
 use self::http::HttpClient;
 use crate::error::Error;
@@ -17,12 +18,19 @@ use crate::gate::Permit;
 
 mod http;
 pub mod rest;
+mod router;
 
 /// How instances are configured and probed. Every call is bounded by the caller's time-out.
 #[async_trait]
 pub trait Protocol: Send + Sync + 'static {
-    /// Puts the configuration in place. Repeating it changes nothing.
-    async fn configure(&self, permit: &Permit, instance: &Instance, desired: &Desired) -> Result<(), Error>;
+    /// Puts the configuration in place, which tells of `peers` where the kind does. Repeating it changes nothing.
+    async fn configure(
+        &self,
+        permit: &Permit,
+        instance: &Instance,
+        desired: &Desired,
+        peers: &[Peer],
+    ) -> Result<(), Error>;
 
     /// Whether the instance answers. `Err` says what is wrong with it.
     async fn probe(&self, instance: &Instance, desired: &Desired) -> Result<ProbeAnswer, Error>;
@@ -66,12 +74,22 @@ impl Standard {
 
 #[async_trait]
 impl Protocol for Standard {
-    async fn configure(&self, permit: &Permit, instance: &Instance, desired: &Desired) -> Result<(), Error> {
+    async fn configure(
+        &self,
+        permit: &Permit,
+        instance: &Instance,
+        desired: &Desired,
+        peers: &[Peer],
+    ) -> Result<(), Error> {
         let ordinal = if instance.has_own_address { 0 } else { instance.ordinal };
         let configuration = desired.spec.kind.configuration(desired.edition.generation, ordinal);
         match configuration.map_err(|overflow| Error::Refused(overflow.to_string()))? {
             Configuration::None => Ok(permit.check()?),
             Configuration::Rest(body) => rest::configure(&self.client, permit, instance, &body).await,
+            Configuration::Router(draft) => {
+                let of = router::Target { instance, desired, peers };
+                router::configure(&self.client, permit, of, *draft).await
+            }
         }
     }
 

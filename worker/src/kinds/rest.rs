@@ -51,7 +51,18 @@ pub(super) async fn probe(client: &HttpClient, instance: &Instance) -> Result<De
     let answer = answer.map_err(|error| Error::Failed(format!("{} at {address}: {error}", path::STATUS)))?;
     match answer.status.as_u16() {
         200 => Ok(conditions(&answer.body)),
+        404 => probe_old(client, address, instance).await,
         status => Err(Error::Failed(format!("{} at {address} answered {status}", path::STATUS))),
+    }
+}
+
+/// Whether an appliance that has no status is well: those of Astara answer with the rules of their firewall.
+async fn probe_old(client: &HttpClient, address: SocketAddr, instance: &Instance) -> Result<Details, Error> {
+    let at = |problem: String| Error::Failed(format!("{} at {address}: {problem}", path::RULES));
+    let answer = client.get(address, path::RULES, instance.secret.as_ref()).await;
+    match answer.map_err(|error| at(error.to_string()))?.status.as_u16() {
+        200 => Ok(Details::default()),
+        status => Err(at(format!("answered {status}, and {} 404", path::STATUS))),
     }
 }
 
@@ -68,7 +79,7 @@ fn plain(text: &str) -> String {
     escaped(clip(text, MAX_DETAIL_TEXT)).into_owned()
 }
 
-fn management(instance: &Instance) -> Result<SocketAddr, Error> {
+pub(super) fn management(instance: &Instance) -> Result<SocketAddr, Error> {
     instance
         .addresses
         .management

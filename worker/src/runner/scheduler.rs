@@ -631,6 +631,10 @@ impl Scheduler {
             desired,
             boot_digest: entry.lifecycle.boot_digest().into(),
             instance: step.ordinal().and_then(|n| entry.lifecycle.instance(n, attempt)).cloned(),
+            peers: match step {
+                LifecycleStep::Configure { ordinal, .. } => entry.lifecycle.peers(ordinal),
+                _ => Vec::new(),
+            },
             others_ending: entry.lifecycle.others_ending(),
             stop: stop_changes,
             driver,

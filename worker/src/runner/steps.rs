@@ -20,6 +20,7 @@ use tracing::{Instrument as _, Span, field};
 use worker_core::desired::Desired;
 use worker_core::instance::{Addresses, BootState, Instance};
 use worker_core::lifecycle::{Config, LifecycleStep, StepOutcome};
+use worker_core::peers::Peer;
 use worker_core::ports::PortChanges;
 
 use super::run;
@@ -64,6 +65,8 @@ pub(super) struct StepTask {
     pub(super) boot_digest: Box<str>,
     /// The instance it is about, if there is one yet.
     pub(super) instance: Option<Instance>,
+    /// The other instances that its configuration tells of.
+    pub(super) peers: Vec<Peer>,
     /// Others that are to be ended as well, by steps that follow.
     pub(super) others_ending: Vec<Instance>,
     /// How they are ended, and changes of that while they are: a deletion can be hurried.
@@ -211,7 +214,7 @@ impl StepTask {
                     return Ok(self.vanished(instance, remarks.problem).await);
                 }
                 self.call("expose", self.driver.expose(permit, instance, &self.desired)).await?;
-                self.protocol.configure(permit, instance, &self.desired).await?;
+                self.protocol.configure(permit, instance, &self.desired, &self.peers).await?;
                 self.call("note_configured", self.driver.note_configured(self.appliance, instance)).await?;
                 Ok(StepOutcome::Configured)
             }

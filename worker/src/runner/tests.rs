@@ -308,7 +308,13 @@ struct Speaker(Arc<RunnerWorld>);
 
 #[async_trait]
 impl Protocol for Speaker {
-    async fn configure(&self, permit: &Permit, instance: &Instance, desired: &Desired) -> Result<(), Error> {
+    async fn configure(
+        &self,
+        permit: &Permit,
+        instance: &Instance,
+        desired: &Desired,
+        _: &[worker_core::peers::Peer],
+    ) -> Result<(), Error> {
         let _acting = self.0.act(permit)?;
         self.0.note(format!("configure {}/{} {}", instance.ordinal, instance.attempt, desired.edition.generation));
         Ok(())

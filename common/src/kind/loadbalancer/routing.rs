@@ -77,6 +77,24 @@ pub struct Network {
 pub struct InvalidNetwork;
 
 impl Network {
+    /// The lowest of its addresses.
+    #[must_use]
+    pub const fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// How many bits its addresses have in common.
+    #[must_use]
+    pub const fn prefix(&self) -> u8 {
+        self.length
+    }
+
+    /// As text, with the length also where it is a single address.
+    #[must_use]
+    pub fn with_length(&self) -> String {
+        format!("{}/{}", self.address, self.length)
+    }
+
     /// Whether an address is in it. An IPv4 address is the same where it is written as one of IPv6.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {

@@ -16,15 +16,15 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{error, info, warn};
 
-use super::CustomResources;
 use super::api::Resources;
-use super::queue::WorkQueue;
 use super::reconcile::{Looked, Next, Reconciler, Refusal, Work};
 use super::resource::{Resource, ResourceKey};
 use super::status::{ACCEPTED, READY};
 use super::watch::{Told, watch};
+use super::{CustomResources, SOURCE};
 use crate::catalog::{ApplianceChange, Catalog, Filter};
 use crate::metrics::{self, ResourceCounts};
+use crate::sources::queue::WorkQueue;
 use crate::views::CatalogEntry;
 
 /// Objects that are looked at at once: enough to keep the API server busy, not enough to burden it.
@@ -369,7 +369,7 @@ impl Controller {
             }
             told.push(note);
         }
-        self.catalog.set_source_notes(told);
+        self.catalog.set_source_notes(SOURCE, told);
     }
 }
 

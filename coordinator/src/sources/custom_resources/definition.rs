@@ -94,7 +94,7 @@ struct ApplianceSpec {
     ports: Option<Vec<NetworkPort>>,
     /// Template of pods, where the driver makes pods: metadata and spec, as in a PodTemplateSpec. Checked by Rug.
     pod: Option<AnyMapping>,
-    /// What the kind needs: `listeners` of a loadbalancer, the rest of a custom appliance.
+    /// What the kind needs: `listeners` of a loadbalancer, `networks` and what goes with them of a router, the rest of a custom appliance.
     spec: KindFields,
 }
 
@@ -172,6 +172,23 @@ struct KindFields {
     /// How long instances may take to end.
     #[schemars(length(max = 64), regex(pattern = r"^(0|([0-9]+ *[a-zA-Z]+ *)+)$"))]
     stop_timeout: Option<String>,
+    /// Of a router: what it calls itself.
+    #[schemars(length(max = 253))]
+    hostname: Option<String>,
+    /// Of a router: the networks that it connects. Checked by Rug.
+    #[schemars(length(max = 64))]
+    networks: Option<Vec<AnyMapping>>,
+    /// Of a router: static routes, each with destination and next_hop.
+    #[schemars(length(max = 256))]
+    routes: Option<Vec<AnyMapping>>,
+    /// Of a router: addresses of the external network that stand for others, each with floating and fixed.
+    #[schemars(length(max = 256))]
+    floating_ips: Option<Vec<AnyMapping>>,
+    /// Of a router: whether connections of internal networks leave with its own address.
+    snat: Option<bool>,
+    /// Of a router: destinations whose traffic is counted, each with name and networks.
+    #[schemars(length(max = 16))]
+    labels: Option<Vec<AnyMapping>>,
 }
 
 /// A text, or a mapping.

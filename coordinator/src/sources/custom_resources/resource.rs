@@ -197,7 +197,7 @@ fn hidden(update: &ApplianceUpdate) -> Option<FieldViolation> {
     let spec = update.patch.spec.as_ref()?;
     let variable = match &spec.kind {
         KindSpec::Custom(custom) => custom.env.iter().find(|(_, value)| *value == HIDDEN),
-        KindSpec::Loadbalancer(_) => None,
+        KindSpec::Loadbalancer(_) | KindSpec::Router(_) => None,
     };
     let in_pod = || spec.pod.as_ref().filter(|pod| pod.as_str().contains(&format!("\"{HIDDEN}\"")));
     let field = match variable {

@@ -190,6 +190,48 @@ fn balancer() -> admin::Spec {
     admin::Spec { replicas: Some(2), kind: Some(kind), ..Default::default() }
 }
 
+fn router() -> admin::Spec {
+    let port = admin::NetworkPort { name: "int".into(), network: "n".into(), ..Default::default() };
+    let route = admin::Route { destination: "10.8.0.0/16".into(), next_hop: "10.0.0.8".into() };
+    let subnet = admin::Subnet {
+        cidr: "fd00::/64".into(),
+        gateway: "fd00::1".into(),
+        dhcp: true,
+        dns: vec!["fd00::53".into()],
+        host_routes: vec![admin::Route { destination: "fd01::/64".into(), next_hop: "fd00::9".into() }],
+        ra_mode: admin::subnet::Ipv6Mode::Slaac.into(),
+        address_mode: admin::subnet::Ipv6Mode::Dhcpv6Stateless.into(),
+    };
+    let allocation = admin::Allocation {
+        mac: "fa:16:3e:00:00:05".into(),
+        addresses: vec!["fd00::5".into()],
+        hostname: "a.local".into(),
+        device: "d".into(),
+    };
+    let network = admin::RouterNetwork {
+        port: "int".into(),
+        role: admin::router_network::Role::Internal.into(),
+        addresses: vec!["fd00::1/64".into()],
+        mtu: 1500,
+        subnets: vec![subnet],
+        allocations: vec![allocation],
+    };
+    let router = admin::Router {
+        hostname: "r".into(),
+        networks: vec![network],
+        routes: vec![route],
+        floating_ips: vec![admin::FloatingIp { floating: "203.0.113.9".into(), fixed: "10.0.0.5".into() }],
+        snat: Some(false),
+        labels: vec![admin::RouterLabel { name: "peers".into(), networks: vec!["192.0.2.0/24".into()] }],
+    };
+    admin::Spec {
+        replicas: Some(1),
+        ports: vec![port],
+        kind: Some(admin::spec::Kind::Router(router)),
+        ..Default::default()
+    }
+}
+
 fn desired(spec: admin::Spec) -> Option<wire::Desired> {
     Some(wire::Desired {
         name: "web".into(),
@@ -319,7 +361,7 @@ pub(super) fn down_seeds() -> Vec<Vec<u8>> {
     let delta = wire::Delta {
         base: 4,
         target: 5,
-        grant: vec![grant(custom()), grant(balancer())],
+        grant: vec![grant(custom()), grant(balancer()), grant(router())],
         release: granted(),
         update: vec![wire::Update { appliance: ID.to_vec(), token: token(), desired: desired(custom()) }],
         check: vec![wire::Check { appliance: ID.to_vec(), token: token(), number: 8 }],
@@ -410,7 +452,7 @@ fn wire_appliance(spec: admin::Spec) -> admin::Appliance {
 }
 
 pub(super) fn appliance_seeds() -> Vec<Vec<u8>> {
-    [custom(), balancer()].map(|spec| wire_appliance(spec).encode_to_vec()).into()
+    [custom(), balancer(), router()].map(|spec| wire_appliance(spec).encode_to_vec()).into()
 }
 
 /// A specification that was read is written as one that is read the same.

@@ -12,6 +12,7 @@ use common::status::Details;
 use common::{ApplianceId, Generation, Timestamp};
 
 use crate::instance::{BootState, Instance, Observation};
+use crate::peers::{Peer, PeerDigest};
 use common::backoff::Retry;
 
 /// How far an instance has come.
@@ -35,6 +36,8 @@ pub(super) struct InstanceSlot {
     pub(super) conditions: Details,
     /// Generation of the configuration it accepted from this owner.
     pub(super) configured: Option<Generation>,
+    /// The other instances that this told of, for kinds that do.
+    pub(super) peers: PeerDigest,
     /// Newest generation that it runs: one of an older command is given newer configurations until its turn comes to be
     /// replaced, and runs what it ran.
     pub(super) runs: Option<Generation>,
@@ -82,6 +85,7 @@ impl InstanceSlot {
             life,
             conditions: Details::default(),
             configured: None,
+            peers: PeerDigest::default(),
             runs: None,
             serves_since: None,
             failed_probes: 0,
@@ -176,6 +180,18 @@ impl Instances {
 
     pub(super) fn slot(&self, ordinal: u16) -> Option<&InstanceSlot> {
         self.slots.iter().find(|slot| slot.instance.ordinal == ordinal)
+    }
+
+    /// The others beside the one at `ordinal`: those that have answered somebody, so that one that only starts is no reason to yield.
+    pub(super) fn peers(&self, ordinal: u16) -> Vec<Peer> {
+        let others = self.slots.iter().filter(|slot| slot.instance.ordinal != ordinal && !slot.is_rising());
+        let peer = |slot: &InstanceSlot| Peer {
+            ordinal: slot.instance.ordinal,
+            attempt: slot.instance.attempt,
+            started_at_unix_ms: slot.instance.started_at_unix_ms,
+            management: slot.instance.addresses.management.map(|address| address.ip()),
+        };
+        others.map(peer).collect()
     }
 
     pub(super) fn slot_mut(&mut self, ordinal: u16) -> Option<&mut InstanceSlot> {

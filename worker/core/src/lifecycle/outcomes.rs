@@ -10,6 +10,7 @@ use common::{Generation, Timestamp};
 use super::fleet::{InstanceLife, InstanceSlot, Plugging};
 use super::{AfterEvent, Bar, Lifecycle, LifecycleStep, Occasion, StepOutcome, plan};
 use crate::instance::{BootState, Instance, Observation};
+use crate::peers::PeerDigest;
 
 /// After how long a start without an answer is told, if the probe interval is not shorter: a usual one has answered by then.
 const SILENT_START: Duration = Duration::from_secs(2);
@@ -63,7 +64,9 @@ impl Lifecycle {
                 self.troubles.saw_end(end);
                 self.vanished(ordinal, &text, at);
             }
-            (L::Configure { ordinal, generation }, O::Configured) => self.configured(ordinal, generation, at.now),
+            (L::Configure { ordinal, generation, peers }, O::Configured) => {
+                self.configured(ordinal, generation, peers, at.now);
+            }
             (L::Configure { ordinal, .. }, O::Refused(text)) if self.fleet.predecessor(ordinal).is_some() => {
                 self.fleet.condemn(ordinal);
                 self.failed_boot(ordinal, &format!("cannot be configured: {text}"), at);
@@ -168,13 +171,13 @@ impl Lifecycle {
         }
     }
 
-    fn configured(&mut self, ordinal: u16, generation: Generation, now: Timestamp) {
+    fn configured(&mut self, ordinal: u16, generation: Generation, peers: PeerDigest, now: Timestamp) {
         // What the configuration of an older generation said is not known any more; the newer one follows at once.
         let address = self.goal.desired.spec.kind.service_address(ordinal);
         let address = address.filter(|_| generation == self.goal.generation());
         let goal = &self.goal;
         let Some(slot) = self.fleet.slot_mut(ordinal) else { return };
-        slot.configured = Some(generation);
+        (slot.configured, slot.peers) = (Some(generation), peers);
         if !goal.is_stale(&slot.instance) {
             slot.runs = Some(generation);
         }

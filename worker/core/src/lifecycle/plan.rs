@@ -13,6 +13,7 @@ use common::status::Phase;
 
 use super::fleet::{InstanceLife, InstanceSlot, on_rhythm};
 use super::{Bar, Boots, Config, Lifecycle, LifecycleOutput, LifecycleState, LifecycleStep};
+use crate::peers::{Peer, PeerDigest};
 
 /// Time from a start, or from an unanswered poll, to the next poll of an instance that has not answered yet: short at
 /// first because most processes are up within a moment, at most a second because machines take minutes.
@@ -184,7 +185,19 @@ impl Lifecycle {
 
     /// Whether an instance answers and has the wanted ports and configuration.
     fn serves(&self, slot: &InstanceSlot) -> bool {
-        slot.is_alive() && slot.configured == Some(self.goal.generation()) && !self.goal.needs_plugging(&slot.instance)
+        slot.is_alive() && self.is_configured(slot) && !self.goal.needs_plugging(&slot.instance)
+    }
+
+    /// Whether an instance has the configuration of this generation, and was told of the others that there are.
+    fn is_configured(&self, slot: &InstanceSlot) -> bool {
+        let told = || slot.peers == PeerDigest::of(&self.peers(slot.instance.ordinal));
+        slot.configured == Some(self.goal.generation()) && told()
+    }
+
+    /// The other instances that the configuration of the one at `ordinal` tells of; none where the kind does not.
+    #[must_use]
+    pub fn peers(&self, ordinal: u16) -> Vec<Peer> {
+        if self.goal.desired.spec.kind.knows_peers() { self.fleet.peers(ordinal) } else { Vec::new() }
     }
 
     /// What one living instance needs.
@@ -197,8 +210,8 @@ impl Lifecycle {
             // A late effect of a call that was not answered would undo what is plugged now.
             let not_before = slot.plugging.retry.at.max(self.waits.unanswered_until.unwrap_or_default());
             return wake.due(not_before).then_some(Choice::Do(LifecycleStep::Replug { ordinal, generation }));
-        } else if slot.configured != Some(generation) {
-            LifecycleStep::Configure { ordinal, generation }
+        } else if !self.is_configured(slot) {
+            LifecycleStep::Configure { ordinal, generation, peers: PeerDigest::of(&self.peers(ordinal)) }
         } else {
             return None;
         };

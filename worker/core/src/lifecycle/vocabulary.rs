@@ -9,6 +9,7 @@ use common::{Generation, Timestamp, Token};
 
 use crate::desired::Desired;
 use crate::instance::{Instance, Observation};
+use crate::peers::PeerDigest;
 
 /// One thing to be done for an appliance. One runs at a time, and its end comes back as [`LifecycleEvent::Ended`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub enum LifecycleStep {
         ordinal: u16,
         /// Generation whose configuration it is.
         generation: Generation,
+        /// The other instances that it tells of.
+        peers: PeerDigest,
     },
     /// Ask whether it answers. Changes nothing.
     Probe {

@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::super::api::{Check, Config, Limits, Listener, Member};
+use super::super::rest::Served;
 use super::*;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -67,7 +68,7 @@ impl TestInstance {
             Folder::exclusive(folder.path()).expect("ours"),
             None,
             true,
-            Arc::clone(&balancer),
+            Served { balancer: Arc::clone(&balancer), routing: None },
             predecessor.map(Path::to_owned),
         );
         Self { state: state.expect("it opens"), balancer, folder }

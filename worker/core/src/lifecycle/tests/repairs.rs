@@ -329,3 +329,38 @@ fn where_an_instance_is_now_is_what_its_driver_says() {
     let known = bench.life.instance(0, None).map(|instance| instance.addresses);
     assert_eq!(known, Some(addresses), "and not the address of its listener");
 }
+
+#[test]
+fn an_instance_is_told_of_the_others_again_when_they_change() {
+    let d = desired(1, 2, |d| d.spec.kind = common::kind::KindSpec::Router(common::kind::Router::default()));
+    let mut bench = LifecycleBench::configured(&d);
+    let both = crate::peers::PeerDigest::of(&bench.life.peers(0));
+    assert_ne!(both, crate::peers::PeerDigest::default(), "each knows of the other");
+    // The second one ends; the first learns that it is alone, and then of the one that takes its place.
+    let (mut told, mut ended_once) = (Vec::new(), false);
+    while told.len() < 2 {
+        let Some(step) = bench.last.action else {
+            bench.wake();
+            bench.feed(LifecycleEvent::Tick);
+            continue;
+        };
+        let outcome = match step {
+            LifecycleStep::Probe { ordinal: 1 } if !ended_once => {
+                ended_once = true;
+                StepOutcome::Vanished("killed".into(), None)
+            }
+            LifecycleStep::Probe { .. } => StepOutcome::Answered(Details::default()),
+            LifecycleStep::Boot { ordinal, attempt, .. } => StepOutcome::Booted(instance(ordinal, attempt, &d)),
+            LifecycleStep::Configure { ordinal, peers, .. } => {
+                if ordinal == 0 {
+                    told.push(peers);
+                }
+                StepOutcome::Configured
+            }
+            other => panic!("nobody asked for {other}"),
+        };
+        bench.feed(ended(outcome));
+    }
+    assert_eq!(told[0], crate::peers::PeerDigest::default(), "alone");
+    assert!(told[1] != both && told[1] == crate::peers::PeerDigest::of(&bench.life.peers(0)), "another one");
+}

@@ -17,7 +17,11 @@ fn beside(ordinal: u16, attempt: u32, predecessor: u32) -> Option<LifecycleStep>
 }
 
 fn configure(ordinal: u16, generation: u64) -> Option<LifecycleStep> {
-    Some(LifecycleStep::Configure { ordinal, generation: Generation::new(generation) })
+    Some(LifecycleStep::Configure {
+        ordinal,
+        generation: Generation::new(generation),
+        peers: crate::peers::PeerDigest::default(),
+    })
 }
 
 fn answered() -> LifecycleEvent {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 /// Objects that wait to be looked at, ordered by when they are due. Bounded by the number of objects.
 #[derive(Debug)]
-pub(super) struct WorkQueue<K> {
+pub(in crate::sources) struct WorkQueue<K> {
     due: BTreeSet<(Instant, K)>,
     entries: HashMap<K, Entry>,
 }
@@ -29,7 +29,7 @@ impl<K> Default for WorkQueue<K> {
 
 impl<K: Clone + Eq + Hash + Ord> WorkQueue<K> {
     /// Has an object looked at, not later than `at`.
-    pub(super) fn add(&mut self, key: &K, at: Instant) {
+    pub(in crate::sources) fn add(&mut self, key: &K, at: Instant) {
         let entry = self.entries.entry(key.clone()).or_default();
         if entry.at.is_some_and(|due| due <= at) {
             return;
@@ -42,7 +42,7 @@ impl<K: Clone + Eq + Hash + Ord> WorkQueue<K> {
     }
 
     /// The next object that is due. Whoever takes it calls [`done`](Self::done).
-    pub(super) fn take(&mut self, now: Instant) -> Option<K> {
+    pub(in crate::sources) fn take(&mut self, now: Instant) -> Option<K> {
         let (at, _) = self.due.first()?;
         if *at > now {
             return None;
@@ -54,17 +54,17 @@ impl<K: Clone + Eq + Hash + Ord> WorkQueue<K> {
     }
 
     /// When the next object is due.
-    pub(super) fn next(&self) -> Option<Instant> {
+    pub(in crate::sources) fn next(&self) -> Option<Instant> {
         self.due.first().map(|(at, _)| *at)
     }
 
     /// An object was looked at, without a failure.
-    pub(super) fn done(&mut self, key: &K) {
+    pub(in crate::sources) fn done(&mut self, key: &K) {
         self.ended(key, 0);
     }
 
     /// Looking at an object failed, so many times in a row by now. The caller adds it again.
-    pub(super) fn failed(&mut self, key: &K) -> u32 {
+    pub(in crate::sources) fn failed(&mut self, key: &K) -> u32 {
         let failures = self.entries.get(key).map_or(0, |entry| entry.failures).saturating_add(1);
         self.ended(key, failures);
         failures
@@ -81,7 +81,7 @@ impl<K: Clone + Eq + Hash + Ord> WorkQueue<K> {
     }
 
     /// Objects that wait.
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::sources) fn len(&self) -> usize {
         self.due.len()
     }
 }
