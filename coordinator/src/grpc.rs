@@ -76,7 +76,7 @@ pub use watches::BoundWatches;
 use call::Caller;
 
 /// Names of the services whose health is reported; `""` is the server as a whole.
-const SERVICES: [&str; 11] = [
+const SERVICES: [&str; 12] = [
     "",
     "rug.admin.v1.Appliances",
     "rug.admin.v1.Workers",

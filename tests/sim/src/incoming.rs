@@ -89,9 +89,9 @@ impl SimWorld {
             ConversationAction::Note(ConversationNotice::WrongBase(refused)) => {
                 self.fail(format!("base: w{}: {refused}", place + 1));
             }
-            // Statuses and announced steps are not modelled.
+            ConversationAction::Restate => self.tell_statuses(place),
+            // Announced steps are not modelled.
             ConversationAction::Check(..)
-            | ConversationAction::Restate
             | ConversationAction::Confirmed(_)
             | ConversationAction::Note(_) => {}
         }

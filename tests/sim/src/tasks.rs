@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use common::driver::DriverName;
 use common::mutant::{self, Mutant};
-use common::session::{Carryover, GrantRef};
-use common::status::Progress;
+use common::session::{Carryover, GrantRef, StatusReport};
+use common::status::{Phase, Progress, Status};
 use common::{ApplianceId, Edition, Mode, Timestamp, Token};
 use worker_core::gate::{self, Shut};
 
@@ -250,8 +250,32 @@ impl SimWorld {
         self.step_ended(place, id, token);
     }
 
+    /// The owner of an appliance says how it is: mostly well.
+    fn tell_status(&mut self, place: usize, id: ApplianceId, token: Token) {
+        let well = !self.faulty() || self.rng.chance(85);
+        let Some(edition) = self.task(place, id, token).map(|task| task.edition) else { return };
+        let phase = if well { Phase::Configured } else { Phase::Booting };
+        let status = Status { phase, observed_generation: edition.generation, ..Status::default() };
+        let report =
+            StatusReport { appliance: id, token, status, checked: 0, adopted: false, would_have: Vec::new() };
+        if let Some(process) = self.process(place) {
+            process.conversation.report(report);
+        }
+    }
+
+    /// The same of everything that a worker has, after it was welcomed.
+    pub(super) fn tell_statuses(&mut self, place: usize) {
+        let Some(process) = self.process(place) else { return };
+        let all: Vec<(ApplianceId, Token)> = process.tasks.iter().map(|(id, task)| (*id, task.token)).collect();
+        all.into_iter().for_each(|(id, token)| self.tell_status(place, id, token));
+    }
+
     fn step_ended(&mut self, place: usize, id: ApplianceId, token: Token) {
         self.fall_quiet(place, id, token);
+        // Not after each: what was said stands.
+        if !self.faulty() || self.rng.chance(40) {
+            self.tell_status(place, id, token);
+        }
         let Some(task) = self.task(place, id, token) else { return };
         if task.releasing {
             return self.release_soon(place, id, token);
