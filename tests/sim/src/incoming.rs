@@ -91,9 +91,7 @@ impl SimWorld {
             }
             ConversationAction::Restate => self.tell_statuses(place),
             // Announced steps are not modelled.
-            ConversationAction::Check(..)
-            | ConversationAction::Confirmed(_)
-            | ConversationAction::Note(_) => {}
+            ConversationAction::Check(..) | ConversationAction::Confirmed(_) | ConversationAction::Note(_) => {}
         }
     }
 

@@ -256,8 +256,7 @@ impl SimWorld {
         let Some(edition) = self.task(place, id, token).map(|task| task.edition) else { return };
         let phase = if well { Phase::Configured } else { Phase::Booting };
         let status = Status { phase, observed_generation: edition.generation, ..Status::default() };
-        let report =
-            StatusReport { appliance: id, token, status, checked: 0, adopted: false, would_have: Vec::new() };
+        let report = StatusReport { appliance: id, token, status, checked: 0, adopted: false, would_have: Vec::new() };
         if let Some(process) = self.process(place) {
             process.conversation.report(report);
         }

@@ -3,6 +3,7 @@
 //! Nobody at Nova and Neutron checks tokens. What keeps this from doing twice what a former owner still has under way is the fence delay: its
 //! calls have taken effect, and are found by name, before the new owner's begin. What was not answered is looked for before anything else.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use openstack::{Client, NewPort, NewServer, Policy, ResourceId};
@@ -49,6 +50,7 @@ impl Inner {
         let mut plugs = vec![management_port];
         let mut interfaces = Vec::new();
         let mut plugged = Vec::new();
+        let mut macs = BTreeMap::new();
         for (port, asked) in InstancePlan::network_ports(wanted) {
             let made = self.network_port(permit, &client, &plan, &port, asked, &ports).await?;
             interfaces.push(NetworkInterface {
@@ -56,6 +58,7 @@ impl Inner {
                 network: made.network_id.to_string(),
                 mac: made.mac_address.clone(),
             });
+            macs.extend(made.mac_address.parse().ok().map(|mac| (port.name.clone(), mac)));
             plugs.push(made.id);
             plugged.push(port);
         }
@@ -74,7 +77,7 @@ impl Inner {
         };
         let view = self.create(permit, &client, &plan, &new).await?;
         // What Nova was asked for, it plugs; whether it has is seen with the next look.
-        Ok(view.instance_with(plugged.into_iter().collect()))
+        Ok(Instance { macs, ..view.instance_with(plugged.into_iter().collect()) })
     }
 
     /// What is at the ordinal: the instance that is wanted, if it runs. What does not run there is removed, with other servers of its name.

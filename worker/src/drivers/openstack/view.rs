@@ -1,5 +1,6 @@
 //! What is kept of a server: as much of it as decisions and people need.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -111,9 +112,11 @@ impl ServerView {
 
     /// The instance that it is, with those of the ports that are plugged into it.
     pub(super) fn instance(&self, ports: &[OwnPort]) -> Instance {
-        let plugged = ports.iter().filter(|port| port.is_plugged_into(&self.id));
-        let plugged: PluggedPorts = plugged.filter_map(|port| self.plugged(port)).collect();
-        self.instance_with(plugged)
+        let here = || ports.iter().filter(|port| port.is_plugged_into(&self.id));
+        let plugged: PluggedPorts = here().filter_map(|port| self.plugged(port)).collect();
+        let mac = |port: &OwnPort| Some((self.plugged(port)?.name, port.port.mac_address.parse().ok()?));
+        let macs = here().filter_map(mac).collect();
+        Instance { macs, ..self.instance_with(plugged) }
     }
 
     /// The port of a network that a port is, if it is one of this instance.
@@ -140,6 +143,8 @@ impl ServerView {
             hands_over: false,
             has_own_address: true,
             ports,
+            // Of ports that were just made the next look says it.
+            macs: BTreeMap::new(),
             details,
         }
     }
