@@ -647,12 +647,13 @@ mod tests {
     #[test]
     fn a_member_of_the_version_before_is_read() {
         let member = to_member(&row(PREVIOUS.to_owned())).expect("readable");
-        let simulated =
-            DriverCapabilities { fence_delay: Some(Duration::new(5, 1)), ..DriverCapabilities::of_all_kinds(None) };
-        let expected = [
-            (DriverName::process(), DriverCapabilities::of_all_kinds(Some("/var/lib/rug"))),
-            (DriverName::simulated(), simulated),
-        ];
+        // The kinds that there were then.
+        let of = |state_dir: Option<&str>| DriverCapabilities {
+            kinds: KindName::PREVIOUS.into(),
+            ..DriverCapabilities::of_all_kinds(state_dir)
+        };
+        let simulated = DriverCapabilities { fence_delay: Some(Duration::new(5, 1)), ..of(None) };
+        let expected = [(DriverName::process(), of(Some("/var/lib/rug"))), (DriverName::simulated(), simulated)];
         assert_eq!(member.profile.drivers, expected.into());
         assert!(member.departed);
     }

@@ -303,13 +303,13 @@ async fn a_load_balancer_is_started_configured_probed_and_drained() {
     );
     let kind = Standard::new().expect("a client");
     kind.probe(&made, &spec).await.expect("it answers");
-    kind.configure(&permit(2), &made, &spec).await.expect("it takes the configuration");
-    kind.configure(&permit(2), &made, &spec).await.expect("again");
-    let late = kind.configure(&permit(1), &made, &spec).await;
+    kind.configure(&permit(2), &made, &spec, &[]).await.expect("it takes the configuration");
+    kind.configure(&permit(2), &made, &spec, &[]).await.expect("again");
+    let late = kind.configure(&permit(1), &made, &spec, &[]).await;
     assert!(matches!(late, Err(Error::Superseded(token)) if token == permit(2).token()), "{late:?}");
     let taken = balanced(address.port(), &[]);
     let taken = Desired { edition: Edition::new(Generation::new(2), Term::new(1)), ..taken };
-    let text = refusal(kind.configure(&permit(2), &made, &taken).await);
+    let text = refusal(kind.configure(&permit(2), &made, &taken, &[]).await);
     assert_eq!(text, format!("listeners[0].port: port {} is in use", address.port()));
     let mut client = TcpStream::connect(("127.0.0.1", port)).await.expect("it listens");
     client.write_all(b"hello").await.expect("open");
@@ -357,7 +357,7 @@ async fn a_load_balancer_hands_over_to_one_that_is_started_beside_it() {
     let (spec, kind) = (balanced(port, &[address]), Standard::new().expect("a client"));
     let old = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
     assert!(old.hands_over);
-    kind.configure(&permit(1), &old, &spec).await.expect("it takes the configuration");
+    kind.configure(&permit(1), &old, &spec, &[]).await.expect("it takes the configuration");
     let mut client = TcpStream::connect(("127.0.0.1", port)).await.expect("it listens");
     let next = Wanted { attempt: 2, ..first(&spec) };
     driver.ensure(&permit(1), next.clone()).await.expect_err("the other one was not to stay");
@@ -374,9 +374,9 @@ async fn a_load_balancer_hands_over_to_one_that_is_started_beside_it() {
     assert_eq!(attempts().await, [(1, true, true), (2, true, true)]);
     let again = other.ensure(&permit(1), Wanted { beside: Some(1), ..next }).await.expect("finds it");
     assert_eq!(again.handle, new.handle);
-    let late = kind.configure(&permit(0), &new, &spec).await;
+    let late = kind.configure(&permit(0), &new, &spec, &[]).await;
     assert!(matches!(late, Err(Error::Superseded(token)) if token == permit(1).token()), "{late:?}");
-    kind.configure(&permit(1), &new, &spec).await.expect("it takes over");
+    kind.configure(&permit(1), &new, &spec, &[]).await.expect("it takes over");
     // By itself, once everything was handed over.
     until("the predecessor has ended", || !runs(old.details.pid().expect("it had one"))).await;
     client.write_all(b"hello").await.expect("the connection goes on");
@@ -422,7 +422,7 @@ async fn what_is_kept_is_for_this_user_alone_and_links_are_not_followed() {
     let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
     let spec = balanced(port, &[]);
     let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
-    Standard::new().expect("a client").configure(&permit(1), &made, &spec).await.expect("it answers");
+    Standard::new().expect("a client").configure(&permit(1), &made, &spec, &[]).await.expect("it answers");
     assert_eq!(open_to_others(path), [] as [String; 0]);
     assert_eq!(std::fs::metadata(path).expect("there").permissions().mode() & 0o777, 0o700);
     driver.destroy(&permit(1), &made, StopRecipe::default()).await.expect("ends");
@@ -498,7 +498,7 @@ async fn only_those_who_have_its_secret_can_configure_an_instance() {
     assert!(alive.starts_with("HTTP/1.1 200") && alive.ends_with(r#"{"status":"ok"}"#), "{alive}");
     // None of that has taken it from its owner.
     let kind = Standard::new().expect("a client");
-    kind.configure(&permit(1), &made, &spec).await.expect("its owner is still its owner");
+    kind.configure(&permit(1), &made, &spec, &[]).await.expect("its owner is still its owner");
     // The next attempt has another one.
     driver.destroy(&permit(1), &made, StopRecipe::default()).await.expect("ends");
     let next = driver.ensure(&permit(1), Wanted { attempt: 2, ..first(&spec) }).await.expect("starts");
@@ -526,7 +526,7 @@ async fn strangers_cannot_keep_the_owner_from_the_management_port() {
             kind.probe(&made, &spec).await.expect("it answers all the same");
         }
     }
-    kind.configure(&permit(1), &made, &spec).await.expect("it takes the configuration all the same");
+    kind.configure(&permit(1), &made, &spec, &[]).await.expect("it takes the configuration all the same");
     let mut bytes = [0; 1];
     // The oldest have made room for the others.
     let end = timeout(DEADLINE, silent[0].read(&mut bytes)).await.expect("closed");

@@ -427,12 +427,17 @@ mod tests {
 
     use super::*;
 
+    /// What a driver of the process kind offered when there were these kinds.
+    fn of_previous_kinds(state_dir: &str) -> DriverCapabilities {
+        DriverCapabilities { kinds: KindName::PREVIOUS.into(), ..DriverCapabilities::of_all_kinds(Some(state_dir)) }
+    }
+
     fn a_profile() -> Profile {
         Profile {
             weight: 2,
             zone: "a".to_owned(),
             host: "h".to_owned(),
-            drivers: [(DriverName::process(), DriverCapabilities::of_all_kinds(Some("/d")))].into(),
+            drivers: [(DriverName::process(), of_previous_kinds("/d"))].into(),
             version: "1".to_owned(),
             pid: 7,
             process: Some("5f0c2a52-5b0a-4f2e-9d6c-0a1b2c3d4e5f/4026531836/7/123".parse().expect("a process")),
@@ -500,10 +505,7 @@ mod tests {
         // {"drivers": ["process", "other"], "weight": 1, "state_dir": "/d", "hold_ms": {"process": 5}}
         let data = b"\x84\xa7drivers\x92\xa7process\xa5other\xa6weight\x01\xa9state_dir\xa2/d\
             \xa7hold_ms\x81\xa7process\x05";
-        let process = DriverCapabilities {
-            fence_delay: Some(Duration::from_millis(5)),
-            ..DriverCapabilities::of_all_kinds(Some("/d"))
-        };
+        let process = DriverCapabilities { fence_delay: Some(Duration::from_millis(5)), ..of_previous_kinds("/d") };
         assert_eq!(profile(data).drivers, DriverOffers::from([(DriverName::process(), process)]));
     }
 

@@ -452,6 +452,7 @@ fn the_schema_has_every_field_that_is_read_and_no_other() {
     assert_eq!(of(""), top);
     let mut kinds = known(&custom(json!({"x_unknown": 1})));
     kinds.extend(known(&json!({"kind": "loadbalancer", "spec": {"x_unknown": 1}})));
+    kinds.extend(known(&json!({"kind": "router", "spec": {"x_unknown": 1}})));
     assert_eq!(of("/properties/spec"), kinds);
     let port = json!({"kind": "custom", "spec": {"command": "a"}, "ports": [{"x_unknown": 1}]});
     let at = "/properties/spec/properties";

@@ -35,15 +35,14 @@ fn a_coordinator_of_the_version_before_finds_the_fields_it_reads() {
 
 #[test]
 fn a_worker_of_the_version_before_offers_what_its_drivers_could_do() {
+    // The kinds that there were then.
+    let of = |state_dir: Option<&str>| DriverCapabilities {
+        kinds: common::kind::KindName::PREVIOUS.into(),
+        ..DriverCapabilities::of_all_kinds(state_dir)
+    };
     let drivers = DriverOffers::from([
-        (DriverName::process(), DriverCapabilities::of_all_kinds(Some("/var/lib/rug"))),
-        (
-            DriverName::simulated(),
-            DriverCapabilities {
-                fence_delay: Some(Duration::from_millis(1_500)),
-                ..DriverCapabilities::of_all_kinds(None)
-            },
-        ),
+        (DriverName::process(), of(Some("/var/lib/rug"))),
+        (DriverName::simulated(), DriverCapabilities { fence_delay: Some(Duration::from_millis(1_500)), ..of(None) }),
     ]);
     let mut message = profile_to_wire(Profile { drivers: drivers.clone(), ..published() });
     message.offers.clear();

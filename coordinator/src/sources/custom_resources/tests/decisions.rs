@@ -133,7 +133,7 @@ fn problems_name_the_fields_of_the_object() {
     for (spec, problem) in [
         (json!(null), "spec: must be a mapping, is empty"),
         (json!({"kind": "custom", "spec": {}}), "spec.spec.command: is required"),
-        (json!({"kind": "router", "spec": {}}), "spec.kind: unknown kind `router`"),
+        (json!({"kind": "firewall", "spec": {}}), "spec.kind: unknown kind `firewall`"),
         (json!({"kind": "custom", "spec": {"command": "a"}, "replica": 1}), "spec.replica: unknown field"),
         (json!({"kind": "custom", "spec": {"command": "a"}, "probe_interval": "5"}), "spec.probe_interval: must be"),
         (
