@@ -129,6 +129,14 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("doctor", &["rugctl doctor", "rugctl doctor --server https://rug-1:7470,https://rug-2:7470"]),
     ("cluster status", &["rugctl cluster status", "rugctl cluster status --cluster prod -o json"]),
     ("cluster watch", &["rugctl cluster watch"]),
+    (
+        "openstack check",
+        &[
+            "rugctl openstack check --cloud rug",
+            "rugctl openstack check --image rug --flavor m1.small",
+            "rugctl openstack check --management-network mgmt --try-port",
+        ],
+    ),
     ("context list", &["rugctl context list"]),
     ("context use", &["rugctl context use prod", "rugctl context use local"]),
     ("context show", &["rugctl context show", "rugctl context show prod -o json"]),

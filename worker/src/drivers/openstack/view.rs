@@ -109,9 +109,11 @@ impl ServerView {
         Addresses { management: at(self.management_port), service: at(self.port) }
     }
 
-    /// The instance that it is, with those of the ports that are plugged into it.
+    /// The instance that it is, with those of the ports that are plugged into it. Of one that is being made those count as well that are free
+    /// and made for it: Nova plugs them while it builds.
     pub(super) fn instance(&self, ports: &[OwnPort]) -> Instance {
-        let plugged = ports.iter().filter(|port| port.is_plugged_into(&self.id));
+        let is_rising = self.is_rising();
+        let plugged = ports.iter().filter(|port| port.is_plugged_into(&self.id) || is_rising && port.is_free());
         let plugged: PluggedPorts = plugged.filter_map(|port| self.plugged(port)).collect();
         self.instance_with(plugged)
     }
