@@ -159,6 +159,14 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("cluster status", &["rugctl cluster status", "rugctl cluster status --cluster prod -o json"]),
     ("cluster watch", &["rugctl cluster watch"]),
     ("cluster dump", &["rugctl cluster dump > dump.json", "rugctl cluster dump --since 24h > day.json"]),
+    (
+        "openstack check",
+        &[
+            "rugctl openstack check --cloud rug",
+            "rugctl openstack check --image rug --flavor m1.small",
+            "rugctl openstack check --management-network mgmt --try-port",
+        ],
+    ),
     ("context list", &["rugctl context list"]),
     ("context use", &["rugctl context use prod", "rugctl context use local"]),
     ("context show", &["rugctl context show", "rugctl context show prod -o json"]),

@@ -202,7 +202,8 @@ pub fn sweep_servers(config: Config, age: Duration, wanted: &Path, delete: bool)
 /// The appliances that a list names, one in a line, with or without a heading. An empty list is refused: everything would be an orphan.
 fn read_wanted(text: &str) -> Result<BTreeSet<ApplianceId>, String> {
     let lines = text.lines().enumerate().map(|(i, line)| (i + 1, line.trim()));
-    let lines = lines.filter(|(number, line)| !line.is_empty() && !(*number == 1 && line.eq_ignore_ascii_case("id")));
+    let is_heading = |number: usize, line: &str| number == 1 && line.eq_ignore_ascii_case("id");
+    let lines = lines.filter(|(number, line)| !(line.is_empty() || is_heading(*number, line)));
     let id = |(number, line): (usize, &str)| {
         line.parse().map_err(|_| format!("line {number} is not the id of an appliance"))
     };

@@ -227,11 +227,11 @@ const AUTH_FIELDS: &[&str] = &[
     "application_credential_secret",
 ];
 
+/// A file, and its clouds by name.
+type CloudsFile = (PathBuf, Map<String, Value>);
+
 /// The clouds of the first file there is, with what `secure.yaml` adds. `None` without a file.
-fn read_clouds(
-    config: &ClientConfig,
-    variables: Variables<'_>,
-) -> Result<Option<(PathBuf, Map<String, Value>)>, SetupError> {
+fn read_clouds(config: &ClientConfig, variables: Variables<'_>) -> Result<Option<CloudsFile>, SetupError> {
     let named = |path: &Path, variable: &str| {
         let path = (!path.as_os_str().is_empty()).then(|| path.to_owned());
         path.or_else(|| variables(variable).map(PathBuf::from))
