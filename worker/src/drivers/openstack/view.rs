@@ -113,15 +113,12 @@ impl ServerView {
     /// The instance that it is, with those of the ports that are plugged into it. Of one that is being made those count as well that are free
     /// and made for it: Nova plugs them while it builds.
     pub(super) fn instance(&self, ports: &[OwnPort]) -> Instance {
-        let here = || ports.iter().filter(|port| port.is_plugged_into(&self.id));
+        let is_rising = self.is_rising();
+        let here = || ports.iter().filter(|port| port.is_plugged_into(&self.id) || is_rising && port.is_free());
         let plugged: PluggedPorts = here().filter_map(|port| self.plugged(port)).collect();
         let mac = |port: &OwnPort| Some((self.plugged(port)?.name, port.port.mac_address.parse().ok()?));
         let macs = here().filter_map(mac).collect();
         Instance { macs, ..self.instance_with(plugged) }
-        let is_rising = self.is_rising();
-        let plugged = ports.iter().filter(|port| port.is_plugged_into(&self.id) || is_rising && port.is_free());
-        let plugged: PluggedPorts = plugged.filter_map(|port| self.plugged(port)).collect();
-        self.instance_with(plugged)
     }
 
     /// The port of a network that a port is, if it is one of this instance.
