@@ -11,7 +11,8 @@ use common::driver::{DriverCapabilities, DriverName, DriverOffers};
 use common::kind::KindName;
 use common::{ApplianceId, Site, Term, WorkerId};
 use coordinator_core::orders::Pin;
-use coordinator_core::planner::{Config, Needs, Planner, PlannerMember, Slot, Strategy};
+use coordinator_core::planner::{Config, Needs, Planner, PlannerMember, Strategy};
+use coordinator_core::slot::Slot;
 use proto::admin::v1;
 use serde::{Deserialize, Serialize};
 

@@ -158,7 +158,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("doctor", &["rugctl doctor", "rugctl doctor --server https://rug-1:7470,https://rug-2:7470"]),
     ("cluster status", &["rugctl cluster status", "rugctl cluster status --cluster prod -o json"]),
     ("cluster watch", &["rugctl cluster watch"]),
-    ("cluster dump", &["rugctl cluster dump > dump.json", "rugctl cluster dump --since 24h > day.json"]),
+    ("cluster dump", &["rugctl cluster dump", "rugctl cluster dump --since 24h"]),
     (
         "openstack check",
         &[

@@ -163,9 +163,10 @@ async fn a_rebalance_is_aborted_over_the_death_of_the_leader_and_what_it_moved_g
 
     // Back to where it was: the pins are orders like others, shown and found again.
     cluster.rugctl(&["worker", "undrain", "worker-1"], "").await?.success()?;
-    cluster.rugctl(&["placement", "resume"], "").await?.success()?;
     let undone = cluster.rugctl(&["rebalance", "undo", &id, "--reason", "worse", "--yes"], "").await?.success()?;
     ensure!(undone.stdout.contains("pinned to the workers that had them before"), "{undone:?}");
+    ensure!(undone.stderr.contains("moves are paused"), "{undone:?}");
+    cluster.rugctl(&["placement", "resume"], "").await?.success()?;
     let moved: BTreeSet<String> = ended.r#move.iter().map(|made| made.appliance.clone()).collect();
     until(PATIENCE, "all are back", async || {
         let now = owners(&cluster).await?;

@@ -30,6 +30,10 @@ use crate::error::{Error, ErrorKind};
 use crate::identity::{self, Identity, Token};
 use crate::metrics;
 
+/// A turn that comes with less time left than this is not used: the call would be sent and given up at once, and nobody would know whether
+/// it was carried out.
+const LEAST_LEFT: Duration = Duration::from_millis(20);
+
 /// Where the CAs of the system are.
 const SYSTEM_CAS: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// How often a call that only reads is repeated after an answer that says nothing, or none.
@@ -230,6 +234,9 @@ impl Client {
         loop {
             phase.store(phase::QUEUED, Ordering::Relaxed);
             let turn = inner.turns.acquire().await.map_err(|_| self.late(phase::QUEUED))?;
+            if deadline.saturating_duration_since(Instant::now()) < LEAST_LEFT {
+                return Err(self.late(phase::QUEUED));
+            }
             phase.store(phase::TOKEN, Ordering::Relaxed);
             let token = self.token().await?;
             let target = token.endpoint(call.service, &inner.cloud)?;

@@ -18,7 +18,7 @@ use common::selector::LabelSelector;
 use common::{ModeSubject, WorkerId};
 use serde::{Deserialize, Serialize};
 
-use crate::planner::Slot;
+use crate::slot::Slot;
 
 /// Most rules. Each change of an appliance asks each of them.
 pub const MAX_BUDGETS: usize = 64;

@@ -21,6 +21,7 @@ pub mod planner;
 pub mod quarantine;
 pub mod rebalance;
 pub mod rollout;
+pub mod slot;
 pub mod table;
 pub mod unowned;
 pub mod violation;

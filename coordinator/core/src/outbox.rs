@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use common::{RebalanceId, Token};
 
-use crate::planner::Slot;
+use crate::slot::Slot;
 
 /// Most entries of one message (docs/protocol.md, Streams and Hello).
 pub const MAX_ENTRIES: usize = 1_000;

@@ -51,10 +51,7 @@ use roster::MemberRoster;
 pub use roster::RingLimited;
 
 use crate::orders::Pin;
-
-/// Index of an appliance in the table and the planner; reused after removal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Slot(pub u32);
+use crate::slot::Slot;
 
 /// How members share the appliances.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,7 +17,8 @@ use common::session::Carryover;
 use common::{ApplianceId, Edition, Mode, ModeSubject, RebalanceId, Token, WorkerId};
 
 use crate::handoff::HandoffState;
-use crate::planner::{Needs, Reason, Slot, Unplaced};
+use crate::planner::{Needs, Reason, Unplaced};
+use crate::slot::Slot;
 
 /// An appliance as the table takes it in.
 #[derive(Clone, Debug, PartialEq, Eq)]

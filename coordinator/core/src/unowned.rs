@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::{RebalanceId, Timestamp};
 
 use crate::handoff::HandoffState;
-use crate::planner::Slot;
+use crate::slot::Slot;
 
 /// How an appliance came to have no owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -41,7 +41,7 @@ pub(crate) fn plan(dump: &Dump, assumed: &Assumed) -> Result<v1::PlacementPlan, 
     Ok(to_wire(&forecast, &places))
 }
 
-type Places<'a> = BTreeMap<ApplianceId, (coordinator_core::planner::Slot, &'a DumpedAppliance)>;
+type Places<'a> = BTreeMap<ApplianceId, (coordinator_core::slot::Slot, &'a DumpedAppliance)>;
 
 fn assumptions(
     dump: &Dump,
@@ -72,7 +72,7 @@ fn assumptions(
         if there { Ok(worker) } else { Err(missing()) }
     };
     let find = |text: &str| {
-        let is_it = |(_, it): &(coordinator_core::planner::Slot, &DumpedAppliance)| {
+        let is_it = |(_, it): &(coordinator_core::slot::Slot, &DumpedAppliance)| {
             it.id == text || it.name == text && it.tenant == "default" || format!("{}/{}", it.tenant, it.name) == text
         };
         let found = places.iter().find(|(_, place)| is_it(place)).map(|(id, _)| *id);

@@ -31,6 +31,8 @@ use crate::text::one_line;
 const SHOWN: u64 = 20;
 /// Moves of one page.
 const PAGE: i32 = 1_000;
+/// How often a plan that undoes is made anew because the table has changed.
+const UNDO_TRIES: u32 = 5;
 /// Plans that are kept; the oldest go first.
 const KEPT: usize = 100;
 
@@ -372,16 +374,29 @@ async fn plan(context: &CommandContext, args: &PlanArgs) -> Result<(), Failure> 
 
 /// What a rebalance moved goes back, once that is confirmed.
 pub(crate) async fn undo(context: &CommandContext, id: &str, reason: &str, yes: bool) -> Result<(), Failure> {
-    let assumed = v1::PlanAssumptions { undo: id.to_owned(), ..v1::PlanAssumptions::default() };
-    let plan = show(context, assumed, false).await?;
-    if !plan.not_appliable.is_empty() {
-        return Err(Failure::failed(format!("{id} cannot be undone: {}", one_line(&plan.not_appliable))));
-    }
     let reason = match reason {
         "" => undo_reason(id),
         reason => format!("{}: {reason}", undo_reason(id)),
     };
-    apply(context, &ApplyPlanArgs { id: plan.id, force: false, reason, yes }).await
+    let mut tries = 1;
+    loop {
+        let assumed = v1::PlanAssumptions { undo: id.to_owned(), ..v1::PlanAssumptions::default() };
+        let plan = show(context, assumed, false).await?;
+        if !plan.not_appliable.is_empty() {
+            return Err(Failure::failed(format!("{id} cannot be undone: {}", one_line(&plan.not_appliable))));
+        }
+        match apply(context, &ApplyPlanArgs { id: plan.id, force: false, reason: reason.clone(), yes }).await {
+            // Something moved in between. Whoever did not look at the plan takes the next one as well.
+            Err(failure) if failure.exit == Exit::Conflict && yes && tries < UNDO_TRIES => tries += 1,
+            Err(failure) => return Err(failure),
+            Ok(()) => break,
+        }
+    }
+    let paused = context.client.status().await?.paused.is_some();
+    if paused {
+        context.ui.note("moves are paused: what goes back does so after `rugctl placement resume`");
+    }
+    Ok(())
 }
 
 /// Shows what would change, and keeps it.

@@ -12,7 +12,8 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use common::driver::DriverOffers;
 use common::{ApplianceId, WorkerId};
-use coordinator_core::planner::{Assumptions, Config, PlannerMember, Slot, Strategy};
+use coordinator_core::planner::{Assumptions, Config, PlannerMember, Strategy};
+use coordinator_core::slot::Slot;
 use serde::Serialize;
 
 use crate::commands::{CommandContext, parse_duration};

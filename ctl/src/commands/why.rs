@@ -87,7 +87,8 @@ fn explain_placement(
     let held = holds(status, budgets, now);
     let subject = match (status.moves_in_flight, plan.moves) {
         (0, 0) => "nothing moves, and nothing has to".to_owned(),
-        (0, planned) => format!("nothing moves, and {} to be made", count(planned, "move is")),
+        (0, 1) => "nothing moves, and 1 move is to be made".to_owned(),
+        (0, planned) => format!("nothing moves, and {planned} moves are to be made"),
         (under_way, planned) => format!("{} under way, {planned} more to be made", count(under_way, "move")),
     };
     let mut because = held;
@@ -140,7 +141,7 @@ fn explain_worker(
         because.push("it is about to stop, and gives up what it has".to_owned());
     }
     if worker.immovable > 0 {
-        because.push(format!("{} no other worker can take", count(worker.immovable, "appliance of it")));
+        because.push(format!("{} of it no other worker can take", count(worker.immovable, "appliance")));
     }
     because.extend(worker.limited.iter().map(|limited| one_line(limited)));
     let mut next = Vec::new();

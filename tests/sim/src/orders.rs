@@ -9,7 +9,8 @@ use coordinator_core::budget::{Budget, BudgetGroup, BudgetScope, MaxUnavailable}
 use coordinator_core::handoff::HandoffState;
 use coordinator_core::machine::{Event, Machine};
 use coordinator_core::orders::{OrderOp, Pin};
-use coordinator_core::planner::{Slot, Strategy};
+use coordinator_core::planner::Strategy;
+use coordinator_core::slot::Slot;
 use coordinator_core::table::TableRow;
 
 use super::database::DatabaseWrite;

@@ -26,7 +26,7 @@ async fn a_life_is_two_nodes_of_one_transaction_and_leaves_nothing() {
     let expected =
         b"\x88\xa6weight\x02\xa4zone\xa1a\xa7drivers\x91\xa7process\xa4host\xa2h1\xa9state_dir\xac/var/lib/rug\
         \xa7version\xa31.0\xa3pid\xcd\x12\x67\xa6offers\x81\xa7process\x83\xa9state_dir\xac/var/lib/rug\
-        \xabplugs_ports\xc2\xa5kinds\x92\xacloadbalancer\xa6custom";
+        \xabplugs_ports\xc2\xa5kinds\x93\xacloadbalancer\xa6custom\xa6router";
     assert_eq!(data, expected);
     assert_eq!((member.czxid, member.ephemeral_owner), (lease.czxid, lease.ephemeral_owner));
     let id = (u128::from(member.ephemeral_owner.cast_unsigned()) << 64) | u128::from(member.czxid.cast_unsigned());

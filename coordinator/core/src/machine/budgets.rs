@@ -6,7 +6,8 @@ use super::Machine;
 use crate::budget::{self, BudgetSpent, BudgetView, Facts, Ledger};
 use crate::handoff::HandoffState;
 use crate::membership::Membership;
-use crate::planner::{PlannedMove, Slot};
+use crate::planner::PlannedMove;
+use crate::slot::Slot;
 use crate::table::TableRow;
 
 impl Machine {

@@ -9,7 +9,7 @@ use common::{ApplianceId, Life, Term, Token};
 use super::Machine;
 use crate::audit::Audit;
 use crate::handoff::HandoffState;
-use crate::planner::Slot;
+use crate::slot::Slot;
 use crate::violation::ViolationKind;
 
 /// Most appliances named in one violation.

@@ -15,7 +15,7 @@ use common::{Life, Timestamp};
 
 use super::{Action, Machine};
 use crate::grants::{GrantOp, Profile};
-use crate::planner::Slot;
+use crate::slot::Slot;
 use crate::unowned;
 
 /// Owners that took an appliance with a fence delay: since when, and how long they wait. Only for people: it is the owner

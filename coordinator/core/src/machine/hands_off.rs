@@ -19,7 +19,7 @@ use crate::grants::Granted;
 use crate::health::SessionState;
 use crate::modes::{ModeOp, RuleStage, StoredMode};
 use crate::outbox::OutboxEntry;
-use crate::planner::Slot;
+use crate::slot::Slot;
 use crate::table::TableRow;
 
 /// Names one request about a rule, so that its answer finds the caller.

@@ -23,7 +23,7 @@ use crate::brake::Departure;
 use crate::handoff::HandoffState;
 use crate::health::SessionState;
 use crate::membership::{LeaseAuthority, ObservedLease, ObservedMember};
-use crate::planner::Slot;
+use crate::slot::Slot;
 use crate::violation::ViolationKind;
 
 /// How long a life without a member node is looked at before it counts as taken away: the two nodes of a newcomer are read

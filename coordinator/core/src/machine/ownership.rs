@@ -16,8 +16,9 @@ use crate::grants::{GrantOp, Granted, Profile};
 use crate::handoff::{self, HandoffEffect, HandoffEvent, HandoffRefused, HandoffState};
 use crate::orders::OrderOp;
 use crate::outbox::OutboxEntry;
-use crate::planner::{Slot, Unplaced};
+use crate::planner::Unplaced;
 use crate::rebalance::RebalanceEvent;
+use crate::slot::Slot;
 use crate::unowned::{self, Regained, UnownedCause};
 use crate::violation::ViolationKind;
 

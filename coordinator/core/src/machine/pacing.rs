@@ -8,8 +8,8 @@ use common::{Timestamp, WorkerId};
 use super::events::Pause;
 use super::placement::{Due, InFlight};
 use crate::brake::Brake;
-use crate::planner::Slot;
 use crate::rebalance::Rebalances;
+use crate::slot::Slot;
 
 /// What placement has to wait for.
 #[derive(Clone, Debug)]

@@ -11,8 +11,9 @@ use common::{Life, Site, Timestamp, WorkerId};
 use super::{Action, Machine};
 use crate::handoff::{HandoffEvent, HandoffState};
 use crate::health::SessionState;
-use crate::planner::{Assumptions, Plan, PlanRefused, PlannedMove, PlannerMember, Reason, Slot, Unplaced};
+use crate::planner::{Assumptions, Plan, PlanRefused, PlannedMove, PlannerMember, Reason, Unplaced};
 use crate::rebalance::RebalanceCause;
+use crate::slot::Slot;
 
 /// How long the balance is looked at no more while appliances are being deleted one after the other, as a multiple of the
 /// time for which joins are gathered.

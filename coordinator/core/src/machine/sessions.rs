@@ -27,8 +27,8 @@ use crate::handoff::{HandoffEvent, HandoffState};
 use crate::health::SessionState;
 use crate::membership::Beat;
 use crate::outbox::{Outbox, OutboxEntry};
-use crate::planner::Slot;
 use crate::quarantine::Quarantine;
+use crate::slot::Slot;
 use crate::table::Table;
 use crate::violation::ViolationKind;
 

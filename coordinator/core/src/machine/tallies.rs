@@ -6,7 +6,7 @@ use common::{Life, Timestamp};
 
 use super::fence_delays::FenceWaits;
 use crate::handoff::HandoffState;
-use crate::planner::Slot;
+use crate::slot::Slot;
 use crate::unowned::UnownedAppliances;
 
 /// Counts and lists made of the table.

@@ -15,7 +15,7 @@ use super::Machine;
 use super::events::Action;
 use crate::grants::GrantOp;
 use crate::handoff::{HandoffEvent, HandoffState};
-use crate::planner::Slot;
+use crate::slot::Slot;
 
 /// Names one request to unbind, so that its answer finds the caller.
 pub type UnbindNumber = u64;

@@ -14,7 +14,8 @@ use crate::grants::Profile;
 use crate::handoff::HandoffState;
 use crate::health::{self, Health};
 use crate::orders::{Orders, Pin};
-use crate::planner::{PlacementCandidate, Planner, Slot};
+use crate::planner::{PlacementCandidate, Planner};
+use crate::slot::Slot;
 use crate::table::Table;
 use crate::unowned::UnownedAppliances;
 

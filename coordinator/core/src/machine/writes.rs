@@ -13,7 +13,7 @@ use super::sessions::StreamId;
 use super::unbind::UnbindNumber;
 use crate::grants::{GrantOp, Profile, StoredMember};
 use crate::modes::ModeOp;
-use crate::planner::Slot;
+use crate::slot::Slot;
 
 /// What waits for a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]

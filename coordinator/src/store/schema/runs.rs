@@ -55,8 +55,8 @@ impl MigrationTrait for Runs {
         }
         manager.create_table(statement).await?;
         if !mysql {
-            for index in indexes {
-                manager.create_index(index).await?;
+            for mut index in indexes {
+                manager.create_index(index.if_not_exists().to_owned()).await?;
             }
         }
         Ok(())

@@ -208,7 +208,9 @@ proptest! {
             let candidates = planner.explain(Slot(slot));
             // A member that drains, or lacks what is needed, gives up what it has, and is given nothing.
             let is_open = planner.members().iter().any(|m| m.id == to && !m.gives_up() && !m.cordoned);
-            let can_take = is_open && candidates.iter().filter(|c| c.member == to).any(|c| match c.standing {
+            // Of an owner that gives it up for two reasons one is told.
+            let lacks_nothing = planner.lack(Slot(slot), &to).is_none();
+            let can_take = is_open && lacks_nothing && candidates.iter().filter(|c| c.member == to).any(|c| match c.standing {
                 CandidateStanding::Refused(refusal) => {
                     matches!(refusal, CandidateRefusal::AtCeiling | CandidateRefusal::PinnedElsewhere)
                 }
