@@ -350,8 +350,13 @@ impl LocalCluster {
             self.supervisor.start(worker);
         }
         let names: Vec<_> = self.workers.iter().map(|w| w.name.clone()).collect();
-        self.ready(began, tell, async || match client.workers().await {
-            Ok(workers) => not_healthy(&names, &workers),
+        let look = async || {
+            let missing = not_healthy(&names, &client.workers().await?);
+            // Until then what is applied would be told that there is no worker for it.
+            Ok::<_, Failure>(if missing.is_empty() { not_in_ring(&names, &client.ring(false).await?) } else { missing })
+        };
+        self.ready(began, tell, async || match look().await {
+            Ok(missing) => missing,
             Err(failure) => vec![(COORDINATOR.to_owned(), failure.to_string())],
         })
         .await?;
@@ -523,6 +528,12 @@ fn not_healthy(names: &[String], workers: &[v1::Worker]) -> Vec<(String, String)
         Some(w) => Some((name.clone(), format!("is {}: {}", view::health(w.health()), w.reason))),
     };
     names.iter().filter_map(state).collect()
+}
+
+/// Which of these workers are given no appliances yet.
+fn not_in_ring(names: &[String], ring: &v1::Ring) -> Vec<(String, String)> {
+    let is_missing = |name: &&String| !ring.members.iter().any(|member| member.id == **name);
+    names.iter().filter(is_missing).map(|name| (name.clone(), "is not in the ring yet".to_owned())).collect()
 }
 
 /// A binary of the same build: in the directory of this one, unless given.

@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod collector;
+pub mod docs;
 pub mod drill;
 pub mod fleet;
 pub mod journal;

@@ -15,14 +15,17 @@ use tonic::Streaming;
 use super::input::{Change, Feed, Input, Order, Subject};
 use crate::client::{AdminClient, Backoff, by_id, request_id};
 use crate::commands::{CommandContext, appliance, rebalance, worker};
-use crate::error::Failure;
-use crate::output::foreign_escaped;
+use crate::error::{Exit, Failure};
+use crate::output::{count, foreign_escaped};
 use crate::wait::may_reopen;
 
 /// Events and rebalances from before the start that are shown.
 const HISTORY: usize = 100;
 /// Pause before a stream that could not be opened is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long it is waited until hands are off; where a step takes longer, that is said.
+const HANDS_OFF_WITHIN: Duration = Duration::from_secs(5);
 
 /// Reason for the audit trail of what is done here.
 const REASON: &str = "rugctl top";
@@ -133,6 +136,7 @@ pub(crate) async fn carry_out(context: CommandContext, order: Order) -> ControlF
         Order::Ring => Input::Ring(client.ring(false).await.ok().map(Box::new)),
         Order::Modes => Input::Modes(client.debug_modes().await.ok()),
         Order::Rollouts => Input::Rollouts(client.rollouts().await.ok()),
+        Order::Budgets => Input::Budgets(client.budgets().await.ok()),
         Order::Page { number, filter, token } => {
             let page = client.page(filter, super::pages::PAGE_ROWS, token).await;
             Input::Page(number, page.map(Box::new).map_err(text))
@@ -182,6 +186,27 @@ async fn make(client: &AdminClient, change: Change) -> Result<String, Failure> {
             client.evict(request).await?;
             format!("{worker} is evicted")
         }
+        Change::Drain { worker } => {
+            let request = v1::DrainWorkerRequest { id: worker.clone(), reason: REASON.to_owned(), force: false };
+            client.drain(request).await?;
+            format!("{worker} gives up what it has")
+        }
+        Change::Undrain { worker } => {
+            let request = v1::UndrainWorkerRequest { id: worker.clone(), reason: REASON.to_owned() };
+            client.undrain(request).await?;
+            format!("{worker} is given appliances again")
+        }
+        Change::HandsOff(subject) => hands_off(client, subject).await?,
+        Change::HandsOn { label, modes } => {
+            for id in modes {
+                match client.clear_debug_mode(&id, REASON).await {
+                    // Cleared by somebody else, or over.
+                    Err(failure) if failure.exit == Exit::NotFound => {}
+                    answer => answer?,
+                }
+            }
+            format!("{label} is acted on again")
+        }
         Change::Pause => {
             client.pause(REASON, false).await?;
             "placement is paused".to_owned()
@@ -191,4 +216,30 @@ async fn make(client: &AdminClient, change: Change) -> Result<String, Failure> {
             "placement goes on".to_owned()
         }
     })
+}
+
+/// Sets a debug mode, and says from whom nobody has heard yet that hands are off.
+async fn hands_off(client: &AdminClient, subject: Subject) -> Result<String, Failure> {
+    use v1::debug_scope::What;
+
+    let (what, label) = match subject {
+        Subject::Worker(id) => (What::Worker(id.clone()), id),
+        Subject::Appliance { id, label } => (What::Appliance(by_id(&id)), label),
+        Subject::Rebalance(id) => return Err(Failure::failed(format!("{id} is a rebalance"))),
+    };
+    let request = v1::SetDebugModeRequest {
+        id: request_id(),
+        scope: Some(v1::DebugScope { what: Some(what) }),
+        reason: REASON.to_owned(),
+        expires_in: None,
+        wait: Some(proto::convert::scalar::duration_to_wire(HANDS_OFF_WITHIN)),
+    };
+    let mode = client.set_debug_mode(request).await?;
+    if mode.waiting_count > 0 {
+        return Ok(format!(
+            "hands are off {label}, except for {} where a step still runs",
+            count(mode.waiting_count, "appliance")
+        ));
+    }
+    Ok(format!("hands are off {label}"))
 }

@@ -58,6 +58,8 @@ pub(crate) enum Input {
     Modes(Option<Vec<v1::DebugMode>>),
     /// Answer to [`Order::Rollouts`]; `None` when there was none.
     Rollouts(Option<Vec<v1::Rollout>>),
+    /// Answer to [`Order::Budgets`]; `None` when there was none.
+    Budgets(Option<Vec<v1::Budget>>),
     /// Answer to [`Order::Page`] with this number.
     Page(u64, Result<Box<v1::ListAppliancesResponse>, String>),
     /// Answer to [`Order::Inspect`] or [`Order::Explain`].
@@ -111,6 +113,19 @@ pub(crate) enum Change {
         worker: String,
         incarnation: String,
     },
+    Drain {
+        worker: String,
+    },
+    Undrain {
+        worker: String,
+    },
+    /// Set a debug mode.
+    HandsOff(Subject),
+    /// Clear these debug modes.
+    HandsOn {
+        label: String,
+        modes: Vec<String>,
+    },
     Pause,
     Resume,
 }
@@ -128,6 +143,8 @@ pub(crate) enum Order {
     Modes,
     /// Ask for the rollouts.
     Rollouts,
+    /// Ask for the budgets of disruption.
+    Budgets,
     /// Ask for a page of appliances.
     Page {
         /// Comes back with the answer.

@@ -27,7 +27,7 @@ const KEPT: usize = 200;
 /// How often what the streams do not say is asked for: while something is wrong, and otherwise.
 const LOOK: Duration = Duration::from_secs(5);
 const LOOK_CALM: Duration = Duration::from_secs(30);
-/// How often a rollout is looked at.
+/// How often rollouts and budgets are looked at while there are any.
 const LOOK_ROLLOUT: Duration = Duration::from_secs(2);
 /// How long a message stays.
 const MESSAGE: Duration = Duration::from_secs(8);
@@ -190,6 +190,8 @@ pub(crate) struct Model {
     modes: Vec<v1::DebugMode>,
     /// Rollouts that have not ended, the newest first.
     pub(crate) rollouts: Vec<v1::Rollout>,
+    /// Budgets of disruption, those that are spent first.
+    pub(crate) budgets: Vec<v1::Budget>,
     workers: BTreeMap<String, v1::Worker>,
     /// Workers that the stream has not named since it was opened.
     unseen: BTreeSet<String>,
@@ -213,6 +215,7 @@ pub(crate) struct Model {
     ring_due: SystemTime,
     modes_due: SystemTime,
     rollouts_due: SystemTime,
+    budgets_due: SystemTime,
     /// Rows of a pane that are visible, for moving by pages.
     pub(crate) visible: usize,
 }
@@ -228,6 +231,7 @@ impl Model {
             ring: None,
             modes: Vec::new(),
             rollouts: Vec::new(),
+            budgets: Vec::new(),
             workers: BTreeMap::new(),
             unseen: BTreeSet::new(),
             rebalances: Vec::new(),
@@ -245,6 +249,7 @@ impl Model {
             ring_due: now,
             modes_due: now,
             rollouts_due: now,
+            budgets_due: now,
             visible: 10,
         }
     }
@@ -271,12 +276,15 @@ impl Model {
             Input::Rebalance(rebalance) => self.note_rebalance(*rebalance),
             Input::Audit(event) => {
                 if self.events.front().is_none_or(|newest| newest.number < event.number) {
-                    // Of debug modes and rollouts there is no stream, but who sets or starts one is heard of.
+                    // Of debug modes, rollouts and budgets there is no stream, but who sets or starts one is heard of.
                     if event.action.starts_with("debug") {
                         self.modes_due = self.now;
                     }
                     if event.action.starts_with("rollout") {
                         self.rollouts_due = self.now;
+                    }
+                    if event.action.starts_with("budget") {
+                        self.budgets_due = self.now;
                     }
                     self.events.push_front(*event);
                     self.events.truncate(KEPT);
@@ -291,7 +299,12 @@ impl Model {
                 modes.sort_by_key(|mode| std::cmp::Reverse(mode.since.map(|t| (t.seconds, t.nanos))));
                 self.modes = modes;
             }
-            Input::Modes(None) | Input::Rollouts(None) => {}
+            Input::Modes(None) | Input::Rollouts(None) | Input::Budgets(None) => {}
+            Input::Budgets(Some(mut budgets)) => {
+                budgets.sort_by_key(|budget| std::cmp::Reverse((budget.held, budget.spent, budget.down)));
+                self.budgets_due = self.now + if budgets.is_empty() { LOOK_CALM } else { LOOK_ROLLOUT };
+                self.budgets = budgets;
+            }
             Input::Rollouts(Some(mut rollouts)) => {
                 use v1::RolloutState::{Aborted, Completed, RolledBack};
                 rollouts.retain(|rollout| !matches!(rollout.state(), Completed | Aborted | RolledBack));
@@ -340,6 +353,10 @@ impl Model {
             if self.rollouts_due <= now {
                 self.rollouts_due = now + LOOK_CALM;
                 orders.push(Order::Rollouts);
+            }
+            if self.budgets_due <= now {
+                self.budgets_due = now + LOOK_CALM;
+                orders.push(Order::Budgets);
             }
             if self.pane == Pane::Appliances {
                 orders.extend(self.pages.look(now));
@@ -518,6 +535,20 @@ impl Model {
     }
 
     /// What stands for the worker in a question, with the life that it is in.
+    /// The debug modes that are set on just this.
+    fn modes_on(&self, subject: &Subject) -> Vec<String> {
+        use v1::debug_scope::What;
+
+        let is_on = |mode: &&v1::DebugMode| match (mode.scope.as_ref().and_then(|scope| scope.what.as_ref()), subject) {
+            (Some(What::Worker(worker)), Subject::Worker(id)) => worker == id,
+            (Some(What::Appliance(named)), Subject::Appliance { id, .. }) => {
+                matches!(&named.by, Some(v1::appliance_ref::By::Id(named)) if named == id)
+            }
+            _ => false,
+        };
+        self.modes.iter().filter(is_on).map(|mode| mode.id.clone()).collect()
+    }
+
     fn eviction(&self, id: &str) -> Option<(String, Change)> {
         let worker = self.workers.get(id)?;
         let question = format!("evict {id}, which owns {}?", count(worker.appliances, "appliance"));

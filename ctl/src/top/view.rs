@@ -176,13 +176,15 @@ fn pane(model: &Model, area: &PaneArea, regions: &mut Vec<Region>, glyphs: &Glyp
 
 const HELP: &[(&str, &str)] = &[
     ("1 to 5, Tab, Shift-Tab", "another pane"),
-    ("Up, Down, k, j, PgUp, PgDn, g, G", "another row; past the end of a page of appliances the next page"),
-    ("Enter", "inspect the worker, appliance or rebalance of the row"),
-    ("e", "explain why the appliance is on its worker, or on none"),
+    ("Up, Down, k, j, PgUp, PgDn, g, G", "another row; past the last one the next page"),
+    ("Enter", "inspect what the row is about"),
+    ("e", "explain why the appliance is where it is"),
     ("a", "list the appliances of the worker"),
-    ("r", "rebuild the appliance: replace every instance; asks first"),
-    ("E", "evict the worker: others get its appliances; asks first"),
-    ("p", "pause placement, or resume it; asks first"),
+    ("r", "rebuild the appliance; asks first"),
+    ("d", "drain the worker, or end that; asks first"),
+    ("h", "hands off it (debug mode), or on; asks first"),
+    ("E", "evict the worker; asks first"),
+    ("p", "pause or resume placement; asks first"),
     ("/", "filter: workers by a part of their names; appliances by words"),
     ("", "such as: web phase=error worker=w1 tenant=demo app=shop"),
     ("s", "sort workers by name, load or health"),
@@ -276,8 +278,10 @@ fn footer(model: &Model, width: usize) -> (ScreenLine, Option<usize>) {
         (None, None, None) => {
             let mut keys = vec![("?", "help"), ("q", "quit"), ("Tab", "pane"), ("Enter", "inspect")];
             keys.extend(match model.pane {
-                Pane::Workers => vec![("a", "appliances"), ("E", "evict"), ("s", "sort"), ("/", "filter")],
-                Pane::Appliances => vec![("e", "explain"), ("r", "rebuild"), ("/", "filter")],
+                Pane::Workers => {
+                    vec![("a", "appliances"), ("d", "drain"), ("h", "hands off"), ("s", "sort"), ("/", "filter")]
+                }
+                Pane::Appliances => vec![("e", "explain"), ("r", "rebuild"), ("h", "hands off"), ("/", "filter")],
                 Pane::Rebalances => vec![],
                 Pane::Troubles | Pane::Events => vec![("e", "explain"), ("r", "rebuild")],
             });

@@ -1,7 +1,7 @@
 //! What keys, clicks and the wheel do.
 
 use super::{Model, Overlay, Pane, Prompt, pane_of};
-use crate::output::Tone;
+use crate::output::{Tone, count};
 use crate::top::input::{Change, Key, Order, Subject};
 use crate::top::screen::Target;
 
@@ -35,6 +35,8 @@ impl Model {
             Key::Char('e') => return self.explain(),
             Key::Char('r') => self.ask_rebuild(),
             Key::Char('E') => self.ask_evict(),
+            Key::Char('d') => self.ask_drain(),
+            Key::Char('h') => self.ask_hands_off(),
             Key::Char('p') => self.ask_pause(),
             Key::Char('s') if self.pane == Pane::Workers => self.order = self.order.next(),
             Key::Char('a') => return self.show_appliances_of_worker(),
@@ -143,6 +145,44 @@ impl Model {
         match found {
             Some((question, change)) => self.ask(question, change),
             None => self.say(Tone::Busy, "E evicts a worker: select one"),
+        }
+    }
+
+    fn ask_drain(&mut self) {
+        let worker = match self.subject() {
+            Some(Subject::Worker(id)) => self.workers.get(&id),
+            _ => None,
+        };
+        let Some(worker) = worker else {
+            return self.say(Tone::Busy, "d drains a worker: select one");
+        };
+        let id = worker.id.clone();
+        if worker.drained {
+            self.ask(format!("give {id} appliances again?"), Change::Undrain { worker: id });
+        } else {
+            let question = format!("drain {id}: move {} to other workers?", count(worker.appliances, "appliance"));
+            self.ask(question, Change::Drain { worker: id });
+        }
+    }
+
+    /// Sets a debug mode on what is selected, or clears those that are set on just that.
+    fn ask_hands_off(&mut self) {
+        let (subject, label) = match self.subject() {
+            Some(subject @ (Subject::Worker(_) | Subject::Appliance { .. })) => {
+                let label = match &subject {
+                    Subject::Worker(id) | Subject::Rebalance(id) => id.clone(),
+                    Subject::Appliance { label, .. } => label.clone(),
+                };
+                (subject, label)
+            }
+            _ => return self.say(Tone::Busy, "h takes hands off an appliance or a worker: select one"),
+        };
+        let modes = self.modes_on(&subject);
+        if modes.is_empty() {
+            let question = format!("hands off {label}: only look at it until that is taken back?");
+            self.ask(question, Change::HandsOff(subject));
+        } else {
+            self.ask(format!("act on {label} again?"), Change::HandsOn { label, modes });
         }
     }
 

@@ -157,6 +157,18 @@ pub(crate) fn fleet() -> Model {
     };
     let ended = v1::Rollout { state: v1::RolloutState::Completed.into(), ..rollout.clone() };
     model.update(Input::Rollouts(Some(vec![rollout, ended])));
+    let budget = v1::Budget {
+        name: "shop".into(),
+        per: "tenant".into(),
+        max_unavailable: Some(v1::budget::MaxUnavailable::Count(1)),
+        covered: 1_200,
+        down: 3,
+        groups: 12,
+        spent: 3,
+        held: 40,
+        ..v1::Budget::default()
+    };
+    model.update(Input::Budgets(Some(vec![budget])));
     let end = v1::InstanceEnd::default();
     model.update(Input::Troubles(Some(Box::new(v1::Troubles {
         crash_loops: 8,
@@ -243,6 +255,22 @@ fn changes_are_made_only_when_they_are_confirmed() {
     press(&mut model, Key::Char('E'));
     let evict = Change::Evict { worker: "worker-2".into(), incarnation: "i2".into() };
     assert_eq!(press(&mut model, Key::Char('y')), [Order::Change(evict)]);
+    press(&mut model, Key::Char('d'));
+    assert_eq!(question(&model), "drain worker-2: move 192 appliances to other workers?");
+    assert_eq!(press(&mut model, Key::Char('y')), [Order::Change(Change::Drain { worker: "worker-2".into() })]);
+    press(&mut model, Key::Char('h'));
+    let subject = Subject::Worker("worker-2".into());
+    assert_eq!(press(&mut model, Key::Char('y')), [Order::Change(Change::HandsOff(subject))]);
+    let mode = v1::DebugMode {
+        id: "0c".into(),
+        scope: Some(v1::DebugScope { what: Some(v1::debug_scope::What::Worker("worker-2".into())) }),
+        ..v1::DebugMode::default()
+    };
+    model.update(Input::Modes(Some(vec![mode])));
+    press(&mut model, Key::Char('h'));
+    assert_eq!(question(&model), "act on worker-2 again?");
+    let on = Change::HandsOn { label: "worker-2".into(), modes: vec!["0c".into()] };
+    assert_eq!(press(&mut model, Key::Char('y')), [Order::Change(on)]);
     press(&mut model, Key::Char('p'));
     assert!(question(&model).starts_with("pause placement"));
     assert_eq!(press(&mut model, Key::Char('y')), [Order::Change(Change::Pause)]);
@@ -318,14 +346,15 @@ fn workers_are_sorted_by_load_and_by_health() {
 fn what_the_streams_do_not_say_is_asked_for_now_and_then() {
     let mut model = fleet();
     let orders = model.update(Input::Tick(at(NOW + 6)));
-    let all = [Order::Troubles, Order::Ring, Order::Modes, Order::Rollouts];
+    let all = [Order::Troubles, Order::Ring, Order::Modes, Order::Rollouts, Order::Budgets];
     assert!(all.iter().all(|order| orders.contains(order)), "{orders:?}");
     assert_eq!(model.update(Input::Tick(at(NOW + 7))), []);
     model.update(Input::Troubles(None));
     assert!(model.trouble_list().iter().any(|it| it.what == "crash loop"), "a lost answer takes nothing away");
     assert_eq!(model.update(Input::Tick(at(NOW + 13))), [Order::Troubles]);
     // Who sets a debug mode or starts a rollout is heard of.
-    for (number, action, order) in [(99, "debug-set", Order::Modes), (100, "rollout-start", Order::Rollouts)] {
+    let heard = [("debug-set", Order::Modes), ("rollout-start", Order::Rollouts), ("budget-set", Order::Budgets)];
+    for (number, (action, order)) in (99..).zip(heard) {
         let event = v1::AuditEvent { number, action: action.into(), ..v1::AuditEvent::default() };
         model.update(Input::Audit(Box::new(event)));
         assert_eq!(model.update(Input::Tick(at(NOW + 14))), [order]);

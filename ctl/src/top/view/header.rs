@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use common::status::Phase;
 use proto::admin::v1;
 
+use crate::commands::budget;
 use crate::output::{Tone, age, count, moment};
 use crate::text::one_line;
 use crate::top::input::Feed;
@@ -13,6 +14,12 @@ use crate::top::screen::{Glyphs, Piece, ScreenLine};
 
 /// Rollouts that have a line; more run side by side rarely.
 const ROLLOUTS: usize = 2;
+
+/// Budgets that have a line: those that hold most up.
+const BUDGETS: usize = 2;
+
+/// Lines that are left for the title, the names of the panes, one pane with a few rows, and the keys.
+const PANE_LINES: usize = 7;
 
 /// The line at the top.
 pub(super) fn title(model: &Model, width: usize, glyphs: &Glyphs) -> ScreenLine {
@@ -53,6 +60,7 @@ pub(super) fn lines(model: &Model, width: usize, height: usize, glyphs: &Glyphs)
         }
         lines.push(rebalance(model, width, glyphs));
         lines.extend(model.rollouts.iter().take(ROLLOUTS).map(|it| rollout(it, width, glyphs)));
+        lines.extend(model.budgets.iter().take(BUDGETS).map(budget_line));
     }
     for restraint in model.restraints() {
         let tone = restraint.kind.tone();
@@ -60,6 +68,8 @@ pub(super) fn lines(model: &Model, width: usize, height: usize, glyphs: &Glyphs)
         lines.push(ScreenLine::of([name, Piece::new(tone, format!(" {}", restraint.text))]));
     }
     lines.extend(streams(model));
+    // On a low screen the pane with the keys comes before the last of them.
+    lines.truncate(height.saturating_sub(PANE_LINES));
     lines
 }
 
@@ -180,6 +190,22 @@ fn rollout(it: &v1::Rollout, width: usize, glyphs: &Glyphs) -> ScreenLine {
     let parts = [lower(it.action().as_str_name()), format!("wave {} of {}", it.wave, it.waves), one_line(why)];
     let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     pieces.push(Piece::plain(format!("  {}", parts.join(", "))));
+    ScreenLine(pieces)
+}
+
+fn budget_line(it: &v1::Budget) -> ScreenLine {
+    let limit = format!("{}, {} of {}", one_line(&it.name), budget::limit(it), budget::scope_text(it));
+    let mut pieces =
+        vec![named("Budget"), Piece::plain(limit), Piece::plain(format!("   {} of {} down", it.down, it.covered))];
+    if it.spent > 0 {
+        let groups =
+            if it.per == "all" { "spent".to_owned() } else { format!("spent for {} of {}", it.spent, it.groups) };
+        pieces.push(Piece::new(Tone::Busy, format!("   {groups}")));
+    }
+    if it.held > 0 {
+        let wait = if it.held == 1 { "waits" } else { "wait" };
+        pieces.push(Piece::new(Tone::Busy, format!("   {} {wait}", count(it.held, "move"))));
+    }
     ScreenLine(pieces)
 }
 
