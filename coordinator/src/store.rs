@@ -98,6 +98,10 @@ pub struct Config {
     /// Size of the grant log, in bytes, from which a snapshot is made, provided that it is also twice the size of the
     /// last snapshot. A smaller value makes the next leader start faster and writes more.
     pub snapshot_after: u64,
+    /// How long events, rebalances and runs are kept, as far as the numbers below allow.
+    #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "common::schema::DurationText"))]
+    pub retention: Duration,
     /// Audit events that are kept.
     pub keep_events: u64,
     /// Rebalances that are kept, with their moves.
@@ -118,8 +122,9 @@ impl Default for Config {
             queue: 16_384,
             observation_interval: Duration::from_millis(250),
             snapshot_after: 1024 * 1024,
+            retention: Duration::from_secs(90 * 24 * 60 * 60),
             keep_events: 100_000,
-            keep_rebalances: 1_000,
+            keep_rebalances: 10_000,
             keep_runs: 100_000,
             keep_requests: Duration::from_secs(24 * 60 * 60),
         }
@@ -135,6 +140,7 @@ impl fmt::Debug for Config {
             queue,
             observation_interval,
             snapshot_after,
+            retention,
             keep_events,
             keep_rebalances,
             keep_runs,
@@ -146,6 +152,7 @@ impl fmt::Debug for Config {
             .field("queue", queue)
             .field("observation_interval", observation_interval)
             .field("snapshot_after", snapshot_after)
+            .field("retention", retention)
             .field("keep_events", keep_events)
             .field("keep_rebalances", keep_rebalances)
             .field("keep_runs", keep_runs)
@@ -187,6 +194,7 @@ impl Config {
         let interval = Duration::from_millis(10)..=Duration::from_secs(60);
         within("observation_interval", interval.contains(&self.observation_interval), "must be 10ms to 60s");
         within("snapshot_after", self.snapshot_after > 0, "must be at least 1");
+        within("retention", self.retention >= Duration::from_secs(60), "must be at least 1m");
         within("keep_events", self.keep_events > 0, "must be at least 1");
         within("keep_rebalances", self.keep_rebalances > 0, "must be at least 1");
         within("keep_runs", self.keep_runs > 0, "must be at least 1");

@@ -355,6 +355,8 @@ pub(super) struct Keep {
     pub(super) events: u64,
     pub(super) rebalances: u64,
     pub(super) runs: u64,
+    /// What ended before this is deleted as well.
+    pub(super) since_ns: i64,
     /// Requests older than this are deleted,
     pub(super) requests_since_ns: i64,
     /// and those beyond this many.
@@ -364,24 +366,63 @@ pub(super) struct Keep {
 /// Rows deleted in one go, so that no transaction of the housekeeping is long.
 const PRUNE_ROWS: u64 = 2_000;
 
-/// Deletes a bounded part of the rows of a table that are older than its newest `keep`, by their numbers; returns whether there are more.
-async fn prune_numbered<E: EntityTrait, C: ConnectionTrait>(db: &C, id: E::Column, keep: u64) -> Result<bool, DbErr> {
+/// Rebalances deleted in one go: each has as many moves as the appliances it was about.
+const PRUNE_REBALANCES: u64 = 8;
+
+/// Deletes a bounded part of the rows of a table that are beyond its newest `keep`, by their numbers, or whose `time` is before `since_ns`;
+/// returns whether there are more. Numbers and times rise together, so that only the oldest rows are looked at.
+async fn prune_numbered<E: EntityTrait, C: ConnectionTrait>(
+    db: &C,
+    (id, time): (E::Column, E::Column),
+    keep: u64,
+    since_ns: i64,
+) -> Result<bool, DbErr> {
     let newest = E::find().select_only().column_as(id.max(), "newest").into_tuple::<Option<i64>>().one(db).await?;
     let oldest = E::find().select_only().column_as(id.min(), "oldest").into_tuple::<Option<i64>>().one(db).await?;
     let (Some(newest), Some(oldest)) = (newest.flatten(), oldest.flatten()) else { return Ok(false) };
-    let due = newest.saturating_sub(i64::try_from(keep).unwrap_or(i64::MAX));
+    let first = E::find().select_only().columns([id, time]).order_by_asc(id).limit(PRUNE_ROWS);
+    let first: Vec<(i64, i64)> = first.into_tuple().all(db).await?;
+    let expired = first.iter().take_while(|(_, time)| *time < since_ns).last();
+    let is_all = expired.is_some() && expired == first.last() && first.len() as u64 == PRUNE_ROWS;
+    let beyond = newest.saturating_sub(i64::try_from(keep).unwrap_or(i64::MAX));
+    let due = expired.map_or(beyond, |(id, _)| beyond.max(*id));
     let upto = due.min(oldest.saturating_add(PRUNE_ROWS.cast_signed()));
     if upto < oldest {
         return Ok(false);
     }
     E::delete_many().filter(id.lte(upto)).exec(db).await?;
-    Ok(upto < due)
+    Ok(upto < due || is_all)
+}
+
+/// The newest of the next few rebalances that are not kept any more, and whether there may be more of them.
+async fn rebalances_due<C: ConnectionTrait>(db: &C, keep: Keep) -> Result<(Option<(i64, i64)>, bool), DbErr> {
+    use rebalances::Column::{EndedNs, Number, Term};
+
+    let key = || rebalances::Entity::find().select_only().columns([Term, Number]);
+    let newest = key().order_by_desc(Term).order_by_desc(Number).offset(keep.rebalances).limit(1);
+    let beyond: Option<(i64, i64)> = newest.into_tuple().one(db).await?;
+    let first = key().column(EndedNs).order_by_asc(Term).order_by_asc(Number).limit(PRUNE_REBALANCES);
+    let first: Vec<(i64, i64, Option<i64>)> = first.into_tuple().all(db).await?;
+    let is_due = |(term, number, ended): &&(i64, i64, Option<i64>)| {
+        beyond.is_some_and(|beyond| (*term, *number) <= beyond) || ended.is_some_and(|ended| ended < keep.since_ns)
+    };
+    let due = first.iter().take_while(is_due).last().map(|(term, number, _)| (*term, *number));
+    let is_all = first.iter().all(|row| is_due(&row)) && first.len() as u64 == PRUNE_REBALANCES;
+    Ok((due, is_all))
 }
 
 /// Deletes a bounded part of the old history; returns whether more may be left.
 pub(super) async fn prune<C: ConnectionTrait>(db: &C, keep: Keep) -> Result<bool, DbErr> {
-    let mut more = prune_numbered::<events::Entity, _>(db, events::Column::Id, keep.events).await?;
-    more |= prune_numbered::<runs::Entity, _>(db, runs::Column::Id, keep.runs).await?;
+    let mut more = prune_numbered::<events::Entity, _>(
+        db,
+        (events::Column::Id, events::Column::TimeNs),
+        keep.events,
+        keep.since_ns,
+    )
+    .await?;
+    more |=
+        prune_numbered::<runs::Entity, _>(db, (runs::Column::Id, runs::Column::FinishedNs), keep.runs, keep.since_ns)
+            .await?;
     let edge: Option<i64> = requests::Entity::find()
         .select_only()
         .column(requests::Column::TimeNs)
@@ -404,16 +445,8 @@ pub(super) async fn prune<C: ConnectionTrait>(db: &C, keep: Keep) -> Result<bool
         more |= old.len() as u64 == PRUNE_ROWS;
         requests::Entity::delete_many().filter(requests::Column::Id.is_in(old)).exec(db).await?;
     }
-    let edge: Option<(i64, i64)> = rebalances::Entity::find()
-        .select_only()
-        .columns([rebalances::Column::Term, rebalances::Column::Number])
-        .order_by_desc(rebalances::Column::Term)
-        .order_by_desc(rebalances::Column::Number)
-        .offset(keep.rebalances)
-        .limit(1)
-        .into_tuple()
-        .one(db)
-        .await?;
+    let (edge, is_all) = rebalances_due(db, keep).await?;
+    more |= is_all;
     if let Some((term, number)) = edge {
         let same = |t: Expr, n: Expr| Condition::all().add(t).add(n);
         let old = Condition::any()

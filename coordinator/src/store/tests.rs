@@ -75,6 +75,8 @@ impl Home {
 
     fn at(dir: TempDir, url: String) -> Self {
         let config = Config {
+            // What happens in tests happened long ago.
+            retention: Duration::MAX,
             url,
             observation_interval: Duration::from_millis(10),
             statement_timeout: Duration::from_secs(4),
@@ -530,7 +532,14 @@ async fn old_history_is_pruned_in_parts(database: DatabaseKind) {
     store.submit(history.collect()).await.expect("stored");
     let db = home.raw().await;
     let since = rows::nanos(at(4_990));
-    let keep = load::Keep { events: 10, rebalances: 3, runs: 10, requests_since_ns: since, requests: u64::MAX >> 1 };
+    let keep = load::Keep {
+        events: 10,
+        rebalances: 3,
+        runs: 10,
+        since_ns: 0,
+        requests_since_ns: since,
+        requests: u64::MAX >> 1,
+    };
     let mut rounds = 1;
     while load::prune(&db, keep).await.expect("pruned") {
         rounds += 1;
@@ -539,6 +548,14 @@ async fn old_history_is_pruned_in_parts(database: DatabaseKind) {
     assert_eq!(store.events(100).await.expect("read").len(), 10);
     assert_eq!(store.rebalances(None, 100).await.expect("read").len(), 3);
     assert_eq!(store.moves_of(id(1), 100).await.expect("read").len(), 3);
+    // By age alone: what happened before, and of rebalances what has ended before.
+    let old = load::Keep { events: 1_000, rebalances: 1_000, since_ns: rows::nanos(at(4_996)), ..keep };
+    let ended = |n, time| StoreWrite::PutRebalance(RebalanceRecord { ended: Some(at(time)), ..rebalance(n) });
+    store.submit(vec![ended(7, 4_990), ended(8, 4_999)]).await.expect("stored");
+    while load::prune(&db, old).await.expect("pruned") {}
+    assert_eq!(store.events(100).await.expect("read").len(), 5);
+    let left: Vec<_> = store.rebalances(None, 100).await.expect("read").into_iter().map(|it| it.id.number).collect();
+    assert_eq!(left, [9, 8], "one that runs is kept, and so is what ended later");
     let (_, loaded) = begin(&store).await.expect("alone");
     assert_eq!(loaded.requests.len(), 11);
     let keep = load::Keep { requests_since_ns: 0, requests: 4, ..keep };

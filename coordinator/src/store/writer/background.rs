@@ -234,7 +234,9 @@ impl Writer {
             return Ok(false);
         }
         let since = SystemTime::now().checked_sub(self.config.keep_requests).unwrap_or(SystemTime::UNIX_EPOCH);
+        let oldest = SystemTime::now().checked_sub(self.config.retention).unwrap_or(SystemTime::UNIX_EPOCH);
         let keep = Keep {
+            since_ns: rows::nanos(oldest),
             events: self.config.keep_events,
             rebalances: self.config.keep_rebalances,
             runs: self.config.keep_runs,
