@@ -161,6 +161,9 @@ fn millis(time: Option<&prost_types::Timestamp>) -> Option<u64> {
     u64::try_from(since.as_millis()).ok()
 }
 
+/// Appliances of a dump, and where they are in a planner made of it.
+pub(crate) type Places<'a> = BTreeMap<ApplianceId, (Slot, &'a DumpedAppliance)>;
+
 impl Dump {
     /// As a server has it now, with what happened since a moment.
     pub(crate) async fn take(client: &AdminClient, since: Option<SystemTime>) -> Result<Self, Failure> {
@@ -224,7 +227,7 @@ impl Dump {
         &'a self,
         config: Config,
         owner: impl Fn(&'a DumpedAppliance) -> Option<WorkerId>,
-    ) -> Result<(Planner, BTreeMap<ApplianceId, (Slot, &'a DumpedAppliance)>), Failure> {
+    ) -> Result<(Planner, Places<'a>), Failure> {
         let mut planner = Planner::new(config, Term::new(1));
         let mut places = BTreeMap::new();
         for (at, appliance) in self.appliances.iter().enumerate() {

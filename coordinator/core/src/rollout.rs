@@ -661,7 +661,7 @@ mod tests {
         let mut asked = Vec::new();
         let even = |at: usize| {
             asked.push(at);
-            at % 2 == 0
+            at.is_multiple_of(2)
         };
         assert_eq!(it.next(|_| Condition::default(), even).begin, [0, 2, 4]);
         assert_eq!(asked, [0, 1, 2, 3, 4], "nobody is asked who would not be begun");

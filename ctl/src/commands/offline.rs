@@ -12,7 +12,7 @@ use proto::admin::v1;
 use proto::admin::v1::placement_plan::{LoadChange, PlannedMove, PlannedUnplaced};
 use proto::admin::v1::plan_assumptions::Joiner;
 
-use crate::dump::{Dump, DumpedAppliance};
+use crate::dump::{Dump, DumpedAppliance, Places};
 use crate::error::{Exit, Failure};
 use crate::text::one_line;
 
@@ -40,8 +40,6 @@ pub(crate) fn plan(dump: &Dump, assumed: &Assumed) -> Result<v1::PlacementPlan, 
     let forecast = planner.forecast(&assumptions);
     Ok(to_wire(&forecast, &places))
 }
-
-type Places<'a> = BTreeMap<ApplianceId, (coordinator_core::slot::Slot, &'a DumpedAppliance)>;
 
 fn assumptions(
     dump: &Dump,

@@ -268,7 +268,7 @@ mod tests {
             ],
             ..plan
         };
-        let held = explain_placement(&status, &[budget.clone()], &plan, NOW + Duration::from_secs(1));
+        let held = explain_placement(&status, std::slice::from_ref(&budget), &plan, NOW + Duration::from_secs(1));
         assert_eq!(held.subject, "nothing moves, and 3 moves are to be made");
         assert!(held.because[0].starts_with("placement is paused: moves alone: work (by me"), "{held:?}");
         assert_eq!(held.because[1], "budget web (everything, at most ?) holds 2 moves");

@@ -415,7 +415,7 @@ impl Lifecycle {
                 self.state = S::Running { step, leaving: true };
                 AfterEvent::Stay
             }
-            (S::Running { step, leaving }, E::Ended(outcome)) => self.step_ended(step, leaving, outcome, at),
+            (S::Running { step, leaving }, E::Ended(outcome)) => self.step_ended(step, leaving, *outcome, at),
         };
         self.go_on(next, now, &mut output);
         self.conclude(cause, now, config, &mut output);

@@ -383,7 +383,7 @@ impl Scheduler {
             entry.lifecycle.unanswered(until);
         }
         let adopted = entry.adopted(&outcome);
-        self.drive(appliance, Fact::Ended(outcome));
+        self.drive(appliance, Fact::Ended(Box::new(outcome)));
         if let Some(entry) = self.entries.get_mut(&appliance) {
             let idle = matches!(entry.stage, StepStage::Idle);
             entry.run.step_ended(ended, idle);
@@ -443,7 +443,7 @@ impl Scheduler {
                 && matches!(entry.stage, StepStage::Announced(at) if at == until)
             {
                 entry.stage = StepStage::Idle;
-                self.drive(appliance, Fact::Ended(StepOutcome::Fenced { retry_after: None }));
+                self.drive(appliance, Fact::Ended(Box::new(StepOutcome::Fenced { retry_after: None })));
             }
         }
     }
@@ -490,7 +490,7 @@ impl Scheduler {
                 }
                 // The step has not begun, so nothing has to be waited for.
                 entry.stage = StepStage::Idle;
-                next = Some(Fact::Ended(StepOutcome::Fenced { retry_after: None }));
+                next = Some(Fact::Ended(Box::new(StepOutcome::Fenced { retry_after: None })));
             }
             self.announce(appliance, output, now);
         }
@@ -596,7 +596,7 @@ impl Scheduler {
         let Some(Offer { driver, protocol }) = self.drivers.offer(&desired.driver).cloned() else {
             entry.stage = StepStage::Idle;
             let text = format!("this worker does not offer the driver `{}`", desired.driver);
-            return self.drive(appliance, Fact::Ended(StepOutcome::Refused(text)));
+            return self.drive(appliance, Fact::Ended(Box::new(StepOutcome::Refused(text))));
         };
         // A look raises the token and does nothing else.
         let passed = match step {
@@ -612,7 +612,7 @@ impl Scheduler {
                 entry.stage = StepStage::Idle;
                 metrics::refused(shut.name());
                 let outcome = fenced(shut);
-                return self.drive(appliance, Fact::Ended(outcome));
+                return self.drive(appliance, Fact::Ended(Box::new(outcome)));
             }
         };
         let (stop, stop_changes) = watch::channel(desired.spec.kind.stop());

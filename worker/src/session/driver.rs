@@ -85,7 +85,7 @@ enum SessionInput {
     /// The runner has room for a command; `None` when it is gone.
     Taken(Option<mpsc::OwnedPermit<RunnerCommand>>),
     Tick,
-    Message(Result<FromCoordinator, String>),
+    Message(Result<Box<FromCoordinator>, String>),
     /// `None` when the runner is gone.
     Event(Option<RunnerEvent>),
     Room(Result<mpsc::OwnedPermit<WorkerMessage>, Broken>),
@@ -152,7 +152,7 @@ impl Session {
             opened = wait_for(opening.as_mut()) => SessionInput::Opened(opened),
             taken = take_command(self.runner.handle.as_ref(), &self.runner.commands) => SessionInput::Taken(taken),
             () = until(wake_at) => SessionInput::Tick,
-            message = receive(inlet) => SessionInput::Message(message),
+            message = receive(inlet) => SessionInput::Message(message.map(Box::new)),
             event = self.runner.events.recv() => SessionInput::Event(event),
             room = room(outlet), if waiting => SessionInput::Room(room),
             () = self.inquiries.answered() => SessionInput::Answered,
@@ -182,7 +182,7 @@ impl Session {
                 self.conversation.let_time_pass(clock::now());
                 self.step(ControlEvent::Tick);
             }
-            SessionInput::Message(Ok(received)) => self.on_message(received),
+            SessionInput::Message(Ok(received)) => self.on_message(*received),
             SessionInput::Message(Err(problem)) => {
                 info!("session ended: {problem}");
                 self.stream_broke();

@@ -40,6 +40,9 @@ use crate::sources::queue::WorkQueue;
 const AT_ONCE: usize = 8;
 /// What the feed has told and was not taken in yet. A full queue makes it wait, and with it RabbitMQ.
 const TOLD: usize = 256;
+/// A router, the receipts of what was told of it, and what came of looking at it.
+type LookedAt = (ResourceId, Vec<Receipt>, Looked);
+
 /// Delays after failures in a row.
 const RETRY: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(60) };
 /// Delays between listings that fail.
@@ -69,7 +72,7 @@ pub(super) struct Controller {
     queue: WorkQueue<ResourceId>,
     /// What is to be known of a router when it is looked at.
     waiting: HashMap<ResourceId, Waiting>,
-    looks: JoinSet<(ResourceId, Vec<Receipt>, Looked)>,
+    looks: JoinSet<LookedAt>,
     /// What a task that has panicked was about.
     tasks: HashMap<tokio::task::Id, ResourceId>,
     acks: JoinSet<()>,
@@ -207,7 +210,7 @@ impl Controller {
         self.acks.spawn(receipt.done());
     }
 
-    fn looked(&mut self, ended: Result<(tokio::task::Id, (ResourceId, Vec<Receipt>, Looked)), JoinError>) {
+    fn looked(&mut self, ended: Result<(tokio::task::Id, LookedAt), JoinError>) {
         let now = Instant::now();
         let (router, receipts, looked) = match ended {
             Ok((id, looked)) => {

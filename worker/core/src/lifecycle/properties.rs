@@ -185,7 +185,7 @@ impl PropertyWorld {
             8 => StepOutcome::Superseded(Token::new(Term::new(9), 3)),
             _ => self.succeed(step),
         };
-        self.feed(LifecycleEvent::Ended(outcome));
+        self.feed(LifecycleEvent::Ended(Box::new(outcome)));
     }
 
     fn play(&mut self, op: GeneratedOp) {
@@ -237,7 +237,7 @@ impl PropertyWorld {
             match self.running {
                 Some(step) => {
                     let outcome = self.succeed(step);
-                    self.feed(LifecycleEvent::Ended(outcome));
+                    self.feed(LifecycleEvent::Ended(Box::new(outcome)));
                 }
                 None => {
                     self.now = self.wake_at.expect("a machine at rest has a wake-up");
@@ -284,7 +284,7 @@ proptest! {
             for _ in 0..200 {
                 if let Some(step) = world.running {
                     let outcome = world.succeed(step);
-                    world.feed(LifecycleEvent::Ended(outcome));
+                    world.feed(LifecycleEvent::Ended(Box::new(outcome)));
                 }
             }
             prop_assert_eq!(world.instances.len(), usize::from(world.desired.spec.replicas));

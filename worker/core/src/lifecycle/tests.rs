@@ -125,7 +125,7 @@ impl LifecycleBench {
 }
 
 fn ended(outcome: StepOutcome) -> LifecycleEvent {
-    LifecycleEvent::Ended(outcome)
+    LifecycleEvent::Ended(Box::new(outcome))
 }
 
 fn found(instances: &[Instance]) -> LifecycleEvent {

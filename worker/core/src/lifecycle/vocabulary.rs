@@ -196,7 +196,7 @@ pub enum LifecycleEvent {
     /// Hands are off from now on, or (`false`) on again.
     HandsOff(bool),
     /// The running step has ended.
-    Ended(StepOutcome),
+    Ended(Box<StepOutcome>),
     /// The driver says that an instance does not run any more. A hint: it is probed at once, and the probe decides.
     Exited {
         /// Position among the replicas.
