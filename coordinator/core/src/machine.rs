@@ -29,6 +29,7 @@ mod sessions;
 mod tallies;
 mod unbind;
 mod view;
+mod window;
 mod writes;
 
 use std::collections::BTreeSet;
@@ -67,6 +68,7 @@ pub use placement::SLOW;
 pub use sessions::StreamId;
 pub use unbind::{UnbindNumber, UnbindRefused};
 pub use view::{FreezeView, OwnershipExplanation, WorkerSnapshot};
+pub use window::MoveWindow;
 
 /// How often time is looked at while any life has a lease. A longer silence means that this process did not run, and
 /// every lease is waited for anew (see `Membership::start_waits_anew`).
@@ -126,6 +128,7 @@ impl Machine {
         let modes = Modes::new(term, now, modes);
         let membership = Membership::restore(config.authority, now, members);
         let lives: Vec<Life> = membership.lives().cloned().collect();
+        let window = MoveWindow::new(config.gap_target, config.max_moves_per_worker);
         let due = placement::Due::at_start(now, config.reconnect_grace, config.debounce, awaited);
         let mut this = Self {
             planner: Planner::new(config.planner, term),
@@ -144,7 +147,7 @@ impl Machine {
             modes,
             orders: restored.orders,
             budgets: Ledger::default(),
-            pacing: Pacing::new(due, brake, Rebalances::new(term, restored.unfinished), restored.paused),
+            pacing: Pacing::new(due, window, brake, Rebalances::new(term, restored.unfinished), restored.paused),
             out: Outgoing::default(),
             counters: Counters::default(),
             config,

@@ -204,8 +204,9 @@ impl Leader<'_> {
                 .is_some_and(|row| row.state.wants_owner() && row.placement.unplaced.is_some()),
         });
         let config = self.machine.config();
+        let window = self.machine.move_window();
         let (hand_off, measured) = self.rebalances.hand_off_times().typical();
-        let hand_offs = forecast.duration(hand_off, config.moves_at_once, config.max_moves_in_flight);
+        let hand_offs = forecast.duration(hand_off, |moves| window.rounds(moves), config.max_moves_in_flight);
         let joins = if assumptions.join.is_empty() { Duration::ZERO } else { config.debounce };
         let grants = if plan.moves().len() as u64 > forecast.hand_offs { hand_off } else { Duration::ZERO };
         PlanView {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::driver::{DriverCapabilities, DriverOffers};
 use common::{ApplianceId, WorkerId};
-use coordinator_core::machine;
+use coordinator_core::machine::{self, MoveWindow};
 use coordinator_core::orders::{OrderOp, Pin};
 use coordinator_core::planner::{AssumedPolicy, Assumptions, Forecast, PlannerMember};
 use proto::admin::v1;
@@ -169,7 +169,8 @@ fn to_wire(forecast: &Forecast, places: &Places<'_>) -> v1::PlacementPlan {
         }
     });
     let limits = machine::Config::default();
-    let duration = forecast.duration(HAND_OFF, limits.moves_at_once, limits.max_moves_in_flight);
+    let window = MoveWindow::new(limits.gap_target, limits.max_moves_per_worker);
+    let duration = forecast.duration(HAND_OFF, |moves| window.rounds(moves), limits.max_moves_in_flight);
     v1::PlacementPlan {
         id: plan.id.to_string(),
         version: plan.version.to_string(),

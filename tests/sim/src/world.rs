@@ -173,7 +173,7 @@ fn settings(rng: &mut Rng) -> SimSettings {
         reconnect_grace: Duration::from_millis([300, 2_000, 5_000][rng.index(3)]),
         max_moves_in_flight: [1, 3, 512][rng.index(3)],
         max_moves_per_worker: [1, 2, 128][rng.index(3)],
-        moves_at_once: [1, 4, 128][rng.index(3)],
+        gap_target: Duration::from_millis([0, 10, 1_000][rng.index(3)]),
         decline_backoff: Duration::from_millis([500, 5_000][rng.index(2)]),
         authority: if rng.chance(30) { LeaseAuthority::Embedded } else { LeaseAuthority::External },
         unreachable_after: Duration::from_millis([1_000, 5_000, 60_000][rng.index(3)]),

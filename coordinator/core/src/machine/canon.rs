@@ -56,7 +56,7 @@ impl Canonical for Machine {
         to.put(membership);
         to.put(sessions);
         to.list(conflicts.owners().iter().map(|(slot, by)| (slot.0, by)));
-        let Pacing { due: _, in_flight: _, declined, brake, rebalances, paused } = pacing;
+        let Pacing { due: _, in_flight: _, window: _, declined, brake, rebalances, paused } = pacing;
         to.put(&declined.len());
         for (slot, by) in declined {
             to.put(&slot.0);

@@ -28,10 +28,12 @@ pub struct Config {
     pub max_moves_in_flight: usize,
     /// Most of them that leave, or come to, one worker.
     pub max_moves_per_worker: usize,
-    /// Most of those that began in the last quarter of a second. Whoever moves at once shares commits and waits for
-    /// them: more moves more per second, and leaves each unattended for longer. One whose owner has to end a step first
-    /// is attended meanwhile, and does not keep others from moving.
-    pub moves_at_once: usize,
+    /// For how long an appliance may be unattended on its way from one worker to another, in 99 of 100 cases. As many move at
+    /// once as that allows, by what is measured: more at once are faster in all, and leave each unattended for longer. With 0 as many as
+    /// the limits above allow. One whose owner has to end a step first is attended meanwhile, and does not keep others from moving.
+    #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
+    pub gap_target: Duration,
     /// How long a worker that declined an appliance is not asked again.
     #[serde(with = "humantime_serde")]
     #[cfg_attr(feature = "schema", schemars(with = "common::schema::DurationText"))]
@@ -79,7 +81,7 @@ impl Default for Config {
             reconnect_grace: Duration::from_secs(5),
             max_moves_in_flight: 512,
             max_moves_per_worker: 128,
-            moves_at_once: 2,
+            gap_target: Duration::from_millis(10),
             decline_backoff: Duration::from_secs(5),
             quarantine_strikes: 3,
             suspect_probation: Duration::from_secs(60),
@@ -103,11 +105,9 @@ impl Config {
             let description = format!("must be at least 1, is {}", self.planner.band);
             found.push(FieldViolation::new("planner.band", description));
         }
-        for (field, value) in [
-            ("max_moves_in_flight", self.max_moves_in_flight),
-            ("max_moves_per_worker", self.max_moves_per_worker),
-            ("moves_at_once", self.moves_at_once),
-        ] {
+        for (field, value) in
+            [("max_moves_in_flight", self.max_moves_in_flight), ("max_moves_per_worker", self.max_moves_per_worker)]
+        {
             if value == 0 {
                 found.push(FieldViolation::new(field, "must be at least 1"));
             }

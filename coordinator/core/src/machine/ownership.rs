@@ -65,6 +65,9 @@ impl Machine {
             (false, true) => {
                 let ended = self.tallies.unowned.end(self.epoch.last_step, slot);
                 if let (HandoffState::Owned(_), Some((lasted, cause))) = (&entry.state, ended) {
+                    if cause == UnownedCause::HandOff {
+                        self.pacing.window.note(lasted);
+                    }
                     self.out.regained(Regained { lasted, cause, rebalance: entry.placement.rebalance });
                 }
             }

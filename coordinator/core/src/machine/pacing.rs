@@ -7,6 +7,7 @@ use common::{Timestamp, WorkerId};
 
 use super::events::Pause;
 use super::placement::{Due, InFlight};
+use super::window::MoveWindow;
 use crate::brake::Brake;
 use crate::rebalance::Rebalances;
 use crate::slot::Slot;
@@ -18,6 +19,8 @@ pub(super) struct Pacing {
     pub(super) due: Due,
     /// Moves that have not ended.
     pub(super) in_flight: InFlight,
+    /// How many of one worker are made at once.
+    pub(super) window: MoveWindow,
     /// Workers that declined an appliance, until when.
     pub(super) declined: BTreeMap<Slot, BTreeMap<WorkerId, Timestamp>>,
     /// Holds back what most workers that vanished at once had.
@@ -30,8 +33,14 @@ pub(super) struct Pacing {
 
 impl Pacing {
     /// Nothing is under way; an operator may have `paused` planning in an earlier term.
-    pub(super) fn new(due: Due, brake: Brake, rebalances: Rebalances, paused: Option<Pause>) -> Self {
-        Self { due, in_flight: InFlight::default(), declined: BTreeMap::new(), brake, rebalances, paused }
+    pub(super) fn new(
+        due: Due,
+        window: MoveWindow,
+        brake: Brake,
+        rebalances: Rebalances,
+        paused: Option<Pause>,
+    ) -> Self {
+        Self { due, in_flight: InFlight::default(), window, declined: BTreeMap::new(), brake, rebalances, paused }
     }
 
     /// Whether an operator stopped all planning.

@@ -596,7 +596,7 @@ impl Machine {
         match m.from {
             None => self.grant(now, m),
             Some(from) => {
-                let (fresh, counted) = (self.config.moves_at_once, self.config.max_moves_per_worker);
+                let (fresh, counted) = (self.pacing.window.size(), self.config.max_moves_per_worker);
                 let has_room = |worker| self.pacing.in_flight.has_room(worker, fresh, counted);
                 if self.pacing.in_flight.counted() >= self.config.max_moves_in_flight
                     || !has_room(from)

@@ -400,7 +400,7 @@ pub(super) fn digest_report(owned: OwnedDigest) -> ToCoordinator {
 /// Two workers with ten appliances between them.
 pub(super) fn two() -> World {
     // So many at once that a plan is carried out in one step.
-    let config = Config { moves_at_once: 128, ..Config::default() };
+    let config = Config { gap_target: Duration::ZERO, ..Config::default() };
     let mut w = World::with(config, Term::new(1), Restored::default());
     w.connect("w1");
     w.connect("w2");

@@ -341,6 +341,12 @@ impl Machine {
         &self.table
     }
 
+    /// How many hand-offs one worker is part of at once.
+    #[must_use]
+    pub const fn move_window(&self) -> &super::MoveWindow {
+        &self.pacing.window
+    }
+
     /// Its settings.
     #[must_use]
     pub const fn config(&self) -> &super::Config {

@@ -65,12 +65,11 @@ impl Planner {
 }
 
 impl Forecast {
-    /// About how long the hand-offs take: those that have a worker in common are made `at_once` at a time, all of them `in_flight` at
-    /// a time, and each takes `one`.
+    /// About how long the hand-offs take: those that have a worker in common in as many rounds as `rounds` says, all of them
+    /// `in_flight` at a time, and each takes `one`.
     #[must_use]
-    pub fn duration(&self, one: Duration, at_once: usize, in_flight: usize) -> Duration {
-        let rounds = |moves: u64, at_a_time: usize| moves.div_ceil(at_a_time.max(1) as u64);
-        let rounds = rounds(self.busiest, at_once).max(rounds(self.hand_offs, in_flight));
+    pub fn duration(&self, one: Duration, rounds: impl Fn(u64) -> u64, in_flight: usize) -> Duration {
+        let rounds = rounds(self.busiest).max(self.hand_offs.div_ceil(in_flight.max(1) as u64));
         one.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX))
     }
 }

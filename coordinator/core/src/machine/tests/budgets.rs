@@ -138,7 +138,7 @@ fn a_new_leader_counts_as_down_what_it_has_not_heard_of() {
 #[test]
 fn moves_are_paused_apart_from_those_without_an_owner_and_a_rebalance_is_aborted() {
     // One move at a time, so that there is something left to abort.
-    let config = Config { moves_at_once: 1, max_moves_per_worker: 1, ..Config::default() };
+    let config = Config { max_moves_per_worker: 1, ..Config::default() };
     let mut w = World::with(config, Term::new(1), Restored::default());
     w.connect("w1");
     w.connect("w2");

@@ -94,7 +94,7 @@ impl World {
 
 #[test]
 fn deleting_many_is_one_rebalance_at_most_and_moves_nothing_twice() {
-    let config = Config { moves_at_once: 128, ..Config::default() };
+    let config = Config { gap_target: Duration::ZERO, ..Config::default() };
     let mut w = World::with(config, Term::new(1), Restored::default());
     for name in ["w1", "w2", "w3"] {
         w.connect(name);
@@ -133,7 +133,8 @@ fn deleting_many_is_one_rebalance_at_most_and_moves_nothing_twice() {
 
 #[test]
 fn deletions_without_end_do_not_keep_the_balance_from_being_restored() {
-    let mut w = World::with(Config { moves_at_once: 128, ..Config::default() }, Term::new(1), Restored::default());
+    let mut w =
+        World::with(Config { gap_target: Duration::ZERO, ..Config::default() }, Term::new(1), Restored::default());
     for name in ["w1", "w2"] {
         w.connect(name);
     }
@@ -156,7 +157,7 @@ fn successor(w: &World, moved: &[u128]) -> (World, RebalanceId) {
     let id_of_rebalance = RebalanceId { term: Term::new(1), number: 7 };
     let moved = moved.iter().map(|n| id(*n)).collect();
     let unfinished = Some(UnfinishedRebalance { id: id_of_rebalance, moved });
-    let config = Config { moves_at_once: 128, ..Config::default() };
+    let config = Config { gap_target: Duration::ZERO, ..Config::default() };
     let mut next = World::with(config, Term::new(2), Restored { unfinished, ..w.stored() });
     next.puppets = w.puppets.clone();
     for name in w.puppets.keys() {

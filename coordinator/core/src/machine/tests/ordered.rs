@@ -57,7 +57,7 @@ fn a_drained_worker_gives_up_everything_stays_a_member_and_stays_drained_when_it
 #[test]
 fn a_drain_goes_on_under_the_next_leader() {
     // One move at a time, so that the leader changes in the middle.
-    let config = Config { moves_at_once: 1, max_moves_per_worker: 1, ..Config::default() };
+    let config = Config { max_moves_per_worker: 1, ..Config::default() };
     let mut w = World::with(config.clone(), Term::new(1), Restored::default());
     w.connect("w1");
     w.connect("w2");
@@ -97,7 +97,7 @@ fn a_cordoned_worker_keeps_what_it_has_and_is_given_nothing_new() {
 
 #[test]
 fn a_cordoned_worker_that_is_waited_for_has_back_what_it_held() {
-    let config = Config { departure_grace: Duration::from_secs(10), moves_at_once: 128, ..Config::default() };
+    let config = Config { departure_grace: Duration::from_secs(10), gap_target: Duration::ZERO, ..Config::default() };
     let mut w = World::with(config, Term::new(1), Restored::default());
     for name in ["w1", "w2", "w3"] {
         w.connect(name);

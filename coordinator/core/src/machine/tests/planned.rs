@@ -99,9 +99,9 @@ fn a_forecast_names_how_long_it_takes() {
     let forecast = w.machine.planner().forecast(&Assumptions { orders: drain, ..Assumptions::default() });
     assert_eq!((forecast.hand_offs, forecast.busiest), (10, 10));
     let second = Duration::from_secs(1);
-    assert_eq!(forecast.duration(second, 2, 512), 5 * second);
-    assert_eq!(forecast.duration(second, 128, 3), 4 * second);
-    assert_eq!(forecast.duration(second, 0, 0), 10 * second);
+    assert_eq!(forecast.duration(second, |moves| moves.div_ceil(2), 512), 5 * second);
+    assert_eq!(forecast.duration(second, |moves| moves.div_ceil(128), 3), 4 * second);
+    assert_eq!(forecast.duration(second, |moves| moves, 0), 10 * second);
     let gone = Assumptions { leave: [worker("w01")].into(), ..Assumptions::default() };
     let lost = w.machine.planner().forecast(&gone);
     assert_eq!((lost.plan.moves().len(), lost.hand_offs), (10, 0), "whoever is gone is not asked");

@@ -1,0 +1,176 @@
+//! How many hand-offs one worker is part of at once: as many as leave each appliance unattended for no longer than asked for.
+//!
+//! Hand-offs that begin together share commits and the time of two workers, so that more of them at once are faster in all and slower
+//! each. Where that bends depends on the database, the machines and the load, so that it is measured: as in congestion control
+//! (RFC 5681), the window grows while what comes back is well in time, and shrinks by a part when something is late.
+
+use std::time::Duration;
+
+/// Hand-offs of a worker at once that a leader begins with.
+const FIRST: usize = 2;
+/// Hand-offs that are measured before the window changes, at least: one that was late by chance alone does not count for all.
+const ROUND: usize = 16;
+/// Part of a round that may be late: what the target is about is the 99th percentile.
+const MAY_BE_LATE: f64 = 0.01;
+/// What is left of a window after a round with more.
+const SHRINK: f64 = 0.75;
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MoveWindow {
+    /// How long an appliance may be unattended; 0 is no limit.
+    target: Duration,
+    most: usize,
+    size: usize,
+    /// Hand-offs of this round, those of them that were late, and the longest.
+    measured: usize,
+    late: usize,
+    longest: Duration,
+    /// Hand-offs that had begun when the window shrank and say nothing about the new one.
+    begun_before: usize,
+    /// It has stopped to grow: it is known where that bends.
+    settled: bool,
+}
+
+impl MoveWindow {
+    /// A window of at most `most` hand-offs; that many from the begin where there is no target.
+    #[must_use]
+    pub fn new(target: Duration, most: usize) -> Self {
+        let size = if target.is_zero() { most } else { FIRST.min(most) };
+        Self { target, most, size, measured: 0, late: 0, longest: Duration::ZERO, begun_before: 0, settled: false }
+    }
+
+    /// Hand-offs that may have begun and not ended.
+    #[must_use]
+    pub const fn size(&self) -> usize {
+        self.size
+    }
+
+    /// An appliance was unattended for so long on its way from one owner to another.
+    pub(super) fn note(&mut self, gap: Duration) {
+        if self.target.is_zero() {
+            return;
+        }
+        if self.begun_before > 0 {
+            self.begun_before -= 1;
+            return;
+        }
+        self.measured += 1;
+        self.late += usize::from(gap > self.target);
+        self.longest = self.longest.max(gap);
+        let is_late = self.late as f64 > MAY_BE_LATE * self.measured.max(ROUND) as f64;
+        if self.measured < ROUND.max(self.size) {
+            return;
+        }
+        if is_late {
+            self.begun_before = self.size;
+            self.size = ((self.size as f64 * SHRINK) as usize).max(1);
+            self.settled = true;
+        } else if self.longest * 2 <= self.target {
+            self.size = (self.size + 1.max(self.size / 8)).min(self.most);
+        } else {
+            self.settled = true;
+        }
+        (self.measured, self.late, self.longest) = (0, 0, Duration::ZERO);
+    }
+
+    /// How often as long as one hand-off so many of one worker take, one window after the other: of this size where it is known
+    /// how many are well in time, otherwise growing as if all were.
+    #[must_use]
+    pub fn rounds(&self, hand_offs: u64) -> u64 {
+        let mut ahead = self.clone();
+        let (mut left, mut rounds) = (hand_offs, 0);
+        while left > 0 {
+            if ahead.settled || ahead.size == ahead.most {
+                return rounds + left.div_ceil(ahead.size as u64);
+            }
+            let now = left.min(ahead.size as u64);
+            (0..now).for_each(|_| ahead.note(Duration::ZERO));
+            (left, rounds) = (left - now, rounds + 1);
+        }
+        rounds
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TARGET: Duration = Duration::from_millis(10);
+
+    /// Hand-offs through a system in which each takes 1 ms for every one under way; the gaps of the last half.
+    fn run(window: &mut MoveWindow, hand_offs: usize, each: Duration) -> Vec<Duration> {
+        let mut gaps = Vec::new();
+        for n in 0..hand_offs {
+            let gap = each * u32::try_from(window.size()).expect("small");
+            window.note(gap);
+            if n >= hand_offs / 2 {
+                gaps.push(gap);
+            }
+        }
+        gaps
+    }
+
+    #[test]
+    fn it_grows_while_hand_offs_are_well_in_time_and_finds_where_they_are_not() {
+        let mut window = MoveWindow::new(TARGET, 128);
+        assert_eq!(window.size(), 2);
+        let gaps = run(&mut window, 2_000, Duration::from_millis(1));
+        assert!(gaps.iter().all(|gap| *gap <= TARGET), "{gaps:?}");
+        assert!((5..=10).contains(&window.size()), "{window:?}");
+        // Something else takes the machine: each hand-off takes four times as long.
+        run(&mut window, 2_000, Duration::from_millis(4));
+        assert!((1..=2).contains(&window.size()), "{window:?}");
+        run(&mut window, 2_000, Duration::from_micros(10));
+        assert_eq!(window.size(), 128, "it grows again, up to the most");
+    }
+
+    #[test]
+    fn one_that_is_late_by_chance_costs_a_quarter_and_no_more() {
+        let mut window = MoveWindow::new(TARGET, 128);
+        run(&mut window, 10_000, Duration::from_micros(1));
+        assert_eq!(window.size(), 128);
+        (0..3).for_each(|_| window.note(TARGET * 3));
+        (0..125).for_each(|_| window.note(Duration::ZERO));
+        assert_eq!(window.size(), 96);
+        // One of a hundred may be late.
+        window.note(TARGET * 3);
+        (0..99).for_each(|_| window.note(Duration::ZERO));
+        assert!(window.size() < 128, "{window:?}");
+        run(&mut window, 10_000, Duration::from_micros(1));
+        assert_eq!(window.size(), 128);
+    }
+
+    #[test]
+    fn without_a_target_it_is_as_large_as_it_may_be() {
+        let mut window = MoveWindow::new(Duration::ZERO, 64);
+        window.note(Duration::from_secs(9));
+        assert_eq!((window.size(), window.rounds(640)), (64, 10));
+    }
+
+    #[test]
+    fn it_tells_how_many_windows_hand_offs_take() {
+        let mut window = MoveWindow::new(TARGET, 128);
+        let growing = window.rounds(12_000);
+        assert!((100..400).contains(&growing), "{growing}");
+        run(&mut window, 2_000, Duration::from_millis(1));
+        assert_eq!(window.rounds(1_000), 1_000_u64.div_ceil(window.size() as u64));
+        assert_eq!(window.rounds(0), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn its_size_is_never_0_and_never_more_than_allowed(
+            most in 1usize..200,
+            gaps in proptest::collection::vec(0u64..30_000, 0..2_000),
+        ) {
+            let mut window = MoveWindow::new(TARGET, most);
+            for gap in gaps {
+                window.note(Duration::from_micros(gap));
+                prop_assert!((1..=most).contains(&window.size()));
+            }
+        }
+    }
+}
