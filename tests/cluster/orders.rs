@@ -33,10 +33,9 @@ fn simulated(numbers: std::ops::RangeInclusive<usize>) -> Vec<v1::Appliance> {
 }
 
 fn slow_moves() -> Options {
-    let names = ["RUG_COORDINATOR_MACHINE__MOVES_AT_ONCE", "RUG_COORDINATOR_MACHINE__MAX_MOVES_PER_WORKER"];
     Options {
         drivers: vec!["process", "simulated"],
-        coordinator_env: names.map(|name| (name, "1".to_owned())).to_vec(),
+        coordinator_env: vec![("RUG_COORDINATOR_MACHINE__MAX_MOVES_PER_WORKER", "1".to_owned())],
         ..Options::default()
     }
 }

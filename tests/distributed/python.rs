@@ -32,7 +32,7 @@ fn ring_fleet() -> Options {
         coordinator_env: vec![
             ("RUG_COORDINATOR_MACHINE__PLANNER__STRATEGY", "ring".into()),
             // Who gets what is asked here, not how gently.
-            ("RUG_COORDINATOR_MACHINE__MOVES_AT_ONCE", "128".into()),
+            ("RUG_COORDINATOR_MACHINE__GAP_TARGET", "0s".into()),
         ],
         ..Options::default()
     }
