@@ -671,6 +671,9 @@ impl Machine {
             entry.placement.rebalance = Some(id);
             self.pacing.rebalances.begin(id);
         }
+        if self.pacing.in_flight.len() == 0 {
+            self.pacing.window.begin();
+        }
         self.pacing.in_flight.begin(now, m.slot, from, m.to.clone());
         self.transition(now, m.slot, HandoffEvent::Take)
     }
