@@ -27,6 +27,7 @@ pub mod network_port;
 pub mod pod;
 pub mod process;
 pub mod profile;
+pub mod reload;
 pub mod ring;
 pub mod roster;
 pub mod run;

@@ -20,6 +20,7 @@ use std::time::Duration;
 use common::appliance::FieldViolation;
 use common::inquiry::{LogPart, LogQuery};
 use common::mode::ModeScope;
+use common::reload::Reloaded;
 use common::telemetry::TelemetryOrder;
 use common::{ApplianceId, Incarnation, ModeId, ProcessIdentity, RebalanceId, Site, WorkerId, text};
 use coordinator_core::orders::OrderOp;
@@ -113,6 +114,9 @@ pub struct LogRead {
     /// The part.
     pub part: LogPart,
 }
+
+/// What a process has found when it read its configuration again: what changed, or why it cannot be used, so that nothing did.
+pub type ConfigReload = Result<Reloaded, String>;
 
 /// Who asks for an operator's measure, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -208,6 +212,20 @@ impl Commands {
     pub async fn read_log(&self, context: &CommandContext, query: LogQuery) -> Result<LogRead, CommandError> {
         let deadline = context.deadline;
         self.ask(context, |reply| Command::ReadLog { query: Box::new(query), deadline, reply }).await
+    }
+
+    /// Has a worker read its configuration again, or this coordinator when none is named.
+    ///
+    /// # Errors
+    /// [`CommandError`]; [`CommandError::NoAnswer`] when it was not asked, or may have done it and has not answered.
+    pub async fn reload_config(
+        &self,
+        context: &CommandContext,
+        worker: Option<WorkerId>,
+        reason: Reason,
+    ) -> Result<ConfigReload, CommandError> {
+        let (request, deadline) = (operator(context, reason), context.deadline);
+        self.ask(context, |reply| Command::ReloadConfig { worker, request, deadline, reply }).await
     }
 
     /// Ends the lease of one life of a worker, the present one unless an incarnation is given; answered when no further

@@ -466,6 +466,14 @@ impl AdminClient {
         self.call(request, false, |c, r| async move { TelemetryClient::new(c).set_sampling(r).await }).await
     }
 
+    /// Has processes read their configuration again.
+    pub(crate) async fn reload_config(
+        &self,
+        request: v1::ReloadConfigRequest,
+    ) -> Result<v1::ReloadConfigResponse, Failure> {
+        self.call(request, false, |c, r| async move { ClusterClient::new(c).reload_config(r).await }).await
+    }
+
     /// Resumes placement after a pause or a freeze.
     pub(crate) async fn resume(&self) -> Result<v1::PlacementState, Failure> {
         let request = v1::ResumePlacementRequest {};

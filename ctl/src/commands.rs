@@ -19,6 +19,7 @@ pub(crate) mod apply;
 pub(crate) mod audit;
 pub(crate) mod budget;
 pub(crate) mod cluster;
+pub(crate) mod config;
 pub(crate) mod context;
 pub(crate) mod debug;
 pub(crate) mod delete;

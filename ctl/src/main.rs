@@ -13,7 +13,7 @@ use runtime::tls;
 
 use crate::commands::wait as wait_command;
 use crate::commands::{
-    CommandContext, appliance, apply, audit, budget, cluster, context, debug, delete, diff, doctor, edit, logs,
+    CommandContext, appliance, apply, audit, budget, cluster, config, context, debug, delete, diff, doctor, edit, logs,
     openstack, placement, plan, rebalance, ring, rollout, runs, telemetry, watch, worker,
 };
 use crate::contexts::{Contexts, NamedContext};
@@ -115,6 +115,9 @@ enum RugctlCommand {
     LogLevel(telemetry::LogLevelArgs),
     /// Show and change which traces coordinators and workers keep
     Sampling(telemetry::SamplingArgs),
+    /// Have coordinators and workers read their configuration again
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Show the cluster live on the screen: workers, phases, rebalances, troubles, events
     Top(top::TopArgs),
     /// Diagnose the cluster: what is wrong and what to do about it
@@ -304,6 +307,7 @@ async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(
         RugctlCommand::Audit(args) => audit::run(context, args).await,
         RugctlCommand::LogLevel(args) => telemetry::log_level(context, args).await,
         RugctlCommand::Sampling(args) => telemetry::sampling(context, args).await,
+        RugctlCommand::Config(command) => config::run(context, command).await,
         RugctlCommand::Top(args) => top::run(context, args).await,
         RugctlCommand::Doctor => doctor::run(context).await,
         RugctlCommand::Cluster(command) => cluster::run(context, command).await,

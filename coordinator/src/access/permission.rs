@@ -21,7 +21,7 @@ pub enum Permission {
     /// Reading what is no appliance: workers, the ring, rebalances, the audit trail, the state of the cluster.
     ReadCluster,
     /// Measures against trouble: evicting workers, pausing placement, freeing appliances from lost hosts; orders about
-    /// placement.
+    /// placement; having processes read their configuration again.
     Operate,
     /// Reading what processes log and sample by order.
     ReadTelemetry,
@@ -131,6 +131,7 @@ pub const CALLS: &[Call] = &[
     call(CLUSTER, "Identify", Permission::Identify),
     call(CLUSTER, "Status", Permission::ReadCluster),
     call(CLUSTER, "Watch", Permission::ReadCluster),
+    call(CLUSTER, "ReloadConfig", Permission::Operate),
     call(TELEMETRY, "Get", Permission::ReadTelemetry),
     call(TELEMETRY, "SetLogFilter", Permission::Operate),
     call(TELEMETRY, "SetSampling", Permission::Operate),

@@ -86,6 +86,14 @@ pub enum CommandError {
         /// The driver.
         driver: DriverName,
     },
+    /// A worker was not asked, or has not answered.
+    #[error("worker {worker}: {why}")]
+    NoAnswer {
+        /// The worker.
+        worker: WorkerId,
+        /// Why.
+        why: String,
+    },
     /// A source manages the appliance, and a client wants to change it.
     #[error("appliance {appliance} is managed by `{by}`; change it there, or use --force")]
     Managed {

@@ -14,7 +14,8 @@ use tracing::Span;
 use uuid::Uuid;
 
 use super::{
-    Changed, CommandError, LogRead, Mutation, NewMode, NewRollout, Operator, PlanAssumptions, PlanPart, ShownPlan,
+    Changed, CommandError, ConfigReload, LogRead, Mutation, NewMode, NewRollout, Operator, PlanAssumptions, PlanPart,
+    ShownPlan,
 };
 use crate::tuning::TuningChange;
 use crate::views::{BudgetStatus, Explanation, ModeList, ModeView, PlanView, RolloutView};
@@ -52,6 +53,17 @@ pub enum Command {
         deadline: Instant,
         /// Answered when the owner has.
         reply: Reply<LogRead>,
+    },
+    /// Have a process read its configuration again.
+    ReloadConfig {
+        /// The worker; this coordinator when absent.
+        worker: Option<WorkerId>,
+        /// For the audit trail.
+        request: Operator,
+        /// When the caller waits no more.
+        deadline: Instant,
+        /// Answered when it has.
+        reply: Reply<ConfigReload>,
     },
     /// Why an appliance is where it is.
     Explain {
@@ -257,6 +269,7 @@ impl Command {
         match self {
             Self::Change { reply, .. } => drop(reply.send(Err(error))),
             Self::ReadLog { reply, .. } => drop(reply.send(Err(error))),
+            Self::ReloadConfig { reply, .. } => drop(reply.send(Err(error))),
             Self::Explain { reply, .. } => drop(reply.send(Err(error))),
             Self::SetMode { reply, .. } | Self::Mode { reply, .. } => drop(reply.send(Err(error))),
             Self::Modes { reply, .. } => drop(reply.send(Err(error))),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use common::inquiry::{Answer, Finding, Inquiry, MAX_OPEN_INQUIRIES, MAX_OPEN_READINGS, Question, Verdict};
 use common::session::Envelope;
 use common::{ApplianceId, WorkerId};
-use runtime::telemetry;
+use runtime::{reload, telemetry};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{Instrument as _, Span, debug, field, info_span};
@@ -30,7 +30,7 @@ pub(super) struct Inquiries {
     judging: Arc<Semaphore>,
     /// Those under way; a task that found nothing out in time has no answer.
     tasks: JoinSet<(Envelope, Option<Answer>)>,
-    /// Readings of logs among them: they have a bound of their own, so that judgements keep their places.
+    /// Readings of logs and configurations among them: they have a bound of their own, so that judgements keep their places.
     readings: Arc<Semaphore>,
     /// Those that are answered and wait to be sent.
     answers: VecDeque<(Envelope, Answer)>,
@@ -47,7 +47,7 @@ impl Inquiries {
     pub(super) fn begin(&mut self, worker: &WorkerId, envelope: Envelope, inquiry: Inquiry) {
         let Inquiry { number, within, call, question } = inquiry;
         let reading = match question {
-            Question::ReadLog(_) => Some(Arc::clone(&self.readings).try_acquire_owned()),
+            Question::ReadLog(_) | Question::ReloadConfig => Some(Arc::clone(&self.readings).try_acquire_owned()),
             Question::Judge { .. } | Question::Unreadable(_) => None,
         };
         let (most, is_full) = match &reading {
@@ -106,7 +106,7 @@ impl Inquiries {
         }
     }
 
-    /// Open inquiries that read no logs.
+    /// Open inquiries that have no bound of their own.
     fn judgements(&self) -> usize {
         let readings = MAX_OPEN_READINGS - self.readings.available_permits();
         self.tasks.len().saturating_sub(readings)
@@ -134,6 +134,7 @@ const fn outcome(finding: &Finding) -> &'static str {
         Finding::Judgement(Verdict::Refused(_)) => "refused",
         Finding::Judgement(Verdict::Unclear(_)) => "unclear",
         Finding::Log(_) => "read",
+        Finding::Reloaded(_) => "reloaded",
         Finding::Unanswered(_) => "unanswered",
     }
 }
@@ -159,6 +160,7 @@ async fn answer(drivers: Option<Drivers>, judging: Arc<Semaphore>, question: Que
                 Err(error) => Finding::Unanswered(error.to_string()),
             }
         }
+        Question::ReloadConfig => Finding::Reloaded(reload::reload_for("the leader asks").await),
         Question::Unreadable(problem) => Finding::Unanswered(problem),
     }
 }

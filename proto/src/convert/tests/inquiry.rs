@@ -5,6 +5,8 @@ use common::inquiry::{
     Answer, Finding, Inquiry, MAX_ANSWER_TEXT, MAX_INQUIRY_BYTES, MAX_INQUIRY_TIME, Question, Verdict,
 };
 
+use common::reload::Reloaded;
+
 use super::super::inquiry::{answer_to_wire, inquiry_to_wire};
 use super::*;
 
@@ -19,6 +21,9 @@ fn finding() -> impl Strategy<Value = Finding> {
             .prop_map(|(field, reason)| { Finding::Judgement(Verdict::Refused(FieldViolation::new(field, reason))) }),
         "[ -~]{0,40}".prop_map(|reason| Finding::Judgement(Verdict::Unclear(reason))),
         "[ -~]{0,40}".prop_map(Finding::Unanswered),
+        "[ -~]{1,40}".prop_map(|problem| Finding::Reloaded(Err(problem))),
+        prop::collection::vec("[a-z_.]{1,20}", 0..4)
+            .prop_map(|applied| { Finding::Reloaded(Ok(Reloaded { needs_restart: applied.clone(), applied })) }),
     ]
 }
 
