@@ -1,15 +1,16 @@
 //! What the leader asks a worker beside the protocol of ownership, and what is answered.
 //!
-//! An [`Inquiry`] changes neither who owns an appliance, nor an instance. It belongs to one stream and ends with it, has a number
+//! An [`Inquiry`] does not change who owns an appliance, nor, but for [`Question::Exec`], an instance. It belongs to one stream and ends with it, has a number
 //! that is given once there, and a time after which nobody waits for its [`Answer`]. A worker is asked only what it has said in its
 //! profile that it answers ([`judges`](crate::driver::DriverCapabilities::judges), [`logs`](crate::driver::DriverCapabilities::logs)), but for
-//! [`Question::ReloadConfig`]: one that does not know that says so.
+//! [`Question::ReloadConfig`] and [`Question::Exec`]: one that does not know these says so.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::appliance::FieldViolation;
 use crate::driver::DriverName;
+use crate::execution::{ExecAnswer, ExecStep};
 use crate::reload::Reloaded;
 use crate::session::Desired;
 use crate::{ApplianceId, TraceContext};
@@ -62,6 +63,8 @@ pub enum Question {
     ReadLog(Box<LogQuery>),
     /// Read your configuration again, as on SIGHUP.
     ReloadConfig,
+    /// Run a command in an instance, or go on with one.
+    Exec(Box<ExecStep>),
     /// Something that this version does not know, or that cannot be read; with what is wrong.
     Unreadable(String),
 }
@@ -74,6 +77,7 @@ impl Question {
             Self::Judge { .. } => "Judge",
             Self::ReadLog(_) => "ReadLog",
             Self::ReloadConfig => "ReloadConfig",
+            Self::Exec(_) => "Exec",
             Self::Unreadable(_) => "Unreadable",
         }
     }
@@ -97,6 +101,8 @@ pub enum Finding {
     Log(LogPart),
     /// To [`Question::ReloadConfig`]: what changed, or why the configuration cannot be used, so that nothing did.
     Reloaded(Result<Reloaded, String>),
+    /// To [`Question::Exec`].
+    Exec(ExecAnswer),
     /// It could not be found out; with the reason.
     Unanswered(String),
 }

@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod digest;
 pub mod driver;
 pub mod election;
+pub mod execution;
 pub mod id;
 pub mod inquiry;
 pub mod kind;

@@ -26,6 +26,7 @@ pub(crate) mod delete;
 pub(crate) mod diff;
 pub(crate) mod doctor;
 pub(crate) mod edit;
+pub(crate) mod exec;
 pub(crate) mod filter;
 pub(crate) mod logs;
 pub(crate) mod offline;
@@ -38,6 +39,7 @@ pub(crate) mod replay;
 pub(crate) mod ring;
 pub(crate) mod rollout;
 pub(crate) mod runs;
+pub(crate) mod ssh;
 pub(crate) mod telemetry;
 #[cfg(test)]
 mod tests;

@@ -154,6 +154,15 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "exec",
+        &[
+            "rugctl exec web -- uptime",
+            "rugctl exec web --instance 1 --timeout 30s -- sh -c 'ss -tlnp'",
+            "rugctl exec web -i -- tee notes.txt",
+        ],
+    ),
+    ("ssh", &["rugctl ssh edge --user ops", "rugctl ssh edge --instance 1 -- uptime"]),
+    (
         "config reload",
         &["rugctl config reload", "rugctl config reload --worker worker-1", "rugctl config reload --all"],
     ),

@@ -12,6 +12,7 @@ mod contexts;
 mod coordinator;
 mod custom;
 mod debug;
+mod exec;
 mod input;
 mod inquiries;
 mod limits;

@@ -86,6 +86,14 @@ pub enum CommandError {
         /// The driver.
         driver: DriverName,
     },
+    /// A command is not run in an instance, or it is not known how it ended. It does not run any more.
+    #[error("appliance {appliance}: the command cannot be run: {why}")]
+    NotExecuted {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Why.
+        why: String,
+    },
     /// A worker was not asked, or has not answered.
     #[error("worker {worker}: {why}")]
     NoAnswer {

@@ -35,6 +35,10 @@ impl Leader<'_> {
             Command::ReloadConfig { worker, request, deadline, reply } => {
                 self.reload_config(worker, &request, deadline, reply);
             }
+            Command::Execute { asked, request, deadline, reply } => self.execute(*asked, &request, deadline, reply),
+            Command::GoOnExecuting { appliance, execution, step, deadline, reply } => {
+                self.go_on_executing(appliance, execution, *step, deadline, reply);
+            }
             Command::Explain { appliance, reply } => {
                 let _ = reply.send(self.explain(appliance));
             }

@@ -71,7 +71,7 @@ impl Leader<'_> {
             Finding::Judgement(Verdict::Accepted) => None,
             Finding::Judgement(Verdict::Unclear(why)) => Some(format!("no instance could be made now: {why}")),
             // What answers another question says nothing about a specification.
-            finding @ (Finding::Log(_) | Finding::Reloaded(_) | Finding::Unanswered(_)) => {
+            finding @ (Finding::Log(_) | Finding::Reloaded(_) | Finding::Exec(_) | Finding::Unanswered(_)) => {
                 let why =
                     if let Finding::Unanswered(why) = finding { why } else { "the answer is to something else".into() };
                 let warning = format!("accepted without the judgement of driver {driver}: {why}");

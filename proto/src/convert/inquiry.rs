@@ -13,6 +13,7 @@ use common::reload::{MAX_SETTING, MAX_SETTINGS, Reloaded};
 use common::session::Envelope;
 use common::text;
 
+use super::execution;
 use super::scalar::{clip, duration_from_wire, duration_to_wire};
 use super::worker::{At, Reader, WireError, desired_to_wire, envelope_to_wire, id_to_wire};
 use crate::worker::v1 as wire;
@@ -33,6 +34,7 @@ pub fn inquiry_to_wire(envelope: &Envelope, inquiry: Inquiry) -> wire::Coordinat
             desired: Some(desired_to_wire(&desired)),
         })),
         Question::ReadLog(query) => Some(wire::inquiry::Question::ReadLog(query_to_wire(*query))),
+        Question::Exec(step) => Some(wire::inquiry::Question::Exec(execution::step_to_wire(*step))),
         Question::ReloadConfig => Some(wire::inquiry::Question::ReloadConfig(wire::ReloadConfig {})),
         Question::Unreadable(_) => None,
     };
@@ -53,6 +55,10 @@ pub(super) fn inquiry_from_wire(reader: Reader, inquiry: wire::Inquiry) -> Inqui
         }
         Some(wire::inquiry::Question::ReadLog(query)) => {
             let read = read_query(reader, query).map(|query| Question::ReadLog(Box::new(query)));
+            read.unwrap_or_else(|error| Question::Unreadable(clip(&error.to_string(), MAX_FIELD)))
+        }
+        Some(wire::inquiry::Question::Exec(step)) => {
+            let read = execution::step_from_wire(reader, step).map(|step| Question::Exec(Box::new(step)));
             read.unwrap_or_else(|error| Question::Unreadable(clip(&error.to_string(), MAX_FIELD)))
         }
         Some(wire::inquiry::Question::ReloadConfig(wire::ReloadConfig {})) => Question::ReloadConfig,
@@ -110,6 +116,7 @@ pub fn answer_to_wire(envelope: &Envelope, answer: Answer) -> wire::WorkerMessag
         }
         Finding::Judgement(Verdict::Unclear(reason)) => judgement(Kind::Unclear, String::new(), &reason),
         Finding::Log(LogPart { data, place, more, lost }) => Wire::Log(wire::LogPart { data, place, more, lost }),
+        Finding::Exec(answer) => Wire::Exec(execution::answer_to_wire(answer)),
         Finding::Reloaded(Ok(Reloaded { applied, needs_restart })) => {
             Wire::Reloaded(wire::Reloaded { applied, needs_restart, problem: String::new() })
         }
@@ -128,6 +135,7 @@ pub(super) fn answer_from_wire(answer: wire::Answer) -> Answer {
     let finding = match finding {
         Some(wire::answer::Finding::Judgement(judgement)) => read_judgement(&judgement),
         Some(wire::answer::Finding::Log(part)) => read_part(part),
+        Some(wire::answer::Finding::Exec(answer)) => execution::answer_from_wire(answer),
         Some(wire::answer::Finding::Reloaded(reloaded)) => read_reloaded(reloaded),
         Some(wire::answer::Finding::Unanswered(reason)) => Finding::Unanswered(clip(&reason, MAX_ANSWER_TEXT)),
         None => Finding::Unanswered("this version does not know the answer".to_owned()),
