@@ -64,7 +64,9 @@ impl Target {
         let instance = instance.ok_or_else(|| Failure::failed(format!("{name} has no instance {ordinal} now")))?;
         let address = instance.details.get(MANAGEMENT_DETAIL).and_then(|address| address.parse().ok());
         let address = address.ok_or_else(|| {
-            Failure::failed(format!("instance {ordinal} of {name} has no management address, or none that its worker knows yet"))
+            Failure::failed(format!(
+                "instance {ordinal} of {name} has no management address, or none that its worker knows yet"
+            ))
         })?;
         Ok(Self { address, name: instance.name.clone() })
     }
@@ -83,7 +85,9 @@ impl Target {
             "StrictHostKeyChecking=accept-new".to_owned(),
         ];
         let mut ssh = Command::new("ssh");
-        options.iter().for_each(|option| drop(ssh.args(["-o", option])));
+        for option in &options {
+            ssh.args(["-o", option]);
+        }
         if let Some(user) = &args.user {
             ssh.args(["-l", user]);
         }

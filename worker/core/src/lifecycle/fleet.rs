@@ -77,7 +77,9 @@ impl InstanceSlot {
     /// What is shown of it: what its driver knows, and what it says about itself. Where it is managed it does not say: operators log in there.
     pub(super) fn details(&self) -> Details {
         let known = match self.management() {
-            Some(address) => Details::from_iter([(MANAGEMENT_DETAIL, address.to_string())]).with(&self.instance.details),
+            Some(address) => {
+                Details::from_iter([(MANAGEMENT_DETAIL, address.to_string())]).with(&self.instance.details)
+            }
             None => self.instance.details.clone(),
         };
         if self.conditions.get(MANAGEMENT_DETAIL).is_none() {
