@@ -1,14 +1,17 @@
 //! What the leader asks a worker beside the protocol of ownership, and what is answered.
 //!
-//! An [`Inquiry`] changes nothing: neither who owns an appliance, nor an instance. It belongs to one stream and ends with it, has a number
+//! An [`Inquiry`] does not change who owns an appliance, nor, but for [`Question::Exec`], an instance. It belongs to one stream and ends with it, has a number
 //! that is given once there, and a time after which nobody waits for its [`Answer`]. A worker is asked only what it has said in its
-//! profile that it answers ([`judges`](crate::driver::DriverCapabilities::judges), [`logs`](crate::driver::DriverCapabilities::logs)).
+//! profile that it answers ([`judges`](crate::driver::DriverCapabilities::judges), [`logs`](crate::driver::DriverCapabilities::logs)), but for
+//! [`Question::ReloadConfig`] and [`Question::Exec`]: one that does not know these says so.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::appliance::FieldViolation;
 use crate::driver::DriverName;
+use crate::execution::{ExecAnswer, ExecStep};
+use crate::reload::Reloaded;
 use crate::session::Desired;
 use crate::{ApplianceId, TraceContext};
 
@@ -24,7 +27,7 @@ pub const MAX_INQUIRY_TIME: Duration = Duration::from_secs(60);
 /// Longest reason in an answer, in bytes.
 pub const MAX_ANSWER_TEXT: usize = 2_048;
 
-/// Readings of logs that may be open on one stream, beside other inquiries.
+/// Inquiries that read logs or a configuration, and may be open on one stream beside others.
 pub const MAX_OPEN_READINGS: usize = 16;
 
 /// Most bytes of output in one answer.
@@ -58,6 +61,10 @@ pub enum Question {
     },
     /// What did an instance print?
     ReadLog(Box<LogQuery>),
+    /// Read your configuration again, as on SIGHUP.
+    ReloadConfig,
+    /// Run a command in an instance, or go on with one.
+    Exec(Box<ExecStep>),
     /// Something that this version does not know, or that cannot be read; with what is wrong.
     Unreadable(String),
 }
@@ -69,6 +76,8 @@ impl Question {
         match self {
             Self::Judge { .. } => "Judge",
             Self::ReadLog(_) => "ReadLog",
+            Self::ReloadConfig => "ReloadConfig",
+            Self::Exec(_) => "Exec",
             Self::Unreadable(_) => "Unreadable",
         }
     }
@@ -90,6 +99,10 @@ pub enum Finding {
     Judgement(Verdict),
     /// To [`Question::ReadLog`].
     Log(LogPart),
+    /// To [`Question::ReloadConfig`]: what changed, or why the configuration cannot be used, so that nothing did.
+    Reloaded(Result<Reloaded, String>),
+    /// To [`Question::Exec`].
+    Exec(ExecAnswer),
     /// It could not be found out; with the reason.
     Unanswered(String),
 }

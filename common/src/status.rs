@@ -23,6 +23,9 @@ pub const MAX_DETAIL_TEXT: usize = 256;
 /// The detail that is a process id; the versions before this one told it as a field of its own.
 pub const PID_DETAIL: &str = "pid";
 
+/// Name of the detail with the address at which an instance is managed, where that is its own. Only a worker sets it.
+pub const MANAGEMENT_DETAIL: &str = "management";
+
 /// The detail that says that an instance has all the connections it may have.
 pub const SATURATED_DETAIL: &str = "saturated";
 

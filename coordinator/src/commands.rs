@@ -14,14 +14,18 @@ mod queue;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::appliance::FieldViolation;
+use common::execution::{ExecAnswer, ExecStep};
 use common::inquiry::{LogPart, LogQuery};
 use common::mode::ModeScope;
+use common::reload::Reloaded;
 use common::telemetry::TelemetryOrder;
 use common::{ApplianceId, Incarnation, ModeId, ProcessIdentity, RebalanceId, Site, WorkerId, text};
+use coordinator_core::machine::StreamId;
 use coordinator_core::orders::OrderOp;
 use coordinator_core::rollout::{RolloutAction, RolloutOrder, RolloutPolicy};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -113,6 +117,54 @@ pub struct LogRead {
     /// The part.
     pub part: LogPart,
 }
+
+/// A command for an instance.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ExecRequest {
+    /// The appliance.
+    pub appliance: ApplianceId,
+    /// Position of the instance among the replicas.
+    pub ordinal: u16,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// How long it may take.
+    pub limit: Duration,
+}
+
+impl fmt::Debug for ExecRequest {
+    /// Without the words, which may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { appliance, ordinal, limit, .. } = self;
+        f.debug_struct("ExecRequest")
+            .field("appliance", appliance)
+            .field("ordinal", ordinal)
+            .field("limit", limit)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A command that was begun, on one stream of its worker: it ends with that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecutionRef {
+    /// Who runs it.
+    pub worker: WorkerId,
+    /// The stream.
+    pub stream: StreamId,
+    /// Number of the inquiry that began it.
+    pub number: u64,
+}
+
+/// What the worker has said about a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecAnswered {
+    /// The command.
+    pub execution: ExecutionRef,
+    /// The answer.
+    pub answer: ExecAnswer,
+}
+
+/// What a process has found when it read its configuration again: what changed, or why it cannot be used, so that nothing did.
+pub type ConfigReload = Result<Reloaded, String>;
 
 /// Who asks for an operator's measure, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -208,6 +260,51 @@ impl Commands {
     pub async fn read_log(&self, context: &CommandContext, query: LogQuery) -> Result<LogRead, CommandError> {
         let deadline = context.deadline;
         self.ask(context, |reply| Command::ReadLog { query: Box::new(query), deadline, reply }).await
+    }
+
+    /// Has the owner of an appliance run a command in an instance; answered when it is begun, or refused.
+    ///
+    /// # Errors
+    /// [`CommandError`]; [`CommandError::NotExecuted`] when it is not run.
+    pub async fn execute(
+        &self,
+        context: &CommandContext,
+        asked: ExecRequest,
+        reason: String,
+    ) -> Result<ExecAnswered, CommandError> {
+        let request = Operator { reason, actor: context.actor.clone() };
+        let deadline = context.deadline;
+        self.ask(context, |reply| Command::Execute { asked: Box::new(asked), request, deadline, reply }).await
+    }
+
+    /// Goes on with a command in an instance.
+    ///
+    /// # Errors
+    /// [`CommandError`]; after [`CommandError::NotExecuted`] it runs no more.
+    pub async fn go_on_executing(
+        &self,
+        context: &CommandContext,
+        appliance: ApplianceId,
+        execution: ExecutionRef,
+        step: ExecStep,
+    ) -> Result<ExecAnswered, CommandError> {
+        let deadline = context.deadline;
+        let step = Box::new(step);
+        self.ask(context, |reply| Command::GoOnExecuting { appliance, execution, step, deadline, reply }).await
+    }
+
+    /// Has a worker read its configuration again, or this coordinator when none is named.
+    ///
+    /// # Errors
+    /// [`CommandError`]; [`CommandError::NoAnswer`] when it was not asked, or may have done it and has not answered.
+    pub async fn reload_config(
+        &self,
+        context: &CommandContext,
+        worker: Option<WorkerId>,
+        reason: Reason,
+    ) -> Result<ConfigReload, CommandError> {
+        let (request, deadline) = (operator(context, reason), context.deadline);
+        self.ask(context, |reply| Command::ReloadConfig { worker, request, deadline, reply }).await
     }
 
     /// Ends the lease of one life of a worker, the present one unless an incarnation is given; answered when no further

@@ -14,6 +14,7 @@ mod cluster;
 pub mod connections;
 mod deadline;
 mod debug;
+mod exec;
 mod forward;
 mod incoming;
 mod layer;

@@ -11,7 +11,7 @@
 //! | `sessions`, `connections` | what workers say; their streams, and how one is closed |
 //! | `writes` | what was submitted to the store, and what each outcome means |
 //! | `commands`, `waiting` | what callers ask for; callers that are answered later |
-//! | `inquiries`, `judging`, `readings` | what workers are asked beside the protocol; changes that wait for that; parts of logs |
+//! | `inquiries`, `judging`, `direct` | what workers are asked beside the protocol; changes that wait for that; what one worker is asked for one caller |
 //! | `modes` | debug modes, and who waits until they have taken hold |
 //! | `rollouts` | one command over many appliances, a few at a time |
 //! | `runs` | what workers did, on its way to the store |
@@ -24,6 +24,7 @@ mod causes;
 mod commands;
 mod connections;
 mod convert;
+mod direct;
 mod inquiries;
 mod judging;
 mod modes;
@@ -31,7 +32,6 @@ mod notes;
 mod orders;
 mod plans;
 mod publisher;
-mod readings;
 mod rebalances;
 mod rollouts;
 mod roster;
@@ -58,11 +58,11 @@ use tracing::{info, warn};
 
 use self::causes::Causes;
 use self::connections::Connections;
+use self::direct::DirectInquiries;
 use self::inquiries::Inquiries;
 use self::modes::ModeCallers;
 use self::notes::Notes;
 use self::publisher::{Publisher, REFRESH};
-use self::readings::Readings;
 use self::rebalances::RebalanceHistory;
 use self::rollouts::Rollouts;
 use self::roster::RosterEvents;
@@ -184,7 +184,7 @@ pub struct Leader<'a> {
     modes: ModeCallers,
     rollouts: Rollouts,
     inquiries: Inquiries,
-    readings: Readings,
+    direct: DirectInquiries,
     publisher: Publisher,
     notes: Notes,
     rebalances: RebalanceHistory,
@@ -227,7 +227,7 @@ impl Leader<'_> {
                 Some(command) = inputs.commands.recv() => self.on_command(command),
                 () = sleep_until(wake_at) => {}
                 () = at(self.inquiries.next_deadline()) => {}
-                () = at(self.readings.next_deadline()) => {}
+                () = at(self.direct.next_deadline()) => {}
                 () = at(self.modes.next_look()) => {}
                 call = self.rollouts.call_ended(), if self.rollouts.has_calls() => self.rollout_called(call),
                 () = at(look_at_rollouts) => {}

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use common::TraceContext;
 use common::cluster::ClusterRef;
+use futures::Stream;
 use proto::admin::v1;
 use proto::admin::v1::appliances_client::AppliancesClient;
 use proto::admin::v1::audit_client::AuditClient;
@@ -186,6 +187,23 @@ impl AdminClient {
         self.servers.address(self.servers.turn())
     }
 
+    /// A request, with what each carries.
+    fn request<Q>(&self, message: Q) -> Result<Request<Q>, Failure> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("authorization", token.header()?);
+        }
+        if let Some(Ok(meant)) = self.meant.as_ref().map(|meant| meant.to_string().parse()) {
+            request.metadata_mut().insert(CLUSTER, meant);
+        }
+        for (name, part) in [("traceparent", &self.trace.traceparent), ("tracestate", &self.trace.tracestate)] {
+            if let Some(value) = part.parse().ok().filter(|_| !part.is_empty()) {
+                request.metadata_mut().insert(name, value);
+            }
+        }
+        Ok(request)
+    }
+
     /// Makes a call and retries it while the server is unavailable.
     async fn call<Q, R, F>(
         &self,
@@ -203,18 +221,7 @@ impl AdminClient {
         let mut told = Vec::new();
         loop {
             let turn = self.servers.turn();
-            let mut request = Request::new(message.clone());
-            if let Some(token) = &self.token {
-                request.metadata_mut().insert("authorization", token.header()?);
-            }
-            if let Some(Ok(meant)) = self.meant.as_ref().map(|meant| meant.to_string().parse()) {
-                request.metadata_mut().insert(CLUSTER, meant);
-            }
-            for (name, part) in [("traceparent", &self.trace.traceparent), ("tracestate", &self.trace.tracestate)] {
-                if let Some(value) = part.parse().ok().filter(|_| !part.is_empty()) {
-                    request.metadata_mut().insert(name, value);
-                }
-            }
+            let mut request = self.request(message.clone())?;
             // A timeout on the request would also end the stream, not only its opening.
             if !streaming {
                 request.set_timeout(deadline.saturating_duration_since(Instant::now()));
@@ -466,6 +473,14 @@ impl AdminClient {
         self.call(request, false, |c, r| async move { TelemetryClient::new(c).set_sampling(r).await }).await
     }
 
+    /// Has processes read their configuration again.
+    pub(crate) async fn reload_config(
+        &self,
+        request: v1::ReloadConfigRequest,
+    ) -> Result<v1::ReloadConfigResponse, Failure> {
+        self.call(request, false, |c, r| async move { ClusterClient::new(c).reload_config(r).await }).await
+    }
+
     /// Resumes placement after a pause or a freeze.
     pub(crate) async fn resume(&self) -> Result<v1::PlacementState, Failure> {
         let request = v1::ResumePlacementRequest {};
@@ -643,6 +658,19 @@ impl AdminClient {
     /// What instances have printed.
     pub(crate) async fn logs(&self, request: v1::LogsRequest) -> Result<Streaming<v1::LogChunk>, Failure> {
         self.call(request, true, |c, r| async move { AppliancesClient::new(c).logs(r).await }).await
+    }
+
+    /// Runs a command in an instance. Called once, by the server that answered last: nobody knows of a call that broke off what became of it.
+    pub(crate) async fn exec(
+        &self,
+        requests: impl Stream<Item = v1::ExecRequest> + Send + 'static,
+    ) -> Result<Streaming<v1::ExecResponse>, Failure> {
+        let turn = self.servers.turn();
+        let request = self.request(requests)?;
+        let mut client = AppliancesClient::new(self.servers.channel(turn));
+        let answer = timeout_at(Instant::now() + CALL_TIMEOUT, client.exec(request)).await;
+        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
+        answer.map(Response::into_inner).map_err(Failure::from)
     }
 
     /// The newest runs of workers that match, newest first.

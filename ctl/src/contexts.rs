@@ -114,6 +114,11 @@ impl Contexts {
         Self { folder: folder.to_owned() }
     }
 
+    /// Where `rugctl ssh` keeps the keys of hosts.
+    pub(crate) fn known_hosts(&self) -> PathBuf {
+        self.folder.join("known_hosts")
+    }
+
     /// Where they are.
     pub(crate) fn file(&self) -> PathBuf {
         self.folder.join(FILE)

@@ -40,12 +40,24 @@ pub(crate) struct Failure {
     pub(crate) fields: Vec<FieldViolation>,
     /// The server's code, of a call that it refused.
     pub(crate) code: Option<Code>,
+    /// Exit status of a command that was run elsewhere, in place of `exit`.
+    pub(crate) exit_status: Option<i32>,
 }
 
 impl Failure {
     /// A failure with this code and message.
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), fields: Vec::new(), code: None }
+        Self { exit, message: message.into(), fields: Vec::new(), code: None, exit_status: None }
+    }
+
+    /// A command that was run elsewhere ended with this status.
+    pub(crate) fn with_status(status: i32, message: impl Into<String>) -> Self {
+        Self { exit_status: Some(status), ..Self::new(Exit::Failed, message) }
+    }
+
+    /// Exit status of this process.
+    pub(crate) fn status(&self) -> i32 {
+        self.exit_status.unwrap_or(self.exit as i32)
     }
 
     /// The operation failed.
@@ -100,7 +112,7 @@ impl From<Status> for Failure {
             (_, "") => status.code().description().to_lowercase(),
             (_, text) => text.to_owned(),
         };
-        Self { exit, message, fields, code: Some(status.code()) }
+        Self { exit, message, fields, code: Some(status.code()), exit_status: None }
     }
 }
 

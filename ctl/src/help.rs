@@ -153,6 +153,19 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "rugctl log-level worker::runner=debug --for 1h",
         ],
     ),
+    (
+        "exec",
+        &[
+            "rugctl exec web -- uptime",
+            "rugctl exec web --instance 1 --timeout 30s -- sh -c 'ss -tlnp'",
+            "rugctl exec web -i -- tee notes.txt",
+        ],
+    ),
+    ("ssh", &["rugctl ssh edge --user ops", "rugctl ssh edge --instance 1 -- uptime"]),
+    (
+        "config reload",
+        &["rugctl config reload", "rugctl config reload --worker worker-1", "rugctl config reload --all"],
+    ),
     ("sampling", &["rugctl sampling", "rugctl sampling --ratio 0.1 --slow 2s", "rugctl sampling --reset"]),
     ("top", &["rugctl top", "rugctl top --cluster prod", "rugctl top --ascii --no-color"]),
     ("doctor", &["rugctl doctor", "rugctl doctor --server https://rug-1:7470,https://rug-2:7470"]),

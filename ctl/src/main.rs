@@ -13,8 +13,8 @@ use runtime::tls;
 
 use crate::commands::wait as wait_command;
 use crate::commands::{
-    CommandContext, appliance, apply, audit, budget, cluster, context, debug, delete, diff, doctor, edit, logs,
-    openstack, placement, plan, rebalance, ring, rollout, runs, telemetry, watch, worker,
+    CommandContext, appliance, apply, audit, budget, cluster, config, context, debug, delete, diff, doctor, edit, exec,
+    logs, openstack, placement, plan, rebalance, ring, rollout, runs, ssh, telemetry, watch, worker,
 };
 use crate::contexts::{Contexts, NamedContext};
 use crate::error::{Exit, Failure};
@@ -107,6 +107,10 @@ enum RugctlCommand {
     Rebalance(rebalance::RebalanceArgs),
     /// Show what instances of an appliance have printed
     Logs(logs::LogsArgs),
+    /// Run a command in an instance of an appliance
+    Exec(exec::ExecArgs),
+    /// Log in to an instance of an appliance at its management address, by the ssh of this machine
+    Ssh(ssh::SshArgs),
     /// Show what workers did about appliances: boots, rebuilds, removals, with cause and outcome
     Runs(runs::RunsArgs),
     /// Show who did what: changes of appliances and measures of operators
@@ -115,6 +119,9 @@ enum RugctlCommand {
     LogLevel(telemetry::LogLevelArgs),
     /// Show and change which traces coordinators and workers keep
     Sampling(telemetry::SamplingArgs),
+    /// Have coordinators and workers read their configuration again
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Show the cluster live on the screen: workers, phases, rebalances, troubles, events
     Top(top::TopArgs),
     /// Diagnose the cluster: what is wrong and what to do about it
@@ -190,10 +197,11 @@ fn main() {
         Err(error) => report(&Failure::failed(format!("start the async runtime: {error}"))),
     };
     // `exit` rather than a return from `main`: a thread blocked on standard input must not keep the process alive.
-    std::process::exit(exit as i32);
+    std::process::exit(exit);
 }
 
-async fn run(cli: Cli) -> Exit {
+/// Carries out a command; the exit status.
+async fn run(cli: Cli) -> i32 {
     let ui = Ui::new(cli.global.output, cli.global.no_color);
     if cli.global.output == OutputFormat::Otlp && !cli.command.draws_trace() {
         return report(&Failure::usage("-o otlp is for `rebalance trace` alone"));
@@ -218,15 +226,15 @@ async fn run(cli: Cli) -> Exit {
             _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, "interrupted")),
         },
     };
-    result.map_or_else(|failure| report(&failure), |()| Exit::Ok)
+    result.map_or_else(|failure| report(&failure), |()| Exit::Ok as i32)
 }
 
-fn report(failure: &Failure) -> Exit {
+fn report(failure: &Failure) -> i32 {
     if !failure.message.is_empty() {
         // Not eprintln, which panics when stderr is closed.
         let _ = writeln!(std::io::stderr(), "rugctl: {}", output::foreign_escaped(&failure.to_string()));
     }
-    failure.exit
+    failure.status()
 }
 
 async fn call(ui: Ui, global: &Global, command: &RugctlCommand) -> Result<(), Failure> {
@@ -300,10 +308,13 @@ async fn dispatch(context: &CommandContext, command: &RugctlCommand) -> Result<(
         RugctlCommand::Plan(args) => plan::run(context, args).await,
         RugctlCommand::Rebalance(args) => rebalance::run(context, args).await,
         RugctlCommand::Logs(args) => logs::run(context, args).await,
+        RugctlCommand::Exec(args) => exec::run(context, args).await,
+        RugctlCommand::Ssh(args) => ssh::run(context, args).await,
         RugctlCommand::Runs(args) => runs::run(context, args).await,
         RugctlCommand::Audit(args) => audit::run(context, args).await,
         RugctlCommand::LogLevel(args) => telemetry::log_level(context, args).await,
         RugctlCommand::Sampling(args) => telemetry::sampling(context, args).await,
+        RugctlCommand::Config(command) => config::run(context, command).await,
         RugctlCommand::Top(args) => top::run(context, args).await,
         RugctlCommand::Doctor => doctor::run(context).await,
         RugctlCommand::Cluster(command) => cluster::run(context, command).await,
@@ -374,6 +385,6 @@ mod tests {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
         let line = format!("rugctl list --server {free} --timeout 200ms");
         let cli = Cli::try_parse_from(line.split(' ')).expect("valid");
-        assert_eq!(run(cli).await, Exit::Unreachable);
+        assert_eq!(run(cli).await, Exit::Unreachable as i32);
     }
 }

@@ -15,6 +15,7 @@
 pub mod admin;
 pub mod down;
 mod driver;
+mod execution;
 pub mod inquiry;
 pub mod patch;
 mod pod;

@@ -251,6 +251,13 @@ impl ClusterService for Nothing {
     async fn watch(&self, _: Request<v1::WatchClusterRequest>) -> Result<Response<Self::WatchStream>, Status> {
         Ok(Response::new(tokio_stream::empty()))
     }
+
+    async fn reload_config(
+        &self,
+        _: Request<v1::ReloadConfigRequest>,
+    ) -> Result<Response<v1::ReloadConfigResponse>, Status> {
+        Ok(Response::new(v1::ReloadConfigResponse::default()))
+    }
 }
 
 /// Serves until standard input ends, which it does with the process that asked for it.

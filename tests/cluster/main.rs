@@ -13,6 +13,7 @@ mod coordinator;
 mod custom;
 mod debug;
 mod docs;
+mod exec;
 mod input;
 mod inquiries;
 mod limits;

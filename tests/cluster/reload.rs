@@ -43,3 +43,49 @@ async fn settings_are_read_again_on_sighup_and_a_file_that_is_wrong_changes_noth
     .await?;
     cluster.finish().await
 }
+
+#[tokio::test]
+async fn settings_are_read_again_by_the_api_and_what_is_not_applied_is_named() -> Result<()> {
+    let mut cluster = Cluster::start(Options { workers: 2, ..Options::default() }).await?;
+    let (own, file) = (cluster.root().join("coordinator.toml"), cluster.root().join("worker.toml"));
+    fs::write(&own, "[log]\nfilter = \"info\"\n")?;
+    fs::write(&file, "[log]\nfilter = \"info\"\n[session]\nlease = \"5s\"\n")?;
+    cluster.coordinator.kill()?;
+    cluster.coordinator.flag("--config", &own.to_string_lossy());
+    cluster.coordinator.start()?;
+    let worker = cluster.worker("worker-1")?;
+    worker.kill()?;
+    worker.flag("--config", &file.to_string_lossy());
+    worker.start()?;
+    cluster.healthy().await?;
+    cluster.tolerate("nothing has changed: ");
+    let reload = async |cluster: &Cluster, args: &[&str]| {
+        let args: Vec<&str> = ["config", "reload"].iter().chain(args).copied().collect();
+        cluster.rugctl(&args, "").await
+    };
+    let unchanged =
+        "coordinator-1: nothing has changed\nworker-1: nothing has changed\nworker-2: nothing has changed\n";
+    let said = reload(&cluster, &["--all"]).await?.success()?.stdout;
+    ensure!(said == unchanged, "{said}");
+    fs::write(&own, "[log]\nfilter = \"warn,coordinator=debug\"\n[machine]\ndebounce = \"600ms\"\n")?;
+    fs::write(&file, "[log]\nfilter = \"info,worker=debug\"\n[session]\nlease = \"6s\"\n")?;
+    let said = reload(&cluster, &[]).await?.success()?.stdout;
+    let expected =
+        "coordinator-1: in force: log.filter\ncoordinator-1: not applied, needs a restart: machine.debounce\n";
+    ensure!(said == expected, "{said}");
+    let told =
+        reload(&cluster, &["--worker", "worker-1", "--reason", "louder", "-o", "json"]).await?.success()?.json()?;
+    ensure!(told[0]["applied"] == serde_json::json!(["log.filter"]), "{told}");
+    ensure!(told[0]["needs_restart"] == serde_json::json!(["session.lease"]), "{told}");
+    // What cannot be used changes nothing, and does not keep others from reading theirs.
+    fs::write(&file, "[session]\nlease = \"soon\"\n")?;
+    let failed = reload(&cluster, &["--all"]).await?;
+    ensure!(failed.stdout.contains("worker-1: nothing has changed: "), "{}", failed.stdout);
+    ensure!(failed.stdout.contains("session.lease"), "it says what is wrong: {}", failed.stdout);
+    ensure!(failed.stdout.contains("worker-2: nothing has changed\n"), "{}", failed.stdout);
+    failed.refused(1, &["1 of 3"])?;
+    reload(&cluster, &["--worker", "worker-9"]).await?.refused(4, &["worker-9"])?;
+    let audited = cluster.rugctl(&["audit", "worker-1", "--action", "config-reload"], "").await?.success()?.stdout;
+    ensure!(audited.contains("louder"), "{audited}");
+    cluster.finish().await
+}

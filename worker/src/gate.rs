@@ -118,7 +118,7 @@ impl SharedGate {
     /// # Errors
     /// [`Shut`] says why not.
     pub fn pass(self: &Arc<Self>, appliance: ApplianceId, token: Token) -> Result<Permit, Shut> {
-        let permit = Permit { gate: Arc::clone(self), appliance, token, fences: false };
+        let permit = Permit { gate: Arc::clone(self), appliance, token, with_hands_off: false };
         permit.check()?;
         Ok(permit)
     }
@@ -128,9 +128,17 @@ impl SharedGate {
     /// # Errors
     /// [`Shut`] says why not.
     pub fn pass_to_fence(self: &Arc<Self>, appliance: ApplianceId, token: Token) -> Result<Permit, Shut> {
-        let permit = Permit { gate: Arc::clone(self), appliance, token, fences: true };
+        let permit = Permit { gate: Arc::clone(self), appliance, token, with_hands_off: true };
         permit.check()?;
         Ok(permit)
+    }
+
+    /// Asks for the right to do what an operator asks for: also while hands are off, which keep Rug from acting and not its operators.
+    ///
+    /// # Errors
+    /// [`Shut`] says why not.
+    pub fn pass_for_operator(self: &Arc<Self>, appliance: ApplianceId, token: Token) -> Result<Permit, Shut> {
+        self.pass_to_fence(appliance, token)
     }
 
     fn lock(&self) -> MutexGuard<'_, decision::Gate> {
@@ -156,8 +164,8 @@ pub struct Permit {
     gate: Arc<SharedGate>,
     appliance: ApplianceId,
     token: Token,
-    /// Only for raising the token.
-    fences: bool,
+    /// Also while hands are off: for raising the token, and for what an operator asks for.
+    with_hands_off: bool,
 }
 
 impl Permit {
@@ -173,6 +181,12 @@ impl Permit {
         self.token
     }
 
+    /// Until when the lease stands, as it is now.
+    #[must_use]
+    pub fn lease_until(&self) -> Timestamp {
+        self.gate.deadline()
+    }
+
     /// Asks the gate again: for a call whose far side refuses an older token.
     ///
     /// # Errors
@@ -180,7 +194,7 @@ impl Permit {
     pub fn check(&self) -> Result<(), Shut> {
         let decision = self.gate.lock();
         // Read behind the lock: waiting for it must not make the answer older.
-        if self.fences {
+        if self.with_hands_off {
             return decision.pass_to_fence(clock::now(), self.appliance, self.token);
         }
         decision.pass(clock::now(), self.appliance, self.token)

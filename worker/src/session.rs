@@ -6,6 +6,7 @@
 
 mod config;
 mod driver;
+mod executions;
 mod fence;
 mod incoming;
 mod inquiries;

@@ -1,4 +1,4 @@
-//! Configuration that is read again while the process runs, on SIGHUP.
+//! Configuration that is read again while the process runs, on SIGHUP and when an operator asks for it.
 //!
 //! It is read as at the start: defaults, the file, the environment and the flags that the process was started with. A configuration that
 //! cannot be used changes nothing. Otherwise it is compared with the one that is in force, setting by setting. Those that can change at run time do,
@@ -7,11 +7,11 @@
 //! Certificates, keys and revocation lists need none of this: their files are looked at by themselves.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use common::reload::Reloaded;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
@@ -21,28 +21,6 @@ use crate::telemetry;
 
 /// Settings that are put into force; all others need a restart.
 pub const RELOADABLE: [&str; 3] = ["log.filter", "telemetry.sample_ratio", "telemetry.sample_slow"];
-
-/// What reading the configuration again came to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reloaded {
-    /// Settings that have changed, and are in force.
-    pub applied: Vec<String>,
-    /// Settings that have changed, and are in force after a restart.
-    pub needs_restart: Vec<String>,
-}
-
-impl fmt::Display for Reloaded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.applied.as_slice(), self.needs_restart.as_slice()) {
-            ([], []) => f.write_str("nothing has changed"),
-            (applied, []) => write!(f, "in force: {}", applied.join(", ")),
-            ([], restart) => write!(f, "needs a restart: {}", restart.join(", ")),
-            (applied, restart) => {
-                write!(f, "in force: {}; needs a restart: {}", applied.join(", "), restart.join(", "))
-            }
-        }
-    }
-}
 
 /// How the configuration is read, and what of it is in force.
 struct Source {
@@ -77,7 +55,7 @@ pub(crate) fn install<C: Settings + 'static>(file: Option<PathBuf>, flags: Value
 ///
 /// # Errors
 /// What is wrong with it. Nothing has changed then.
-pub fn reload() -> Result<Reloaded, String> {
+fn reload() -> Result<Reloaded, String> {
     let source = SOURCE.get().ok_or("this process was not started with a configuration")?;
     // Held to the end, so that two reloads never mix.
     let mut running = source.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,6 +73,24 @@ pub fn reload() -> Result<Reloaded, String> {
     Ok(reloaded)
 }
 
+/// Reads the configuration again, puts into force what can be, and logs what that came to. `cause` says for what, for people. Call it within a
+/// Tokio runtime.
+///
+/// # Errors
+/// What is wrong with the configuration. Nothing has changed then.
+pub async fn reload_for(cause: &str) -> Result<Reloaded, String> {
+    let done = match tokio::task::spawn_blocking(reload).await {
+        Ok(done) => done,
+        Err(failure) => Err(format!("the configuration was not read: {failure}")),
+    };
+    match &done {
+        Ok(reloaded) if reloaded.needs_restart.is_empty() => info!("{cause}: configuration read again; {reloaded}"),
+        Ok(reloaded) => warn!("{cause}: configuration read again; {reloaded}"),
+        Err(problem) => error!("{cause}: nothing has changed: {problem}"),
+    }
+    done
+}
+
 /// Reads the configuration again with each SIGHUP, for as long as the runtime lives. Call it within a Tokio runtime.
 ///
 /// # Errors
@@ -103,14 +99,8 @@ pub fn follow_signals() -> io::Result<()> {
     let mut hangups = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangups.recv().await.is_some() {
-            match tokio::task::spawn_blocking(reload).await {
-                Ok(Ok(reloaded)) if reloaded.needs_restart.is_empty() => {
-                    info!("SIGHUP: configuration read again; {reloaded}")
-                }
-                Ok(Ok(reloaded)) => warn!("SIGHUP: configuration read again; {reloaded}"),
-                Ok(Err(problem)) => error!("SIGHUP: nothing has changed: {problem}"),
-                Err(failure) => error!("SIGHUP: the configuration was not read: {failure}"),
-            }
+            // Its outcome is in the log.
+            let _ = reload_for("SIGHUP").await;
         }
     });
     Ok(())

@@ -18,10 +18,12 @@ pub enum Permission {
     CheckAppliances,
     /// Reading what instances of appliances have printed, which may hold secrets.
     ReadLogs,
+    /// Running commands in instances of appliances.
+    Execute,
     /// Reading what is no appliance: workers, the ring, rebalances, the audit trail, the state of the cluster.
     ReadCluster,
     /// Measures against trouble: evicting workers, pausing placement, freeing appliances from lost hosts; orders about
-    /// placement.
+    /// placement; having processes read their configuration again.
     Operate,
     /// Reading what processes log and sample by order.
     ReadTelemetry,
@@ -90,6 +92,7 @@ pub const CALLS: &[Call] = &[
     call(APPLIANCES, "Watch", Permission::ReadAppliances),
     call(APPLIANCES, "Explain", Permission::ReadAppliances),
     call(APPLIANCES, "Logs", Permission::ReadLogs),
+    call(APPLIANCES, "Exec", Permission::Execute),
     call(WORKERS, "List", Permission::ReadCluster),
     call(WORKERS, "Get", Permission::ReadCluster),
     call(WORKERS, "Watch", Permission::ReadCluster),
@@ -131,6 +134,7 @@ pub const CALLS: &[Call] = &[
     call(CLUSTER, "Identify", Permission::Identify),
     call(CLUSTER, "Status", Permission::ReadCluster),
     call(CLUSTER, "Watch", Permission::ReadCluster),
+    call(CLUSTER, "ReloadConfig", Permission::Operate),
     call(TELEMETRY, "Get", Permission::ReadTelemetry),
     call(TELEMETRY, "SetLogFilter", Permission::Operate),
     call(TELEMETRY, "SetSampling", Permission::Operate),
@@ -197,13 +201,13 @@ impl RoleKind {
             (Self::Admin, _) => true,
             (Self::Operator, P::ReadAppliances | P::RebuildAppliances | P::CheckAppliances) => true,
             (Self::Operator, P::ReadCluster | P::Operate | P::ReadTelemetry | P::ReadLogs) => true,
-            (Self::Operator, P::EditAppliances | P::JoinAsWorker) => false,
+            (Self::Operator, P::EditAppliances | P::JoinAsWorker | P::Execute) => false,
             (Self::Editor, P::ReadAppliances | P::EditAppliances | P::RebuildAppliances | P::CheckAppliances) => true,
             (Self::Editor, P::ReadLogs) => true,
-            (Self::Editor, P::ReadCluster | P::Operate | P::ReadTelemetry | P::JoinAsWorker) => false,
+            (Self::Editor, P::ReadCluster | P::Operate | P::ReadTelemetry | P::JoinAsWorker | P::Execute) => false,
             (Self::Viewer, P::ReadAppliances | P::ReadCluster | P::ReadTelemetry) => true,
             (Self::Viewer, P::EditAppliances | P::RebuildAppliances | P::CheckAppliances) => false,
-            (Self::Viewer, P::Operate | P::JoinAsWorker | P::ReadLogs) => false,
+            (Self::Viewer, P::Operate | P::JoinAsWorker | P::ReadLogs | P::Execute) => false,
             (Self::Worker, permission) => matches!(permission, P::JoinAsWorker),
             // What it forwards is judged by the roles of the original caller; of its own it only asks what to log.
             (Self::Coordinator, permission) => matches!(permission, P::ReadTelemetry),

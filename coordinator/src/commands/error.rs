@@ -86,6 +86,22 @@ pub enum CommandError {
         /// The driver.
         driver: DriverName,
     },
+    /// A command is not run in an instance, or it is not known how it ended. It does not run any more.
+    #[error("appliance {appliance}: the command cannot be run: {why}")]
+    NotExecuted {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// Why.
+        why: String,
+    },
+    /// A worker was not asked, or has not answered.
+    #[error("worker {worker}: {why}")]
+    NoAnswer {
+        /// The worker.
+        worker: WorkerId,
+        /// Why.
+        why: String,
+    },
     /// A source manages the appliance, and a client wants to change it.
     #[error("appliance {appliance} is managed by `{by}`; change it there, or use --force")]
     Managed {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use common::execution::ExecStep;
 use common::inquiry::LogQuery;
 use common::telemetry::TelemetryOrder;
 use common::{ApplianceId, Incarnation, ModeId, ProcessIdentity, RebalanceId, Site, WorkerId};
@@ -14,7 +15,8 @@ use tracing::Span;
 use uuid::Uuid;
 
 use super::{
-    Changed, CommandError, LogRead, Mutation, NewMode, NewRollout, Operator, PlanAssumptions, PlanPart, ShownPlan,
+    Changed, CommandError, ConfigReload, ExecAnswered, ExecRequest, ExecutionRef, LogRead, Mutation, NewMode,
+    NewRollout, Operator, PlanAssumptions, PlanPart, ShownPlan,
 };
 use crate::tuning::TuningChange;
 use crate::views::{BudgetStatus, Explanation, ModeList, ModeView, PlanView, RolloutView};
@@ -52,6 +54,41 @@ pub enum Command {
         deadline: Instant,
         /// Answered when the owner has.
         reply: Reply<LogRead>,
+    },
+    /// Have the owner run a command in an instance.
+    Execute {
+        /// Which command, in which instance.
+        asked: Box<ExecRequest>,
+        /// For the audit trail.
+        request: Operator,
+        /// When the caller waits no more.
+        deadline: Instant,
+        /// Answered when it is begun, or refused.
+        reply: Reply<ExecAnswered>,
+    },
+    /// Go on with a command in an instance.
+    GoOnExecuting {
+        /// The appliance.
+        appliance: ApplianceId,
+        /// The command.
+        execution: ExecutionRef,
+        /// What is asked about it.
+        step: Box<ExecStep>,
+        /// When the caller waits no more.
+        deadline: Instant,
+        /// Answered when the worker has.
+        reply: Reply<ExecAnswered>,
+    },
+    /// Have a process read its configuration again.
+    ReloadConfig {
+        /// The worker; this coordinator when absent.
+        worker: Option<WorkerId>,
+        /// For the audit trail.
+        request: Operator,
+        /// When the caller waits no more.
+        deadline: Instant,
+        /// Answered when it has.
+        reply: Reply<ConfigReload>,
     },
     /// Why an appliance is where it is.
     Explain {
@@ -257,6 +294,8 @@ impl Command {
         match self {
             Self::Change { reply, .. } => drop(reply.send(Err(error))),
             Self::ReadLog { reply, .. } => drop(reply.send(Err(error))),
+            Self::Execute { reply, .. } | Self::GoOnExecuting { reply, .. } => drop(reply.send(Err(error))),
+            Self::ReloadConfig { reply, .. } => drop(reply.send(Err(error))),
             Self::Explain { reply, .. } => drop(reply.send(Err(error))),
             Self::SetMode { reply, .. } | Self::Mode { reply, .. } => drop(reply.send(Err(error))),
             Self::Modes { reply, .. } => drop(reply.send(Err(error))),

@@ -10,13 +10,13 @@ use proto::convert::admin::draft_from_wire;
 use proto::convert::patch::update_from_wire;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::call::{Caller, MAX_PAGE_BYTES, access, canonical, context, request_key, target};
 use super::logs::LogReader;
 use super::page::{self, PageStart};
 use super::wire as to_wire;
-use super::{Access, debug, status};
+use super::{Access, debug, exec, status};
 use crate::access::Permission;
 use crate::catalog::{ApplianceChange, Filter};
 use crate::commands::{Change, ChangeOrigin, Changed, CommandContext, RequestKey};
@@ -189,6 +189,13 @@ impl wire::appliances_server::Appliances for AppliancesService {
         let entry = self.caller.find(&access, message.appliance.clone())?;
         let reader = LogReader::new(&self.caller, &entry, actor, message)?;
         Ok(Response::new(reader.stream().await?))
+    }
+
+    type ExecStream = BoxStream<'static, Result<wire::ExecResponse, Status>>;
+
+    async fn exec(&self, request: Request<Streaming<wire::ExecRequest>>) -> Result<Response<Self::ExecStream>, Status> {
+        let access = access(&request)?;
+        exec::serve(&self.caller, &access, request.into_inner()).await.map(Response::new)
     }
 
     async fn explain(

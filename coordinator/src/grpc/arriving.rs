@@ -3,8 +3,8 @@
 //! A caller that opens calls and never ends their requests costs what it has sent of them, their headers, and a bit for each. So the body of a request has to
 //! end soon after its headers, and what has arrived of all requests is bounded, of each peer and in all, until they are
 //! read. Health checks and reflection, which anybody may ask for, say little and get little. Exempt from the deadline are
-//! the calls whose requests are streams: sessions, which have their own deadline for `Hello` and their own bound, and
-//! reflection.
+//! the calls whose requests are streams: sessions, which have their own deadline for `Hello` and their own bound, commands in instances, of which one
+//! message at a time is read ([`exec`](super::exec)), and reflection.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ const BYTES: (usize, usize) = (128 << 20, 32 << 20);
 const CALL: usize = 8 << 10;
 /// Bytes of one request of a health check or of reflection.
 const PLUMBING_BYTES: usize = 64 << 10;
+/// Path of the call that runs a command in an instance.
+pub(super) const EXEC: &str = "/rug.admin.v1.Appliances/Exec";
 const PLUMBING: &str = "/grpc.";
 const REFLECTION: &str = "/grpc.reflection.";
 
@@ -52,7 +54,7 @@ impl Default for Arriving {
 impl Around for Arriving {
     fn around<S: Calls>(self: &Arc<Self>, request: Request<Body>, next: Next<S>) -> Answer {
         let path = request.uri().path();
-        if request.body().is_end_stream() || path == SESSION {
+        if request.body().is_end_stream() || path == SESSION || path == EXEC {
             return next.call(request);
         }
         let is_stream = path.starts_with(REFLECTION);

@@ -3,23 +3,31 @@
 //! A watch sends the state of the cluster whenever it differs from the last one sent, at most 4 times a second: counts
 //! change with every report of a worker, and watchers need the current state rather than every change.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures::stream::{self, BoxStream, StreamExt};
+use common::WorkerId;
+use common::appliance::FieldViolation;
+use common::reload::Reloaded;
+use coordinator_core::health::Health;
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use proto::admin::v1 as wire;
 use proto::convert::scalar::time_to_wire;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tonic::{Request, Response, Status};
 
-use super::call::Caller;
+use super::call::{Caller, context, reason};
 use super::status;
 use super::wire as to_wire;
 use crate::catalog::Catalog;
+use crate::commands::{CommandError, ConfigReload};
 
 /// Shortest time between two messages of a watch.
 const PACE: Duration = Duration::from_millis(250);
+/// Workers that read their configuration at a time.
+const ASKED_AT_ONCE: usize = 64;
 
 pub(super) struct ClusterService {
     caller: Caller,
@@ -73,6 +81,83 @@ impl wire::cluster_server::Cluster for ClusterService {
             }
         });
         Ok(Response::new(stream::once(std::future::ready(Ok(first))).chain(rest).boxed()))
+    }
+
+    async fn reload_config(
+        &self,
+        request: Request<wire::ReloadConfigRequest>,
+    ) -> Result<Response<wire::ReloadConfigResponse>, Status> {
+        let context = context(&request)?;
+        let wire::ReloadConfigRequest { workers, all, reason: why } = request.into_inner();
+        let reason = reason(why)?;
+        let ReloadTargets { leader, workers, not_asked } = ReloadTargets::of(&self.caller.catalog, workers, all)?;
+        let commands = &self.caller.commands;
+        let mut processes = Vec::new();
+        if let Some(own) = leader {
+            processes.push(reloaded(own, commands.reload_config(&context, None, reason.clone()).await)?);
+        }
+        let asked = workers.into_iter().map(|worker| {
+            let (context, reason) = (&context, reason.clone());
+            async move {
+                let done = commands.reload_config(context, Some(worker.clone()), reason).await;
+                reloaded(worker.to_string(), done)
+            }
+        });
+        let told: Vec<_> = stream::iter(asked).buffered(ASKED_AT_ONCE).try_collect().await?;
+        processes.extend(told);
+        Ok(Response::new(wire::ReloadConfigResponse { processes, not_asked }))
+    }
+}
+
+/// What one process found, as it is told; an error when the whole call fails.
+fn reloaded(process: String, done: Result<ConfigReload, CommandError>) -> Result<wire::ReloadedConfig, Status> {
+    let told = wire::ReloadedConfig { process, ..wire::ReloadedConfig::default() };
+    match done {
+        Ok(Ok(Reloaded { applied, needs_restart })) => Ok(wire::ReloadedConfig { applied, needs_restart, ..told }),
+        Ok(Err(problem)) => Ok(wire::ReloadedConfig { problem, ..told }),
+        Err(CommandError::NoAnswer { why, .. }) => Ok(wire::ReloadedConfig { unanswered: why, ..told }),
+        Err(error @ CommandError::DeadlineExceeded) => {
+            Ok(wire::ReloadedConfig { unanswered: error.to_string(), ..told })
+        }
+        Err(error) => Err(status::from_command(&error)),
+    }
+}
+
+/// Whose configuration a call is about.
+struct ReloadTargets {
+    /// The coordinator that leads, if it is.
+    leader: Option<String>,
+    workers: BTreeSet<WorkerId>,
+    /// Coordinators that stand by, which the leader cannot ask.
+    not_asked: Vec<String>,
+}
+
+impl ReloadTargets {
+    fn of(catalog: &Catalog, workers: Vec<String>, all: bool) -> Result<Self, Status> {
+        let (cluster, _, known) = catalog.cluster().ok_or_else(status::starting)?;
+        let own = &cluster.leader.coordinator;
+        let mut targets = Self { leader: None, workers: BTreeSet::new(), not_asked: Vec::new() };
+        let invalid = |problem: String| status::invalid(&[FieldViolation::new("workers", problem)]);
+        if all && !workers.is_empty() {
+            return Err(invalid("must be empty with `all`".to_owned()));
+        }
+        if all {
+            let others = cluster.leader.coordinators.iter().filter(|other| other.id != *own);
+            targets.not_asked = others.map(|other| other.id.to_string()).collect();
+            let there = known.iter().filter(|worker| !matches!(worker.health, Health::Dead | Health::Left));
+            targets.workers = there.map(|worker| worker.id.clone()).collect();
+        }
+        if workers.is_empty() {
+            targets.leader = Some(own.to_string());
+        }
+        for name in workers {
+            let id = WorkerId::new(&name).map_err(|problem| invalid(problem.to_string()))?;
+            if catalog.worker(&id).is_none() {
+                return Err(status::from_command(&CommandError::NoWorker(id)));
+            }
+            targets.workers.insert(id);
+        }
+        Ok(targets)
     }
 }
 

@@ -67,6 +67,8 @@ pub fn from_command(error: &CommandError) -> Status {
         CommandError::NoOwner { appliance, .. } => precondition("NO_OWNER", &appliance.to_string(), &text),
         CommandError::NoLog { .. } => status(Code::Unavailable, "NO_LOG", retry()),
         CommandError::KeepsNoLogs { appliance, .. } => precondition("KEEPS_NO_LOGS", &appliance.to_string(), &text),
+        CommandError::NotExecuted { appliance, .. } => precondition("NOT_EXECUTED", &appliance.to_string(), &text),
+        CommandError::NoAnswer { .. } => status(Code::Unavailable, "NO_ANSWER", retry()),
         CommandError::Managed { appliance, .. } => precondition("MANAGED", &appliance.to_string(), &text),
         CommandError::NotManaged { appliance, .. } => precondition("NOT_MANAGED", &appliance.to_string(), &text),
         CommandError::MayBeOwned { appliance, .. } => precondition("MAY_BE_OWNED", &appliance.to_string(), &text),

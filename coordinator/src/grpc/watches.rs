@@ -15,6 +15,7 @@ use runtime::log_limited;
 use serde::{Deserialize, Serialize};
 use tonic::body::Body;
 
+use super::arriving::EXEC;
 use super::authorize::access_of;
 use super::incoming::PeerInfo;
 use super::layer::{Answer, Around, Calls, ExpiringBody, KeepingBody, Next, at_once};
@@ -85,8 +86,9 @@ impl BoundWatches {
 impl Around for BoundWatches {
     fn around<S: Calls>(self: &Arc<Self>, request: Request<Body>, next: Next<S>) -> Answer {
         let path = request.uri().path();
-        // Also the watch of the health service; and whoever follows logs watches.
-        let (watches, lists) = (path.ends_with("/Watch") || path.ends_with("/Logs"), path.ends_with("/List"));
+        // Also the watch of the health service; and whoever follows logs, or a command, watches.
+        let (watches, lists) =
+            (path.ends_with("/Watch") || path.ends_with("/Logs") || path == EXEC, path.ends_with("/List"));
         if !watches && !lists {
             return next.call(request);
         }

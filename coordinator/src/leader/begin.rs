@@ -20,12 +20,12 @@ use super::causes::Causes;
 use super::commands::in_force;
 use super::connections::Connections;
 use super::convert::seed;
+use super::direct::DirectInquiries;
 use super::inquiries::Inquiries;
 use super::modes::{ModeCallers, stored_mode};
 use super::notes::{Notes, Violations};
 use super::orders::OrderBook;
 use super::publisher::Publisher;
-use super::readings::Readings;
 use super::rebalances::RebalanceHistory;
 use super::rollouts::Rollouts;
 use super::waiting::WaitingCallers;
@@ -137,7 +137,7 @@ impl<'a> Leader<'a> {
             modes: ModeCallers::default(),
             rollouts: Rollouts::restore(rollouts),
             inquiries: Inquiries::default(),
-            readings: Readings::default(),
+            direct: DirectInquiries::default(),
             publisher: Publisher::new(setup, store, cluster, began, (pause.map(PausedView::from), book)),
             notes,
             rebalances,

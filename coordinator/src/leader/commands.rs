@@ -32,6 +32,13 @@ impl Leader<'_> {
             }
             Command::Check { appliance, reply } => self.check(appliance, reply),
             Command::ReadLog { query, deadline, reply } => self.read_log(*query, deadline, reply),
+            Command::ReloadConfig { worker, request, deadline, reply } => {
+                self.reload_config(worker, &request, deadline, reply);
+            }
+            Command::Execute { asked, request, deadline, reply } => self.execute(*asked, &request, deadline, reply),
+            Command::GoOnExecuting { appliance, execution, step, deadline, reply } => {
+                self.go_on_executing(appliance, execution, *step, deadline, reply);
+            }
             Command::Explain { appliance, reply } => {
                 let _ = reply.send(self.explain(appliance));
             }
@@ -348,7 +355,7 @@ impl Leader<'_> {
         Some(audit_event("unbind", &unbound_subject(appliance, &site), &caller.request))
     }
 
-    fn audit(&mut self, action: &str, subject: &str, request: &Operator) {
+    pub(super) fn audit(&mut self, action: &str, subject: &str, request: &Operator) {
         let event = audit_event(action, subject, request);
         event.log();
         self.writes.history("audit event", StoreWrite::Event(event));

@@ -262,7 +262,9 @@ impl Inquiries {
         asked.iter().for_each(|asked| asked.end(&finding));
         match finding {
             Finding::Judgement(_) => drop(self.misses.remove(&judging.driver)),
-            Finding::Log(_) | Finding::Unanswered(_) => self.missed(&judging.driver),
+            Finding::Log(_) | Finding::Reloaded(_) | Finding::Exec(_) | Finding::Unanswered(_) => {
+                self.missed(&judging.driver);
+            }
         }
         Some(Ended { judging, finding })
     }
@@ -358,6 +360,8 @@ fn outcome(finding: &Finding) -> &'static str {
         Finding::Judgement(Verdict::Refused(_)) => "refused",
         Finding::Judgement(Verdict::Unclear(_)) => "unclear",
         Finding::Log(_) => "read",
+        Finding::Reloaded(_) => "reloaded",
+        Finding::Exec(_) => "executed",
         Finding::Unanswered(_) => "unanswered",
     }
 }

@@ -70,8 +70,8 @@ impl Leader<'_> {
             }
             Finding::Judgement(Verdict::Accepted) => None,
             Finding::Judgement(Verdict::Unclear(why)) => Some(format!("no instance could be made now: {why}")),
-            // A part of a log says nothing about a specification.
-            finding @ (Finding::Log(_) | Finding::Unanswered(_)) => {
+            // What answers another question says nothing about a specification.
+            finding @ (Finding::Log(_) | Finding::Reloaded(_) | Finding::Exec(_) | Finding::Unanswered(_)) => {
                 let why =
                     if let Finding::Unanswered(why) = finding { why } else { "the answer is to something else".into() };
                 let warning = format!("accepted without the judgement of driver {driver}: {why}");
@@ -91,9 +91,9 @@ impl Leader<'_> {
     pub(super) fn put_inquiries(&mut self) {
         for stream in self.connections.take_ended() {
             self.inquiries.stream_ended(stream);
-            self.readings.stream_ended(stream);
+            self.direct.stream_ended(stream);
         }
-        self.readings.end_late();
+        self.direct.end_late();
         for ended in self.inquiries.late() {
             self.judged(ended);
         }
@@ -104,7 +104,7 @@ impl Leader<'_> {
 
     /// Everyone who waits for an answer is told why there is none. Nothing was changed.
     pub(super) fn end_inquiries(&mut self, why: &CommandError) {
-        self.readings.end_all(why);
+        self.direct.end_all(why);
         for call in self.inquiries.end_all() {
             let _ = call.reply.send(Err(why.clone()));
         }

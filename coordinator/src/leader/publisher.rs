@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use common::change::ApplianceTarget;
 use common::cluster::ClusterIdentity;
 use common::session::StatusReport;
-use common::{ApplianceId, RebalanceId, Timestamp, WorkerId};
+use common::{ApplianceId, CoordinatorId, RebalanceId, Timestamp, WorkerId};
 use coordinator_core::machine::Machine;
 use coordinator_core::membership::LeaseAuthority;
 use coordinator_core::rebalance::RebalanceEvent;
@@ -78,6 +78,11 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
+    /// This coordinator.
+    pub(super) const fn coordinator(&self) -> &CoordinatorId {
+        &self.identity.coordinator
+    }
+
     /// A publisher for the term that began at `began`, of the cluster with this id, while an operator has stopped planning if
     /// `paused` says so, and with these orders in force.
     pub(super) fn new(

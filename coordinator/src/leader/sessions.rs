@@ -81,8 +81,8 @@ impl Leader<'_> {
         if self.connections.envelope(conn) != Some(envelope) {
             return debug!(conn, "an answer of another conversation was dropped");
         }
-        if self.readings.has(answer.number) {
-            return self.readings.answered(conn, answer);
+        if self.direct.has(answer.number) {
+            return self.direct.answered(conn, answer);
         }
         match self.inquiries.answered(conn, answer) {
             Some(ended) => self.judged(ended),

@@ -77,8 +77,13 @@ type WatchStream<T> = std::pin::Pin<Box<dyn futures::Stream<Item = Result<T, Sta
 impl Appliances for Fake {
     type WatchStream = WatchStream<v1::ApplianceEvent>;
     type LogsStream = WatchStream<v1::LogChunk>;
+    type ExecStream = WatchStream<v1::ExecResponse>;
 
     async fn logs(&self, _: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        Err(Status::unimplemented("not used"))
+    }
+
+    async fn exec(&self, _: Request<tonic::Streaming<v1::ExecRequest>>) -> Result<Response<Self::ExecStream>, Status> {
         Err(Status::unimplemented("not used"))
     }
 

@@ -9,9 +9,11 @@ use common::inquiry::{
     Answer, Finding, Inquiry, LogPart, LogQuery, MAX_ANSWER_TEXT, MAX_INQUIRY_TIME, MAX_LOG_PART, MAX_LOG_PLACE,
     Question, Verdict,
 };
+use common::reload::{MAX_SETTING, MAX_SETTINGS, Reloaded};
 use common::session::Envelope;
 use common::text;
 
+use super::execution;
 use super::scalar::{clip, duration_from_wire, duration_to_wire};
 use super::worker::{At, Reader, WireError, desired_to_wire, envelope_to_wire, id_to_wire};
 use crate::worker::v1 as wire;
@@ -32,6 +34,8 @@ pub fn inquiry_to_wire(envelope: &Envelope, inquiry: Inquiry) -> wire::Coordinat
             desired: Some(desired_to_wire(&desired)),
         })),
         Question::ReadLog(query) => Some(wire::inquiry::Question::ReadLog(query_to_wire(*query))),
+        Question::Exec(step) => Some(wire::inquiry::Question::Exec(execution::step_to_wire(*step))),
+        Question::ReloadConfig => Some(wire::inquiry::Question::ReloadConfig(wire::ReloadConfig {})),
         Question::Unreadable(_) => None,
     };
     let within = Some(duration_to_wire(within));
@@ -53,6 +57,11 @@ pub(super) fn inquiry_from_wire(reader: Reader, inquiry: wire::Inquiry) -> Inqui
             let read = read_query(reader, query).map(|query| Question::ReadLog(Box::new(query)));
             read.unwrap_or_else(|error| Question::Unreadable(clip(&error.to_string(), MAX_FIELD)))
         }
+        Some(wire::inquiry::Question::Exec(step)) => {
+            let read = execution::step_from_wire(reader, step).map(|step| Question::Exec(Box::new(step)));
+            read.unwrap_or_else(|error| Question::Unreadable(clip(&error.to_string(), MAX_FIELD)))
+        }
+        Some(wire::inquiry::Question::ReloadConfig(wire::ReloadConfig {})) => Question::ReloadConfig,
         None => Question::Unreadable("this version does not know what is asked".to_owned()),
     };
     let within = within.and_then(|within| duration_from_wire(&within).ok()).unwrap_or_default().min(MAX_INQUIRY_TIME);
@@ -107,6 +116,13 @@ pub fn answer_to_wire(envelope: &Envelope, answer: Answer) -> wire::WorkerMessag
         }
         Finding::Judgement(Verdict::Unclear(reason)) => judgement(Kind::Unclear, String::new(), &reason),
         Finding::Log(LogPart { data, place, more, lost }) => Wire::Log(wire::LogPart { data, place, more, lost }),
+        Finding::Exec(answer) => Wire::Exec(execution::answer_to_wire(answer)),
+        Finding::Reloaded(Ok(Reloaded { applied, needs_restart })) => {
+            Wire::Reloaded(wire::Reloaded { applied, needs_restart, problem: String::new() })
+        }
+        Finding::Reloaded(Err(problem)) => {
+            Wire::Reloaded(wire::Reloaded { problem: clip(&problem, MAX_ANSWER_TEXT), ..wire::Reloaded::default() })
+        }
         Finding::Unanswered(reason) => Wire::Unanswered(clip(&reason, MAX_ANSWER_TEXT)),
     };
     let answer = wire::Answer { number: answer.number, finding: Some(finding) };
@@ -119,10 +135,24 @@ pub(super) fn answer_from_wire(answer: wire::Answer) -> Answer {
     let finding = match finding {
         Some(wire::answer::Finding::Judgement(judgement)) => read_judgement(&judgement),
         Some(wire::answer::Finding::Log(part)) => read_part(part),
+        Some(wire::answer::Finding::Exec(answer)) => execution::answer_from_wire(answer),
+        Some(wire::answer::Finding::Reloaded(reloaded)) => read_reloaded(reloaded),
         Some(wire::answer::Finding::Unanswered(reason)) => Finding::Unanswered(clip(&reason, MAX_ANSWER_TEXT)),
         None => Finding::Unanswered("this version does not know the answer".to_owned()),
     };
     Answer { number, finding }
+}
+
+fn read_reloaded(reloaded: wire::Reloaded) -> Finding {
+    let wire::Reloaded { applied, needs_restart, problem } = reloaded;
+    if !problem.is_empty() {
+        return Finding::Reloaded(Err(clip(&problem, MAX_ANSWER_TEXT)));
+    }
+    let is_setting = |name: &String| text::check(name, MAX_SETTING).is_ok();
+    if applied.len() + needs_restart.len() > MAX_SETTINGS || !applied.iter().chain(&needs_restart).all(is_setting) {
+        return Finding::Unanswered("the names of settings are too long, or too many".to_owned());
+    }
+    Finding::Reloaded(Ok(Reloaded { applied, needs_restart }))
 }
 
 fn read_part(part: wire::LogPart) -> Finding {

@@ -116,8 +116,8 @@ impl Cluster {
     /// # Errors
     /// When it cannot be run or does not end.
     pub async fn rugctl(&self, args: &[&str], input: &str) -> Result<CommandOutput> {
-        let server = ["--server", self.api.address()];
-        let args: Vec<&str> = args.iter().copied().chain(server).collect();
+        // First, because the words of a command for an instance end a line.
+        let args: Vec<&str> = ["--server", self.api.address()].iter().chain(args).copied().collect();
         run(self.root(), &args, input).await
     }
 }

@@ -529,12 +529,12 @@ impl Lifecycle {
     #[must_use]
     pub fn status(&self) -> Status {
         let instances = self.fleet.slots.iter().map(|slot| {
-            let Instance { ordinal, attempt, started_at_unix_ms, addresses, ports, details, .. } = &slot.instance;
+            let Instance { ordinal, attempt, started_at_unix_ms, addresses, ports, .. } = &slot.instance;
             InstanceStatus {
                 ordinal: *ordinal,
                 name: Instance::name(self.appliance, *ordinal, *attempt),
                 alive: slot.answered(),
-                details: details.with(&slot.conditions),
+                details: slot.details(),
                 started_at_unix_ms: *started_at_unix_ms,
                 address: addresses.service,
                 configured: slot.configured.and(slot.runs),

@@ -31,6 +31,13 @@ impl Cgroup {
         Ok(group)
     }
 
+    /// The group of an instance that is there already.
+    pub(crate) fn enter(wanted: &order::Cgroup) -> io::Result<Self> {
+        // Without it the instance has ended.
+        fs::metadata(wanted.path.join("cgroup.procs"))?;
+        Ok(Self { path: wanted.path.clone() })
+    }
+
     /// Moves a process in, which all that it starts then follows.
     pub(crate) fn take(&self, pid: u32) -> io::Result<()> {
         fs::write(self.path.join("cgroup.procs"), pid.to_string())

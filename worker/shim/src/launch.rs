@@ -3,7 +3,7 @@
 //!
 //! A process of its own until then, so that all of this is done by plain calls between `fork` and `exec` of nobody else.
 //! Standard input is the order, standard output the pipe that says what went wrong (its end, without a word: nothing), and standard
-//! error the log.
+//! error the log. A command that an operator runs has pipes for its input and output, whose numbers are arguments, and one as standard error.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -38,7 +38,12 @@ pub(crate) fn run() -> ExitCode {
 fn become_command(order: &Order) -> Result<(), String> {
     let command = &order.command;
     let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
-    standard_streams().map_err(|error| failed("set up its standard streams", &error))?;
+    let streams = std::env::args().nth(2).zip(std::env::args().nth(3));
+    let set = match &streams {
+        Some((input, output)) => streams_by_number(input, output),
+        None => standard_streams(),
+    };
+    set.map_err(|error| failed("set up its standard streams", &error))?;
     set_up(command)?;
     let run = |program: &Path| {
         let mut program = Command::new(program);
@@ -61,6 +66,19 @@ fn become_command(order: &Order) -> Result<(), String> {
 fn standard_streams() -> io::Result<()> {
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     Ok(rustix::stdio::dup2_stdout(rustix::stdio::stderr())?)
+}
+
+/// The descriptors that these numbers are of. Opened anew, so that they are closed with all others that were inherited.
+fn streams_by_number(input: &str, output: &str) -> io::Result<()> {
+    let path = |number: &str| format!("/proc/self/fd/{number}");
+    rustix::stdio::dup2_stdin(File::open(path(input))?)?;
+    rustix::stdio::dup2_stdout(OpenOptions::new().write(true).open(path(output))?)?;
+    for number in [input, output] {
+        // Those that are open by these numbers are ours: the parent of this process has made them for it.
+        let number = number.parse().map_err(|_| io::ErrorKind::InvalidInput)?;
+        nix::unistd::close::<std::os::fd::RawFd>(number)?;
+    }
+    Ok(())
 }
 
 fn set_up(command: &order::Command) -> Result<(), String> {
@@ -112,7 +130,9 @@ fn become_user(user: &User) -> nix::Result<()> {
         return Err(nix::Error::EINVAL);
     }
     // So that it can open its output by a name, such as /dev/stdout. Where that fails it can still write to it.
-    let _ = rustix::fs::fchown(rustix::stdio::stderr(), Some(rustix::fs::Uid::from_raw(user.uid)), None);
+    let owner = Some(rustix::fs::Uid::from_raw(user.uid));
+    let _ = rustix::fs::fchown(rustix::stdio::stderr(), owner, None);
+    let _ = rustix::fs::fchown(rustix::stdio::stdout(), owner, None);
     setgroups(&groups)?;
     setresgid(gid, gid, gid)?;
     setresuid(uid, uid, uid)

@@ -12,6 +12,7 @@
 //!
 //! Single-threaded, without allocation in steady state: hundreds of them run on one host.
 
+pub mod channel;
 pub mod order;
 pub mod processes;
 pub mod state;

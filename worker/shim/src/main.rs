@@ -1,9 +1,10 @@
 //! `rug-shim`: started by the process driver for one instance. Not for people: it takes its order from standard input.
 //!
 //! `rug-shim run` is the shim. `rug-shim launch` is what it starts: that sets up the process it is in and becomes the command.
-//! `rug-shim probe` runs a command beside an instance and says how it ended.
+//! `rug-shim probe` runs a command beside an instance and says how it ended. `rug-shim exec` runs one for an operator.
 
 mod cgroup;
+mod exec;
 mod launch;
 mod log;
 mod probe;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         Some("run") => supervise::run(),
         Some("launch") => launch::run(),
         Some("probe") => probe::run(),
+        Some("exec") => exec::run(),
         _ => {
             eprintln!("rug-shim is started by rug-worker for each instance; it is not for use by hand");
             ExitCode::from(2)

@@ -62,7 +62,7 @@ impl Probe {
 
     fn run(mut self) -> (Verdict, Vec<u8>) {
         let cause = self.follow();
-        self.end();
+        end_descendants();
         self.take_output();
         let mut problem = Vec::new();
         // Ended by now, so that this does not wait.
@@ -122,20 +122,20 @@ impl Probe {
             }
         }
     }
+}
 
-    /// Ends the command and what it has started.
-    fn end(&self) {
-        let give_up = Instant::now() + END_WAIT;
-        loop {
-            while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
-            let left = descendants(std::process::id());
-            if left.is_empty() || Instant::now() >= give_up {
-                return;
-            }
-            for id in left {
-                let _ = processes::signal(id, Signal::KILL);
-            }
-            std::thread::sleep(Duration::from_millis(2));
+/// Ends a command and all that it has started: every descendant of this process.
+pub(crate) fn end_descendants() {
+    let give_up = Instant::now() + END_WAIT;
+    loop {
+        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+        let left = descendants(std::process::id());
+        if left.is_empty() || Instant::now() >= give_up {
+            return;
         }
+        for id in left {
+            let _ = processes::signal(id, Signal::KILL);
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -14,6 +14,7 @@ use common::{ApplianceId, SiteId};
 use worker_core::desired::Desired;
 use worker_core::instance::{Instance, Observation};
 
+use super::execution::Execution;
 use super::{Driver, DriverFencing, EndSender, Error, Standing, Wanted};
 use crate::gate::Permit;
 use crate::metrics;
@@ -132,6 +133,17 @@ impl Driver for Measured {
         limit: std::time::Duration,
     ) -> Result<(), Error> {
         self.measure("run_beside", self.driver.run_beside(appliance, instance, desired, command, limit)).await
+    }
+
+    async fn execute(
+        &self,
+        permit: &Permit,
+        instance: &Instance,
+        desired: &Desired,
+        command: &[String],
+        limit: std::time::Duration,
+    ) -> Result<Execution, Error> {
+        self.measure("execute", self.driver.execute(permit, instance, desired, command, limit)).await
     }
 
     async fn ensure(&self, permit: &Permit, wanted: Wanted<'_>) -> Result<Instance, Error> {

@@ -16,7 +16,9 @@ use worker_core::instance::{Addresses, Instance, Observation};
 
 pub use crate::error::Error;
 use crate::gate::Permit;
+use execution::Execution;
 
+pub mod execution;
 pub mod kubernetes;
 pub mod measured;
 pub mod openstack;
@@ -182,6 +184,19 @@ pub trait Driver: Send + Sync + 'static {
         _limit: Duration,
     ) -> Result<(), Error> {
         Err(Error::Refused("this driver cannot run a command beside an instance".into()))
+    }
+
+    /// Runs a command of an operator in an instance: as the same user, with the same variables, within what the instance may. Changes what
+    /// that command changes. Ended with the right of the permit, which is asked again and again, and with the instance.
+    async fn execute(
+        &self,
+        _permit: &Permit,
+        _instance: &Instance,
+        _desired: &Desired,
+        _command: &[String],
+        _limit: Duration,
+    ) -> Result<Execution, Error> {
+        Err(Error::Refused("this driver cannot run commands in instances".into()))
     }
 
     /// Starts an instance with its network ports, or finds the one of the same name running. Does not wait for it to answer

@@ -41,6 +41,7 @@ use self::launch::{Launch, Order};
 use self::record::{Folder, FolderKey, InstanceRecord, Management, RecordedInstance};
 use self::starting::Started;
 use self::system::POLL;
+use crate::drivers::execution::Execution;
 use crate::drivers::{Driver, DriverFencing, EndSender, EndedInstance, Error, Wanted};
 use crate::gate::Permit;
 
@@ -48,6 +49,7 @@ mod cgroups;
 mod config;
 mod ending;
 mod ends;
+mod executing;
 pub mod fence;
 mod finding;
 mod launch;
@@ -273,6 +275,17 @@ impl Driver for ProcessDriver {
         })
         .await?;
         shims::run_beside(&self.inner.config.shim_binary, &folder, &order, limit).await
+    }
+
+    async fn execute(
+        &self,
+        permit: &Permit,
+        instance: &Instance,
+        desired: &Desired,
+        command: &[String],
+        limit: Duration,
+    ) -> Result<Execution, Error> {
+        executing::execute(&self.inner, permit, instance, desired, command, limit).await
     }
 
     async fn destroy(&self, permit: &Permit, instance: &Instance, stop: StopRecipe) -> Result<(), Error> {

@@ -52,7 +52,7 @@ metric_group! {
         .by(&[
             DRIVER,
             Label::fixed("call", &[
-                "judge", "read_log", "claim", "observe", "note_answer", "note_configured", "ended", "run_beside", "ensure", "expose", "attach", "detach", "destroy", "list", "forget",
+                "judge", "read_log", "claim", "observe", "note_answer", "note_configured", "ended", "run_beside", "execute", "ensure", "expose", "attach", "detach", "destroy", "list", "forget",
             ]),
             Label::fixed("outcome", &["ok", "failed", "refused", "busy", "superseded", "shut", "ended"]),
         ]);

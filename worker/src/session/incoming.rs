@@ -41,7 +41,7 @@ impl Session {
         if let Some(inquiry) = inquiry {
             // One of another stream, or of before the welcome, is nobody's any more.
             if self.conversation.envelope() == Some(from) {
-                self.inquiries.begin(&self.setup.name, from, inquiry);
+                self.inquiries.begin(&self.setup.name, &self.gate, from, inquiry);
             }
             return;
         }

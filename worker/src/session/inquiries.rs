@@ -7,16 +7,20 @@ use std::collections::VecDeque;
 use std::future::pending;
 use std::sync::Arc;
 
+use common::driver::DriverName;
+use common::execution::MAX_OPEN_STEPS;
 use common::inquiry::{Answer, Finding, Inquiry, MAX_OPEN_INQUIRIES, MAX_OPEN_READINGS, Question, Verdict};
 use common::session::Envelope;
 use common::{ApplianceId, WorkerId};
-use runtime::telemetry;
+use runtime::{reload, telemetry};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{Instrument as _, Span, debug, field, info_span};
 use worker_core::desired::Desired;
 
+use super::executions::Executions;
 use crate::drivers::Driver;
+use crate::gate::SharedGate;
 use crate::offer::Drivers;
 
 /// Judgements at a time. The calls that they make are those that boots make as well, and must not take all of their places.
@@ -30,8 +34,11 @@ pub(super) struct Inquiries {
     judging: Arc<Semaphore>,
     /// Those under way; a task that found nothing out in time has no answer.
     tasks: JoinSet<(Envelope, Option<Answer>)>,
-    /// Readings of logs among them: they have a bound of their own, so that judgements keep their places.
+    /// Readings of logs and configurations among them: they have a bound of their own, so that judgements keep their places.
     readings: Arc<Semaphore>,
+    /// Commands in instances, and the steps about them that are open: these have a bound of their own, too.
+    executions: Executions,
+    steps: Arc<Semaphore>,
     /// Those that are answered and wait to be sent.
     answers: VecDeque<(Envelope, Answer)>,
 }
@@ -40,18 +47,21 @@ impl Inquiries {
     pub(super) fn new(drivers: Option<Drivers>) -> Self {
         let judging = Arc::new(Semaphore::new(JUDGED_AT_ONCE));
         let readings = Arc::new(Semaphore::new(MAX_OPEN_READINGS));
-        Self { drivers, judging, tasks: JoinSet::new(), readings, answers: VecDeque::new() }
+        let (executions, steps) = (Executions::new(), Arc::new(Semaphore::new(MAX_OPEN_STEPS)));
+        Self { drivers, judging, tasks: JoinSet::new(), readings, executions, steps, answers: VecDeque::new() }
     }
 
     /// Begins to answer an inquiry that came on the stream with this envelope.
-    pub(super) fn begin(&mut self, worker: &WorkerId, envelope: Envelope, inquiry: Inquiry) {
+    pub(super) fn begin(&mut self, worker: &WorkerId, gate: &Arc<SharedGate>, envelope: Envelope, inquiry: Inquiry) {
         let Inquiry { number, within, call, question } = inquiry;
-        let reading = match question {
-            Question::ReadLog(_) => Some(Arc::clone(&self.readings).try_acquire_owned()),
+        let bound = match question {
+            Question::ReadLog(_) | Question::ReloadConfig => Some((&self.readings, MAX_OPEN_READINGS)),
+            Question::Exec(_) => Some((&self.steps, MAX_OPEN_STEPS)),
             Question::Judge { .. } | Question::Unreadable(_) => None,
         };
-        let (most, is_full) = match &reading {
-            Some(place) => (MAX_OPEN_READINGS, place.is_err()),
+        let bounded = bound.map(|(places, most)| (Arc::clone(places).try_acquire_owned(), most));
+        let (most, is_full) = match &bounded {
+            Some((place, most)) => (*most, place.is_err()),
             None => (MAX_OPEN_INQUIRIES, self.judgements() + self.answers.len() >= MAX_OPEN_INQUIRIES),
         };
         if is_full {
@@ -75,10 +85,16 @@ impl Inquiries {
             outcome = field::Empty,
         );
         telemetry::continue_trace(&span, &call);
-        let (drivers, judging) = (self.drivers.clone(), Arc::clone(&self.judging));
+        let answering = Answering {
+            number,
+            drivers: self.drivers.clone(),
+            judging: Arc::clone(&self.judging),
+            executions: self.executions.clone(),
+            gate: Arc::clone(gate),
+        };
         let answered = async move {
-            let _reading = reading;
-            let finding = tokio::time::timeout(within, answer(drivers, judging, question)).await;
+            let _place = bounded;
+            let finding = tokio::time::timeout(within, answering.answer(question)).await;
             let finding = match finding {
                 Ok(finding) => finding,
                 Err(_) => {
@@ -106,10 +122,11 @@ impl Inquiries {
         }
     }
 
-    /// Open inquiries that read no logs.
+    /// Open inquiries that have no bound of their own.
     fn judgements(&self) -> usize {
         let readings = MAX_OPEN_READINGS - self.readings.available_permits();
-        self.tasks.len().saturating_sub(readings)
+        let steps = MAX_OPEN_STEPS - self.steps.available_permits();
+        self.tasks.len().saturating_sub(readings + steps)
     }
 
     pub(super) fn is_waiting(&self) -> bool {
@@ -123,6 +140,8 @@ impl Inquiries {
     /// The stream is over.
     pub(super) fn end(&mut self) {
         self.tasks = JoinSet::new();
+        self.executions.end();
+        self.executions = Executions::new();
         self.answers.clear();
     }
 }
@@ -134,32 +153,54 @@ const fn outcome(finding: &Finding) -> &'static str {
         Finding::Judgement(Verdict::Refused(_)) => "refused",
         Finding::Judgement(Verdict::Unclear(_)) => "unclear",
         Finding::Log(_) => "read",
+        Finding::Reloaded(_) => "reloaded",
+        Finding::Exec(_) => "executed",
         Finding::Unanswered(_) => "unanswered",
     }
 }
 
-async fn answer(drivers: Option<Drivers>, judging: Arc<Semaphore>, question: Question) -> Finding {
-    match question {
-        Question::Judge { appliance, desired } => {
-            let offer = drivers.as_ref().and_then(|drivers| drivers.offer(&desired.driver));
-            let Some(driver) = offer.map(|offer| Arc::clone(&offer.driver)).filter(|driver| driver.judges()) else {
-                return Finding::Unanswered(format!("driver {} is not asked here", desired.driver));
-            };
-            // Fails only when it is closed, which it never is.
-            let _place = judging.acquire_owned().await;
-            judge(driver.as_ref(), appliance, &desired).await
-        }
-        Question::ReadLog(query) => {
-            let offer = query.driver.as_ref().zip(drivers.as_ref()).and_then(|(name, drivers)| drivers.offer(name));
-            let Some(driver) = offer.map(|offer| Arc::clone(&offer.driver)).filter(|driver| driver.keeps_logs()) else {
-                return Finding::Unanswered("no output of instances is kept here".to_owned());
-            };
-            match driver.read_log(&query).await {
-                Ok(part) => Finding::Log(part),
-                Err(error) => Finding::Unanswered(error.to_string()),
+/// What one inquiry is answered with.
+struct Answering {
+    number: u64,
+    drivers: Option<Drivers>,
+    judging: Arc<Semaphore>,
+    executions: Executions,
+    gate: Arc<SharedGate>,
+}
+
+impl Answering {
+    async fn answer(self, question: Question) -> Finding {
+        match question {
+            Question::Judge { appliance, desired } => {
+                let driver = self.driver(&desired.driver).filter(|driver| driver.judges());
+                let Some(driver) = driver else {
+                    return Finding::Unanswered(format!("driver {} is not asked here", desired.driver));
+                };
+                // Fails only when it is closed, which it never is.
+                let _place = self.judging.acquire_owned().await;
+                judge(driver.as_ref(), appliance, &desired).await
             }
+            Question::ReadLog(query) => {
+                let driver = query.driver.as_ref().and_then(|name| self.driver(name));
+                let Some(driver) = driver.filter(|driver| driver.keeps_logs()) else {
+                    return Finding::Unanswered("no output of instances is kept here".to_owned());
+                };
+                match driver.read_log(&query).await {
+                    Ok(part) => Finding::Log(part),
+                    Err(error) => Finding::Unanswered(error.to_string()),
+                }
+            }
+            Question::ReloadConfig => Finding::Reloaded(reload::reload_for("the leader asks").await),
+            Question::Exec(step) => {
+                let Self { number, drivers, executions, gate, .. } = self;
+                Finding::Exec(executions.answer(number, *step, &gate, drivers.as_ref()).await)
+            }
+            Question::Unreadable(problem) => Finding::Unanswered(problem),
         }
-        Question::Unreadable(problem) => Finding::Unanswered(problem),
+    }
+
+    fn driver(&self, name: &DriverName) -> Option<Arc<dyn Driver>> {
+        self.drivers.as_ref()?.offer(name).map(|offer| Arc::clone(&offer.driver))
     }
 }
 

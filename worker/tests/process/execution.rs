@@ -4,7 +4,11 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
+use common::execution::ExecEnd;
 use common::kind::{Probe, ProcessLimits, ProcessOptions};
+
+use common::status::EndCause;
+use worker::drivers::execution::ExecOutput;
 
 use super::*;
 
@@ -386,5 +390,34 @@ async fn a_command_beside_an_instance_succeeds_fails_or_is_ended() {
     until("it was ended", || trees::with_argument(&mark).is_empty()).await;
     // It was none of the instance.
     assert_eq!(driver.observe(A).await.expect("readable").running, std::slice::from_ref(&made));
+    driver.destroy(&permit(1), &made, StopRecipe::default()).await.expect("ends");
+}
+
+#[tokio::test]
+async fn a_command_of_an_operator_runs_within_what_its_instance_may() {
+    if !is_root() {
+        return;
+    }
+    let world = DriverWorld::new();
+    let driver = world.driver("w1");
+    let spec = script("exec sleep 1000", |options| {
+        options.user = Some("nobody".into());
+        options.limits.nofile = Some(77);
+    });
+    let made = driver.ensure(&permit(1), first(&spec)).await.expect("starts");
+    let command =
+        ["sh", "-c", "id -un; ulimit -n; echo >/dev/stderr; ! touch /etc/of-nobody 2>/dev/null"].map(str::to_owned);
+    let limit = Duration::from_secs(20);
+    let mut running = driver.execute(&permit(1), &made, &spec, &command, limit).await.expect("starts");
+    let (mut printed, mut end) = (Vec::new(), None);
+    while let Some(said) = running.output.recv().await {
+        match said {
+            ExecOutput::Stdout(data) => printed.extend(data),
+            ExecOutput::Stderr(data) => assert_eq!(data, b"\n"),
+            ExecOutput::Ended(how) => end = Some(how),
+        }
+    }
+    assert_eq!(end, Some(ExecEnd::Command(EndCause::Exit(0))));
+    assert_eq!(String::from_utf8_lossy(&printed), "nobody\n77\n");
     driver.destroy(&permit(1), &made, StopRecipe::default()).await.expect("ends");
 }

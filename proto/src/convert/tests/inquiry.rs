@@ -5,6 +5,9 @@ use common::inquiry::{
     Answer, Finding, Inquiry, MAX_ANSWER_TEXT, MAX_INQUIRY_BYTES, MAX_INQUIRY_TIME, Question, Verdict,
 };
 
+use common::execution::{Bytes, ExecAnswer, ExecCommand, ExecEnd, ExecStep};
+use common::reload::Reloaded;
+
 use super::super::inquiry::{answer_to_wire, inquiry_to_wire};
 use super::*;
 
@@ -19,6 +22,52 @@ fn finding() -> impl Strategy<Value = Finding> {
             .prop_map(|(field, reason)| { Finding::Judgement(Verdict::Refused(FieldViolation::new(field, reason))) }),
         "[ -~]{0,40}".prop_map(|reason| Finding::Judgement(Verdict::Unclear(reason))),
         "[ -~]{0,40}".prop_map(Finding::Unanswered),
+        exec_answer().prop_map(Finding::Exec),
+        "[ -~]{1,40}".prop_map(|problem| Finding::Reloaded(Err(problem))),
+        prop::collection::vec("[a-z_.]{1,20}", 0..4)
+            .prop_map(|applied| { Finding::Reloaded(Ok(Reloaded { needs_restart: applied.clone(), applied })) }),
+    ]
+}
+
+fn piece() -> impl Strategy<Value = Bytes> {
+    prop::collection::vec(any::<u8>(), 0..40).prop_map(Bytes)
+}
+
+fn exec_answer() -> impl Strategy<Value = ExecAnswer> {
+    let end = prop_oneof![
+        any::<i32>().prop_map(|status| ExecEnd::Command(EndCause::Exit(status))),
+        any::<i32>().prop_map(|number| ExecEnd::Command(EndCause::Signal(number))),
+        Just(ExecEnd::TimedOut),
+        "[ -~]{0,40}".prop_map(ExecEnd::Stopped),
+        "[ -~]{0,40}".prop_map(ExecEnd::NotRun),
+    ];
+    prop_oneof![
+        Just(ExecAnswer::Begun),
+        Just(ExecAnswer::Nothing),
+        "[ -~]{0,40}".prop_map(ExecAnswer::Refused),
+        any::<bool>().prop_map(ExecAnswer::Taken),
+        piece().prop_map(ExecAnswer::Stdout),
+        piece().prop_map(ExecAnswer::Stderr),
+        end.prop_map(ExecAnswer::Ended),
+    ]
+}
+
+fn exec_step() -> impl Strategy<Value = ExecStep> {
+    let command =
+        (any::<u128>(), any::<u16>(), prop::collection::vec("[ -~]{0,9}", 1..4), duration(1..=60_000), desired());
+    let begin = command.prop_map(|(id, ordinal, command, limit, desired)| {
+        let (appliance, token) = (ApplianceId::from_u128(id), Token::new(Term::new(3), 4));
+        ExecStep::Begin(ExecCommand { appliance, token, desired: Box::new(desired), ordinal, command, limit })
+    });
+    prop_oneof![
+        begin,
+        (any::<u64>(), piece(), any::<bool>()).prop_map(|(execution, data, ends)| ExecStep::Input {
+            execution,
+            data,
+            ends
+        }),
+        any::<u64>().prop_map(|execution| ExecStep::Output { execution }),
+        any::<u64>().prop_map(|execution| ExecStep::End { execution }),
     ]
 }
 
@@ -38,6 +87,17 @@ proptest! {
         let read = down_from_wire(message).expect("just written");
         prop_assert_eq!((read.envelope, read.inquiry), (envelope, Some(inquiry)));
         prop_assert_eq!(read.message, ToWorker::Confirm(Confirm::default()));
+    }
+
+    #[test]
+    fn a_step_of_a_command_survives_the_wire(envelope in envelope(), number in any::<u64>(), step in exec_step()) {
+        if let ExecStep::Begin(command) = &step {
+            prop_assume!(command.desired.spec.validate().is_empty());
+        }
+        let (within, call) = (Duration::from_secs(1), TraceContext::default());
+        let inquiry = Inquiry { number, within, call, question: Question::Exec(Box::new(step)) };
+        let read = down_from_wire(inquiry_to_wire(&envelope, inquiry.clone())).expect("just written");
+        prop_assert_eq!(read.inquiry, Some(inquiry));
     }
 
     #[test]

@@ -319,6 +319,17 @@ pub(super) fn up_seeds() -> Vec<Vec<u8>> {
         Body::Drain(wire::Drain { hand_back: true }),
         answer(wire::answer::Finding::Unanswered("why".into())),
         answer(wire::answer::Finding::Judgement(judgement)),
+        answer(wire::answer::Finding::Exec(wire::ExecAnswer {
+            answer: Some(wire::exec_answer::Answer::Ended(wire::ExecEnd { how: Some(wire::exec_end::How::Exit(3)) })),
+        })),
+        answer(wire::answer::Finding::Exec(wire::ExecAnswer {
+            answer: Some(wire::exec_answer::Answer::Stdout(vec![1, 2])),
+        })),
+        answer(wire::answer::Finding::Reloaded(wire::Reloaded {
+            applied: vec!["log.filter".into()],
+            needs_restart: vec!["name".into()],
+            problem: String::new(),
+        })),
     ];
     let message = |body| wire::WorkerMessage { envelope: envelope(), body: Some(body) }.encode_to_vec();
     bodies.into_iter().map(message).collect()
@@ -400,6 +411,17 @@ pub(super) fn down_seeds() -> Vec<Vec<u8>> {
         Body::Refused(wire::Refused { reason: 4, detail: "why".into(), retry_after: seconds(1) }),
         Body::Drained(wire::Drained {}),
         inquiry(Some(wire::inquiry::Question::Judge(judge))),
+        inquiry(Some(wire::inquiry::Question::Exec(wire::Exec {
+            step: Some(wire::exec::Step::Begin(wire::ExecBegin {
+                appliance: ID.to_vec(),
+                token: token(),
+                desired: desired(custom()),
+                ordinal: 1,
+                command: vec!["uptime".into()],
+                limit: seconds(60),
+            })),
+        }))),
+        inquiry(Some(wire::inquiry::Question::ReloadConfig(wire::ReloadConfig {}))),
         inquiry(None),
     ];
     let message = |body| {

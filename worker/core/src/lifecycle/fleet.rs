@@ -5,10 +5,11 @@
 //! Which one is kept follows from what was found alone (the wanted digest first, then the lowest attempt), so that two
 //! owners in a row decide alike. What was doomed once stays doomed, also when it is found again.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use common::appliance::MAX_REPLICAS;
-use common::status::Details;
+use common::status::{Details, MANAGEMENT_DETAIL};
 use common::{ApplianceId, Generation, Timestamp};
 
 use crate::instance::{BootState, Instance, Observation};
@@ -67,6 +68,26 @@ pub(super) struct Plugging {
 }
 
 impl InstanceSlot {
+    /// Where it is managed, if that is an address of its own.
+    pub(super) fn management(&self) -> Option<IpAddr> {
+        let Instance { addresses, has_own_address, .. } = &self.instance;
+        addresses.management.filter(|_| *has_own_address).map(|address| address.ip())
+    }
+
+    /// What is shown of it: what its driver knows, and what it says about itself. Where it is managed it does not say: operators log in there.
+    pub(super) fn details(&self) -> Details {
+        let known = match self.management() {
+            Some(address) => {
+                Details::from_iter([(MANAGEMENT_DETAIL, address.to_string())]).with(&self.instance.details)
+            }
+            None => self.instance.details.clone(),
+        };
+        if self.conditions.get(MANAGEMENT_DETAIL).is_none() {
+            return known.with(&self.conditions);
+        }
+        known.with(&self.conditions.iter().filter(|(name, _)| *name != MANAGEMENT_DETAIL).collect())
+    }
+
     /// An instance that was just started, or found. Where its driver cannot tell whether its boot is over, `rising` says so: it
     /// has begun now, then.
     pub(super) fn started(instance: Instance, rising: bool, now: Timestamp, next_probe: Timestamp) -> Self {

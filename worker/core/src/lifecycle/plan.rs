@@ -300,6 +300,7 @@ impl Lifecycle {
             let i = &slot.instance;
             (i.ordinal, i.attempt, i.started_at_unix_ms, i.addresses.service, &i.ports, &i.details).hash(&mut hash);
             (slot.answered(), slot.configured, slot.runs, &slot.conditions).hash(&mut hash);
+            slot.management().hash(&mut hash);
             matches!(slot.life, InstanceLife::Alive).hash(&mut hash);
         }
         self.hands.shown().for_each(|shown| shown.hash(&mut hash));

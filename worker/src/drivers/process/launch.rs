@@ -171,6 +171,28 @@ impl Launch {
         Ok(Self { programs, args, variables, from_files, identity, address, picked_port: None })
     }
 
+    /// A command that an operator runs in an instance which serves at `address`: its words are taken as they are.
+    ///
+    /// # Errors
+    /// As with [`Launch::plan`].
+    pub(super) fn within(
+        order: &Order,
+        config: &Config,
+        address: Option<SocketAddr>,
+        command: &[String],
+    ) -> Result<Self, Error> {
+        let Some((program, words)) = command.split_first() else {
+            return Err(Error::Refused("there is no command".into()));
+        };
+        let launch = Self::beside(order, config, address, std::slice::from_ref(program))?;
+        // The reference appliance is the worker's own program and runs as the worker does. What somebody names runs so only where that may be so.
+        if matches!(order.recipe.program, Program::Appliance) && launch.user().is_some() {
+            let text = "its instances run as the worker's user, which `process.default_user` keeps commands from";
+            return Err(Error::Refused(text.into()));
+        }
+        Ok(Self { args: words.iter().map(OsString::from).collect(), ..launch })
+    }
+
     /// The user it runs as, if that is not the worker's.
     pub(super) const fn user(&self) -> Option<&shim::order::User> {
         self.identity.user.as_ref()

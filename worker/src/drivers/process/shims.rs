@@ -128,7 +128,7 @@ pub(super) const fn end_cause(cause: state::EndCause) -> EndCause {
 }
 
 /// An order in memory that no other process can reach by a name.
-fn orders(order: &Order) -> io::Result<File> {
+pub(super) fn orders(order: &Order) -> io::Result<File> {
     let mut orders = File::from(memfd_create(c"rug-order", MemfdFlags::CLOEXEC)?);
     orders.write_all(&order.encode())?;
     orders.rewind()?;
@@ -160,7 +160,7 @@ fn answer(answers: OwnedFd) -> io::Result<Option<Answer>> {
 }
 
 /// Ends a shim that did not do what it is for, with whatever it started.
-fn give_up(pid: Option<u32>, text: &str) -> StartFailure {
+pub(super) fn give_up(pid: Option<u32>, text: &str) -> StartFailure {
     let not_started = || StartFailure::NotStarted(Error::Failed(text.to_owned()));
     let Some(shim) = pid.and_then(ProcessId::of) else { return not_started() };
     let gone = poll_until(KILL_WAIT, || {

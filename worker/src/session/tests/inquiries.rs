@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
+use common::execution::{ExecAnswer, ExecCommand, ExecStep};
 use common::inquiry::{Answer, Finding, Inquiry, MAX_OPEN_INQUIRIES, Question, Verdict};
 use common::kind::StopRecipe;
 use common::{StreamNumber, TraceContext};
@@ -146,6 +147,36 @@ async fn more_inquiries_than_may_be_open_are_answered_at_once() {
         let answer = conn.answer().await;
         assert_eq!(answer.number, number);
         assert!(matches!(answer.finding, Finding::Unanswered(why) if why.contains("64 inquiries are open")));
+    }
+    bench.finish().await;
+}
+
+#[tokio::test]
+async fn a_command_is_run_under_the_grant_that_is_held_and_no_other() {
+    let mut bench = SessionBench::new().await;
+    let (mut conn, _) = bench.hello().await;
+    conn.welcome(1, &[]).await;
+    bench.welcomed().await;
+    for (number, token) in [(1, token(1, 1)), (2, token(1, 2))] {
+        let command = ExecCommand {
+            appliance: A,
+            token,
+            desired: Box::new(Desired { driver: DriverName::simulated(), ..Desired::clone(&desired()) }),
+            ordinal: 0,
+            command: vec!["id".into()],
+            limit: DEADLINE,
+        };
+        let question = Question::Exec(Box::new(ExecStep::Begin(command)));
+        let inquiry = Inquiry { number, within: DEADLINE, call: TraceContext::default(), question };
+        conn.out.send(Ok(inquiry_to_wire(&conn.envelope, inquiry))).await.expect("the worker reads");
+        let finding = conn.answer().await.finding;
+        assert!(
+            matches!(&finding, Finding::Exec(ExecAnswer::Refused(why)) if why.contains("not owned")),
+            "{finding:?}"
+        );
+        if number == 1 {
+            bench.grant_a(&mut conn).await;
+        }
     }
     bench.finish().await;
 }

@@ -1,6 +1,6 @@
 //! Takeovers of what runs already, and repairs of what died.
 
-use common::status::{EndCause, InstanceEnd};
+use common::status::{EndCause, InstanceEnd, MANAGEMENT_DETAIL};
 
 use super::*;
 
@@ -322,12 +322,17 @@ fn where_an_instance_is_now_is_what_its_driver_says() {
     bench.life.found_at(0, 1, addresses);
     while let Some(LifecycleStep::Probe { ordinal }) = bench.last.action {
         bench.life.found_at(ordinal, 1, addresses);
-        bench.feed(ended(StepOutcome::Answered(Details::default())));
+        // What it says of itself is not where operators log in.
+        let said = [(MANAGEMENT_DETAIL, "192.0.2.1"), ("state", "fine")].into_iter().collect();
+        bench.feed(ended(StepOutcome::Answered(said)));
     }
     assert_eq!(bench.last.action, configure(0, 1));
     bench.feed(ended(StepOutcome::Configured));
     let known = bench.life.instance(0, None).map(|instance| instance.addresses);
     assert_eq!(known, Some(addresses), "and not the address of its listener");
+    let details = bench.life.status().instances[0].details.clone();
+    let shown = (details.get(MANAGEMENT_DETAIL), details.get("state"));
+    assert_eq!(shown, (Some("10.0.0.1"), Some("fine")));
 }
 
 #[test]
