@@ -257,10 +257,13 @@ proptest! {
         let mut forth = planner(Strategy::Bounded, members.clone());
         members.reverse();
         let mut back = planner(Strategy::Bounded, members.clone());
-        create(&mut forth, 0..300);
-        for slot in order {
-            create(&mut back, slot..slot + 1);
-        }
+        // All members can take either, so that they share a band.
+        let create = |planner: &mut Planner, slot: u32| {
+            let needs = if slot % 3 == 0 { on_site("h1") } else { anywhere() };
+            planner.insert(Slot(slot), id(slot), &format!("k{slot}"), needs, None, None);
+        };
+        (0..300).for_each(|slot| create(&mut forth, slot));
+        order.into_iter().for_each(|slot| create(&mut back, slot));
         members.push(PlannerMember { weight: joiner, ..member("joiner") });
         for planner in [&mut forth, &mut back] {
             settle(planner);
