@@ -4,13 +4,15 @@
 //! Per class, in this order: appliances that need another owner go to where they were before, then to members below
 //! their floor, then in order of ring preference to members below their ceiling. What the band forces beyond that moves
 //! from members over their ceiling to members under their floor, then from whichever side is left. What is pinned goes before all
-//! that, or stays ([`pins`](super::pins)); what cordoned members have stays as well. So the moves come to
+//! that, or stays ([`pins`](super::pins)); what cordoned members have stays as well. Where tenants are spread, zones choose before the
+//! ring does, and never at the price of a move ([`zones`]). So the moves come to
 //! `homeless + max(excess, deficit - homeless)`, the least possible where nothing declined, pinned or fixed is in the way.
 //!
 //! Cost: what is homeless, what moves, and members times classes; arcs of the ring are read only where a member is to
 //! be filled, and only as far as a multiple of what it is to get.
 
 mod transfer;
+mod zones;
 
 use std::collections::BTreeMap;
 
@@ -19,9 +21,11 @@ use super::classes::{Band, Class, why_unplaced};
 use super::pins::{SlotPins, by_class, held_back};
 use super::plan::{BandRelaxed, PlanDraft};
 use super::roster::{MemberRoster, NOBODY, narrow};
+use super::spread::{ClassZones, ZoneCounts};
 use super::walk::Walk;
 use super::{Config, Reason, Slot, Unplaced};
 use transfer::Transfer;
+use zones::ZoneChoice;
 
 /// An appliance that needs another owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,13 +37,13 @@ struct Homeless {
     reason: Reason,
 }
 
-/// Plans every class.
+/// Plans every class; with counts of the zones where these are to be looked at.
 pub(super) fn plan(
     roster: &MemberRoster,
     book: &Book,
     classes: &[Class],
     pins: &SlotPins<'_>,
-    config: &Config,
+    (config, mut counts): (&Config, Option<ZoneCounts<'_>>),
 ) -> PlanDraft {
     let mut out = PlanDraft::default();
     let mut picked = Picked::default();
@@ -64,6 +68,9 @@ pub(super) fn plan(
             let mut reasons: BTreeMap<u32, Unplaced> = BTreeMap::new();
             for h in &unowned {
                 if let Some((to, reason)) = back_to(roster, book, h) {
+                    if let Some(counts) = counts.as_mut().filter(|_| !class.deleting) {
+                        counts.arrive(h.slot, to);
+                    }
                     out.push(roster, h.slot, h.from, to, reason);
                     continue;
                 }
@@ -78,7 +85,10 @@ pub(super) fn plan(
         if balanced && homeless == 0 && pins.is_empty() {
             continue;
         }
-        let mut pass = BandPass { roster, book, class, groups, band, out: &mut out, picked: &mut picked };
+        let counts = counts.as_mut().filter(|_| !class.deleting);
+        let zones = counts.as_deref().and_then(|counts| ClassZones::new(counts, class));
+        let (out, picked) = (&mut out, &mut picked);
+        let mut pass = BandPass { roster, book, class, groups, band, counts, zones, out, picked };
         pass.pin(pins);
         if !pins.is_empty() {
             for list in [&mut unowned, &mut displaced] {
@@ -146,17 +156,21 @@ impl Picked {
 }
 
 /// One class being planned; `band.load` is what each member would hold once the moves so far are made.
-struct BandPass<'a> {
+struct BandPass<'a, 'z> {
     roster: &'a MemberRoster,
     book: &'a Book,
     class: &'a Class,
     groups: Vec<&'a Group>,
     band: Band,
+    /// Where tenants are spread, and this class counts for that.
+    counts: Option<&'a mut ZoneCounts<'z>>,
+    /// Where there are zones to choose from.
+    zones: Option<ClassZones>,
     out: &'a mut PlanDraft,
     picked: &'a mut Picked,
 }
 
-impl BandPass<'_> {
+impl BandPass<'_, '_> {
     /// Moves appliances to the members they are pinned to, if nothing but the band speaks against it, and keeps those that
     /// are there already from being moved.
     fn pin(&mut self, pins: &SlotPins<'_>) {
@@ -178,6 +192,7 @@ impl BandPass<'_> {
                 self.band.load[from as usize] -= 1;
             }
             self.band.load[to as usize] += 1;
+            self.recount(slot, owner, rank);
             self.out.push(self.roster, slot, entry.owner, rank, Reason::Pinned);
         }
     }
@@ -189,30 +204,51 @@ impl BandPass<'_> {
         }
         let class = self.class;
         let points = class.points(self.roster);
+        for h in &homeless {
+            if let (Some(counts), Some(from)) = (self.counts.as_deref_mut(), self.roster.rank(h.from)) {
+                counts.leave(h.slot, from);
+            }
+        }
         homeless.retain(|h| match self.returns_to(class, h) {
             Some(local) => !self.settle(class, h, local, Reason::Returned),
             None => true,
         });
+        let steps = self.steps(&homeless);
         // First those the ring itself gives to a member below its floor, then the nearest others.
         let mut walk = Walk::new(points);
         homeless.retain(|h| match walk.first(h.position) {
             Some(local) if self.band.deficit(local) > 0 && !self.declined(class, h.slot, local) => {
-                !self.settle(class, h, local, h.reason)
+                let zones = self.zones_for(steps[0].1, h.slot, None);
+                !(zones.is_some_and(|zones| self.is_in(zones, local)) && self.settle(class, h, local, h.reason))
             }
             _ => true,
         });
-        for stage in [BandStage::Floor, BandStage::Soft, BandStage::Ceiling] {
+        for &(stage, choice) in steps {
             if homeless.is_empty() || !self.band.locals().any(|local| stage.is_open(&self.band, local)) {
                 continue;
             }
+            let mut open = self.open_zones(|band, local| stage.is_open(band, local));
             let mut walk = Walk::new(points);
             homeless.retain(|h| {
-                let found = walk.find(
-                    h.position,
-                    |local| stage.is_open(&self.band, local),
-                    |local| !self.declined(class, h.slot, local),
-                );
-                found.is_none_or(|local| !self.settle(class, h, local, h.reason))
+                let Some(zones) = self.zones_for(choice, h.slot, open.as_ref()) else { return true };
+                let mut find = |zones| {
+                    walk.find(
+                        h.position,
+                        |local| stage.is_open(&self.band, local),
+                        |local| self.is_in(zones, local) && !self.declined(class, h.slot, local),
+                    )
+                };
+                let found = find(zones).or_else(|| match zones {
+                    // All of these zones declined it.
+                    ZoneChoice::With { .. } => find(ZoneChoice::Any),
+                    _ => None,
+                });
+                let Some(local) = found else { return true };
+                self.settle(class, h, local, h.reason);
+                if !stage.is_open(&self.band, local) {
+                    self.close(open.as_mut(), local);
+                }
+                false
             });
         }
         // Only what was declined by members with room is left: owned beats balanced.
@@ -223,6 +259,7 @@ impl BandPass<'_> {
             if let Some(local) = open.min_by_key(over) {
                 self.settle(class, &h, local, h.reason);
             } else if let Some((to, reason)) = back_to(self.roster, self.book, &h) {
+                self.recount(h.slot, None, to);
                 self.out.push(self.roster, h.slot, h.from, to, reason);
             } else if self.roster.rank(h.from).is_none() {
                 self.out.unplaced.push((Slot(h.slot), Unplaced::Declined));
@@ -243,8 +280,21 @@ impl BandPass<'_> {
     /// Counts and notes the new owner; always `true`.
     fn settle(&mut self, class: &Class, h: &Homeless, to: u32, reason: Reason) -> bool {
         self.band.load[to as usize] += 1;
+        // It left its zone before, with all that are placed.
+        match (self.counts.as_deref_mut(), &self.zones) {
+            (Some(counts), Some(zones)) if reason != Reason::Returned => counts.place(h.slot, to, zones),
+            _ => self.recount(h.slot, None, class.takers[to as usize]),
+        }
         self.out.push(self.roster, h.slot, h.from, class.takers[to as usize], reason);
         true
+    }
+
+    /// Counts an appliance in another zone.
+    fn recount(&mut self, slot: u32, from: Option<u32>, to: u32) {
+        if let Some(counts) = self.counts.as_deref_mut() {
+            from.into_iter().for_each(|from| counts.leave(slot, from));
+            counts.arrive(slot, to);
+        }
     }
 
     fn declined(&self, class: &Class, slot: u32, local: u32) -> bool {
