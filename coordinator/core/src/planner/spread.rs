@@ -45,7 +45,13 @@ impl Holdings {
     fn add(&mut self, handle: u32) {
         match self.0.binary_search_by_key(&handle, |(handle, _)| *handle) {
             Ok(at) => self.0[at].1 += 1,
-            Err(at) => self.0.insert(at, (handle, 1)),
+            Err(at) => {
+                // There may be as many of these as appliances: doubling would waste half of them.
+                if self.0.len() == self.0.capacity() {
+                    self.0.reserve_exact(1 + self.0.len() / 4);
+                }
+                self.0.insert(at, (handle, 1));
+            }
         }
     }
 
