@@ -33,3 +33,4 @@ mod trace;
 mod units;
 mod up;
 mod worker;
+mod zones;

@@ -257,9 +257,13 @@ impl<'z> ZoneCounts<'z> {
 
     /// Where the counts of the tenant of an appliance are; `None` when it has none.
     pub(super) fn row(&mut self, slot: u32) -> Option<usize> {
-        let tenant = self.tenants.of(Slot(slot))? as usize;
+        let tenant = self.tenants.of(Slot(slot))?;
+        Some(self.row_of_tenant(tenant as usize))
+    }
+
+    fn row_of_tenant(&mut self, tenant: usize) -> usize {
         if let Some(row) = self.row_of[tenant].checked_sub(1) {
-            return Some(row as usize);
+            return row as usize;
         }
         let row = self.quotas.len();
         self.quotas.push(Quota::default());
@@ -270,7 +274,7 @@ impl<'z> ZoneCounts<'z> {
             }
         }
         self.row_of[tenant] = narrow(row + 1);
-        Some(row)
+        row
     }
 
     /// Whether what a member holds counts in its zone.
@@ -337,6 +341,21 @@ impl<'z> ZoneCounts<'z> {
             Ordering::Equal => SpreadEffect::Keeps,
             Ordering::Greater => SpreadEffect::Worsens,
         }
+    }
+
+    /// How many tenants there are of which a zone has at least two appliances more than another, of the zones in which members can have any.
+    pub(super) fn uneven(mut self) -> u64 {
+        let can_have = |rank: &u32| self.counts_at(*rank) && !self.roster.member(*rank).drivers.is_empty();
+        let ranks = (0..narrow(self.roster.members.len())).filter(can_have);
+        let zones: BTreeSet<u32> = ranks.map(|rank| self.zone_of[rank as usize]).collect();
+        let mut uneven = 0;
+        for tenant in 0..self.row_of.len() {
+            let row = self.row_of_tenant(tenant);
+            let counts = || zones.iter().map(|zone| self.count(row, *zone));
+            let (least, most) = (counts().min().unwrap_or(0), counts().max().unwrap_or(0));
+            uneven += u64::from(most - least > 1);
+        }
+        uneven
     }
 
     /// How many other appliances of its tenant there are in the zone of each member, by rank; `None` when it has no tenant.

@@ -77,12 +77,17 @@ fn what_a_lost_zone_had_is_even_over_the_others_and_comes_back_with_it() {
     let mut planner = planner_of(SPREAD, zoned(9, 3));
     create_of(&mut planner, 0..3_000, |slot| slot % 1_000);
     settle(&mut planner);
+    let lost = Assumptions { lost_zones: ["z1".to_owned()].into(), ..Assumptions::default() };
+    assert_eq!(planner.forecast(&lost).uneven, LoadChange::default(), "over the zones that are left");
     planner.set_members(zoned(9, 3).into_iter().filter(|m| m.zone != "z1").collect());
     let plan = settle(&mut planner);
     assert_eq!(plan.moves().len(), 1_000, "what it had, and nothing else");
     assert!(counts(&planner, 3).values().all(|zones| zones[1] == 0 && zones[0].abs_diff(zones[2]) <= 1));
     planner.set_members(zoned(9, 3));
+    let forecast = planner.forecast(&Assumptions::default()).uneven;
     let moves = settle(&mut planner).moves().len();
+    let uneven = counts(&planner, 3).values().filter(|zones| unevenness(zones) > 1).count() as u64;
+    assert_eq!(forecast, LoadChange { before: 1_000, after: uneven });
     assert_eq!(moves, 951, "the floors of three of nine");
     let even = counts(&planner, 3).values().filter(|zones| unevenness(zones) == 0).count();
     assert!(even >= moves - 10, "next to every move makes a tenant even again: {even} of {moves}");
