@@ -182,7 +182,7 @@ fn settings(rng: &mut Rng) -> SimSettings {
     };
     let max_appliances = 1 + rng.index(20);
     // Follows from what was drawn already: a draw of its own would make another run of every seed.
-    let spread = if max_appliances % 2 == 0 { Spread::Tenant } else { Spread::None };
+    let spread = if max_appliances.is_multiple_of(2) { Spread::Tenant } else { Spread::None };
     SimSettings {
         machine: machine::Config { planner: planner::Config { spread, ..machine.planner }, ..machine },
         max_appliances,
