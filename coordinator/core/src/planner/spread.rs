@@ -10,6 +10,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap};
 
 use common::appliance::Name;
+use common::mutant::{self, Mutant};
 
 use super::Slot;
 use super::book::Book;
@@ -137,7 +138,7 @@ impl Tenants {
         let Some(tenant) = self.of(slot) else { return };
         let Some(held) = &mut self.held else { return };
         let holdings = &mut held[tenant as usize];
-        if from != NOBODY {
+        if from != NOBODY && !mutant::is(Mutant::SpreadCountsMovedTwice) {
             holdings.take(from);
         }
         if to != NOBODY {
