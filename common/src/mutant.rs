@@ -73,11 +73,13 @@ pub enum Mutant {
     GateIgnoresMode,
     /// A budget does not count what is unavailable already.
     BudgetIgnoresDown,
+    /// What moves still counts for its tenant where it was.
+    SpreadCountsMovedTwice,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::NoTermCheck,
         Self::GrantNotPersisted,
         Self::GoneWithStream,
@@ -111,6 +113,7 @@ impl Mutant {
         Self::ModeEndedByWorker,
         Self::GateIgnoresMode,
         Self::BudgetIgnoresDown,
+        Self::SpreadCountsMovedTwice,
     ];
 }
 

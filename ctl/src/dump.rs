@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::SystemTime;
 
+use common::appliance::Name;
 use common::driver::{DriverCapabilities, DriverName, DriverOffers};
 use common::kind::KindName;
 use common::{ApplianceId, Site, Term, WorkerId};
 use coordinator_core::orders::Pin;
-use coordinator_core::planner::{Config, Needs, Planner, PlannerMember, Strategy};
+use coordinator_core::planner::{Config, Needs, Planner, PlannerMember, Spread, Strategy};
 use coordinator_core::slot::Slot;
 use proto::admin::v1;
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,9 @@ pub(crate) struct Dump {
     pub(crate) strategy: String,
     /// Width of the band.
     pub(crate) band: f64,
+    /// What is spread over zones; nothing when empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    spread: String,
     pub(crate) workers: Vec<DumpedWorker>,
     pub(crate) appliances: Vec<DumpedAppliance>,
     /// Oldest first.
@@ -186,6 +190,7 @@ impl Dump {
             taken: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             strategy: ring.strategy,
             band: ring.band,
+            spread: if ring.spread == Spread::None.name() { String::new() } else { ring.spread },
             workers: workers.iter().filter(|worker| worker.member).map(DumpedWorker::of).collect::<Result<_, _>>()?,
             appliances: appliances.iter().map(DumpedAppliance::of).collect::<Result<_, _>>()?,
             rebalances,
@@ -209,7 +214,12 @@ impl Dump {
     }
 
     /// The policy that was in force, or another one.
-    pub(crate) fn policy(&self, strategy: Option<&str>, band: Option<f64>) -> Result<Config, Failure> {
+    pub(crate) fn policy(
+        &self,
+        strategy: Option<&str>,
+        band: Option<f64>,
+        spread: Option<&str>,
+    ) -> Result<Config, Failure> {
         let strategy = match strategy.unwrap_or(&self.strategy) {
             "bounded" => Strategy::Bounded,
             "ring" => Strategy::Ring,
@@ -219,7 +229,11 @@ impl Dump {
         if !(1.0..=1_000.0).contains(&band) {
             return Err(Failure::usage("the band must be 1 to 1000"));
         }
-        Ok(Config { strategy, band })
+        let spread = match spread.unwrap_or(&self.spread) {
+            "" => Spread::None,
+            name => Spread::find(name).ok_or_else(|| Failure::usage(format!("nothing is spread by `{name}`")))?,
+        };
+        Ok(Config { strategy, band, spread })
     }
 
     /// A planner with these appliances, and their places in it. What has an owner has the one that `owner` names.
@@ -241,6 +255,8 @@ impl Dump {
                 return Err(wrong("it is there twice"));
             }
             planner.insert(slot, id, &appliance.key, needs, owner(appliance).as_ref(), None);
+            let tenant = Name::new(&appliance.tenant).map_err(|_| wrong("its tenant is no name"))?;
+            planner.set_tenant(slot, Some(&tenant));
             if appliance.deleting {
                 planner.set_deleting(slot);
             }

@@ -127,6 +127,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         &[
             "rugctl plan replay --since 24h --band 1.05 --band 1.2 --ring",
             "rugctl plan replay --from dump.json --band 1.2",
+            "rugctl plan replay --since 24h --spread tenant",
         ],
     ),
     ("rebalance list", &["rugctl rebalance list --limit 10", "rugctl history"]),

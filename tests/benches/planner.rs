@@ -1,15 +1,16 @@
 //! The planner at the size of its bounds, beside python-tooz with a full recompute in the same run.
 //!
-//! `cargo bench -p tests --bench planner -- [--appliances N] [--workers N] [--rounds N] [--without-python]`
+//! `cargo bench -p tests --bench planner -- [--appliances N] [--workers N] [--rounds N] [--tenants N] [--zones N] [--without-python]`
 //! Times are wall clock, medians over the rounds; each round has another worker join or leave.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use common::appliance::Name;
 use common::driver::{DriverCapabilities, DriverName};
 use common::kind::KindName;
 use common::{ApplianceId, Term, WorkerId};
-use coordinator_core::planner::{Assumptions, Config, Needs, Plan, Planner, PlannerMember, Strategy};
+use coordinator_core::planner::{Assumptions, Config, Needs, Plan, Planner, PlannerMember, Spread, Strategy};
 use coordinator_core::slot::Slot;
 use serde_json::Value;
 use servers::python::Python;
@@ -19,11 +20,14 @@ struct Options {
     appliances: u32,
     workers: usize,
     rounds: usize,
+    tenants: u32,
+    zones: usize,
     python: bool,
 }
 
 fn options() -> Result<Options> {
-    let mut options = Options { appliances: 1_000_000, workers: 100, rounds: 21, python: true };
+    let mut options =
+        Options { appliances: 1_000_000, workers: 100, rounds: 21, tenants: 10_000, zones: 3, python: true };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || -> Result<u32> {
@@ -36,6 +40,8 @@ fn options() -> Result<Options> {
             "--appliances" => options.appliances = number()?,
             "--workers" => options.workers = number()? as usize,
             "--rounds" => options.rounds = number()? as usize,
+            "--tenants" => options.tenants = number()?,
+            "--zones" => options.zones = number()? as usize,
             "--without-python" => options.python = false,
             // What `cargo bench` adds.
             "--bench" => {}
@@ -47,27 +53,30 @@ fn options() -> Result<Options> {
 
 fn main() -> Result<()> {
     let options = options()?;
-    println!("{} appliances, {} workers, {} rounds", options.appliances, options.workers, options.rounds);
+    let Options { appliances, workers, rounds, tenants, zones, .. } = options;
+    println!("{appliances} appliances of {tenants} tenants, {workers} workers in {zones} zones, {rounds} rounds");
     let mut join = Vec::new();
-    for strategy in [Strategy::Ring, Strategy::Bounded] {
-        join.push((strategy, measure(&options, strategy)?));
+    let policies =
+        [(Strategy::Ring, Spread::None), (Strategy::Bounded, Spread::None), (Strategy::Bounded, Spread::Tenant)];
+    for (strategy, spread) in policies {
+        join.push((strategy, spread, measure(&options, Config { strategy, spread, ..Config::default() })?));
     }
     if options.python {
         let (seconds, moved) = recompute_by_tooz(&options)?;
         println!("\npython-tooz, full recompute of a join: {seconds:.2} s, {moved} keys moved");
-        for (strategy, median) in join {
-            println!("  {strategy:?}: {:.0} times as fast", seconds / median.as_secs_f64());
+        for (strategy, spread, median) in join {
+            println!("  {strategy:?}, spread {}: {:.0} times as fast", spread.name(), seconds / median.as_secs_f64());
         }
     }
     Ok(())
 }
 
-fn fleet(workers: impl Iterator<Item = usize>) -> Vec<PlannerMember> {
+fn fleet(options: &Options, workers: impl Iterator<Item = usize>) -> Vec<PlannerMember> {
     let member = |n| PlannerMember {
         id: WorkerId::new(&format!("rug-host-{n:04}.example")).expect("a valid name"),
         weight: 1,
         published_weight: 1,
-        zone: String::new(),
+        zone: format!("zone-{}", n % options.zones),
         host: format!("host-{n}"),
         drivers: [(DriverName::simulated(), DriverCapabilities::of_all_kinds(None))].into(),
         connected: true,
@@ -82,8 +91,9 @@ fn key(slot: u32) -> String {
     Uuid::from_u128(slot.into()).as_hyphenated().to_string()
 }
 
-fn create(planner: &mut Planner, slot: u32, needs: &Needs) {
+fn create(planner: &mut Planner, slot: u32, needs: &Needs, tenants: &[Name]) {
     planner.insert(Slot(slot), ApplianceId::from_u128(slot.into()), &key(slot), needs.clone(), None, None);
+    planner.set_tenant(Slot(slot), Some(&tenants[slot as usize % tenants.len()]));
 }
 
 /// The plan for the members as they are, as the leader makes it.
@@ -100,32 +110,35 @@ fn carry_out(planner: &mut Planner, plan: &Plan) {
     }
 }
 
-/// Prints one strategy; the answer is the median of a join.
-fn measure(options: &Options, strategy: Strategy) -> Result<Duration> {
+/// Prints one policy; the answer is the median of a join.
+fn measure(options: &Options, config: Config) -> Result<Duration> {
+    let Config { strategy, spread, .. } = config;
+    let tenants: Vec<Name> =
+        (0..options.tenants).map(|n| Name::new(&format!("tenant-{n}"))).collect::<Result<_, _>>()?;
     let needs = Needs { driver: DriverName::simulated(), kind: KindName::Custom, site: None };
-    let mut planner = Planner::new(Config { strategy, ..Config::default() }, Term::new(1));
-    planner.set_members(fleet(0..options.workers));
+    let mut planner = Planner::new(config, Term::new(1));
+    planner.set_members(fleet(options, 0..options.workers));
     let started = Instant::now();
     for slot in 0..options.appliances {
-        create(&mut planner, slot, &needs);
+        create(&mut planner, slot, &needs, &tenants);
     }
     let inserted = started.elapsed();
     let plan = propose(&mut planner)?;
     let planned = started.elapsed() - inserted;
     carry_out(&mut planner, &plan);
     ensure!(propose(&mut planner)?.is_empty(), "placing everything takes more than one plan");
-    println!("\n{strategy:?}: insert all {inserted:.2?}, first plan {planned:.2?}");
+    println!("\n{strategy:?}, spread {}: insert all {inserted:.2?}, first plan {planned:.2?}", spread.name());
 
     let workers = options.workers;
-    let joins = |round: usize| fleet((0..workers).chain([workers + round]));
+    let joins = |round: usize| fleet(options, (0..workers).chain([workers + round]));
     let median = rounds(options, &mut planner, "join", strategy, joins)?;
-    let leaves = |round: usize| fleet((0..workers).filter(move |n| *n != round % workers));
+    let leaves = |round: usize| fleet(options, (0..workers).filter(move |n| *n != round % workers));
     rounds(options, &mut planner, "leave", strategy, leaves)?;
 
     let created = 3_000;
     let started = Instant::now();
     for slot in options.appliances..options.appliances + created {
-        create(&mut planner, slot, &needs);
+        create(&mut planner, slot, &needs, &tenants);
         let plan = propose(&mut planner)?;
         carry_out(&mut planner, &plan);
     }
@@ -152,13 +165,13 @@ fn rounds(
         let least = match strategy {
             Strategy::Bounded => least_in_band(options, planner, Config::default().band),
             // Comparing a million owners takes a while; one round of it tells.
-            Strategy::Ring if round == 0 => least_on_ring(options, planner, &fleet(0..options.workers)),
+            Strategy::Ring if round == 0 => least_on_ring(options, planner, &fleet(options, 0..options.workers)),
             Strategy::Ring => plan.moves().len() as u64,
         };
         ensure!(plan.moves().len() as u64 == least, "{what}: {} moves where {least} are enough", plan.moves().len());
         ensure!(plan.unplaced.is_empty() && plan.relaxed.is_empty(), "{what}: not everything has its place");
         moves.push(plan.moves().len());
-        planner.set_members(fleet(0..options.workers));
+        planner.set_members(fleet(options, 0..options.workers));
         ensure!(propose(planner)?.is_empty(), "{what}: going back moves something");
     }
     times.sort_unstable();

@@ -34,3 +34,4 @@ mod trace;
 mod units;
 mod up;
 mod worker;
+mod zones;

@@ -53,6 +53,8 @@ pub struct Options {
     pub coordinator_files: Option<u64>,
     /// Further environment of each worker.
     pub worker_env: Vec<(&'static str, String)>,
+    /// Zones, `zone-1` and so on, that workers publish in turn; none when 0.
+    pub zones: u16,
 }
 
 impl Default for Options {
@@ -63,6 +65,7 @@ impl Default for Options {
             coordinator_env: Vec::new(),
             coordinator_files: None,
             worker_env: Vec::new(),
+            zones: 0,
         }
     }
 }
@@ -115,6 +118,9 @@ impl Cluster {
             }
             let mut worker = Daemon::new(&name, binaries::path("rug-worker")?, args, &sandbox);
             worker.environment(&options.worker_env);
+            if options.zones > 0 {
+                worker.environment(&[("RUG_WORKER_ZONE", format!("zone-{}", (n - 1) % options.zones + 1))]);
+            }
             workers.push(worker);
         }
         let api = Api::new(&address)?;

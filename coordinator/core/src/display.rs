@@ -91,8 +91,9 @@ impl fmt::Display for CandidateStanding {
             Self::PinFirst => f.write_str("the worker that it is pinned to gets it"),
             Self::FormerFirst => f.write_str("its former owner gets it"),
             Self::ShareFirst => f.write_str("a worker with less than its share gets it"),
+            Self::SpreadFirst => f.write_str("a worker of a zone with fewer appliances of the tenant gets it"),
             Self::RingFirst => f.write_str("a worker that the ring names before it gets it"),
-            Self::OthersFill => f.write_str("appliances that are placed with it fill this worker"),
+            Self::OthersFill => f.write_str("appliances that are placed with it come before it here"),
         }
     }
 }

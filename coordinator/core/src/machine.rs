@@ -214,12 +214,14 @@ impl Machine {
             available: false,
         };
         let id = entry.id;
+        let tenant = entry.subject.tenant.clone();
         let Some(slot) = self.table.insert(entry) else {
             self.violation(ViolationKind::CreatedTwice, format!("appliance {id} was created twice"));
             return;
         };
         self.tallies.created();
         self.planner.insert(slot, id, &seed.placement_key, seed.needs, None, preferred.as_ref());
+        self.planner.set_tenant(slot, Some(&tenant));
         self.planner.set_pin(slot, self.orders.pin(id).cloned());
         if seed.deleting {
             self.planner.set_deleting(slot);

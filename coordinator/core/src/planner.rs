@@ -9,7 +9,7 @@
 //! Who may take an appliance is decided first: live and connected, driver, kind, site, neither drained nor cordoned, pin. Orders
 //! of operators never leave without an owner what the former one could have again. Among those who may, in this
 //! order: the former owner below its ceiling, members below their floor (the one the ring prefers first), then members below
-//! their ceiling. What is being deleted gets an owner by the same rules, and takes no part in the balance. Under
+//! their ceiling. Where tenants are [spread](Spread), zones with fewer of their appliances go before the preference of the ring. What is being deleted gets an owner by the same rules, and takes no part in the balance. Under
 //! [`Strategy::Ring`] the ring alone decides. See `bounded.rs` and `exact.rs` for the two strategies.
 //! Equal tables and members give equal plans, whatever happened before; under `Ring` the moves may be listed in another
 //! order.
@@ -27,11 +27,13 @@ mod movable;
 mod pins;
 mod plan;
 mod roster;
+mod spread;
 mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
+use common::appliance::Name;
 use common::driver::{DriverName, DriverOffers};
 use common::kind::KindName;
 use common::ring::{self, Ring};
@@ -47,8 +49,9 @@ use pins::{SlotPin, SlotPins};
 pub use plan::{
     AssumedPolicy, Assumptions, BandRelaxed, Plan, PlanId, PlanRefused, PlannedMove, TableVersion, Unplaceable,
 };
-use roster::MemberRoster;
 pub use roster::RingLimited;
+use roster::{MemberRoster, NOBODY};
+use spread::{Tenants, ZoneCounts};
 
 use crate::orders::Pin;
 use crate::slot::Slot;
@@ -65,6 +68,35 @@ pub enum Strategy {
     Ring,
 }
 
+/// What is spread over the failure zones that workers publish.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Spread {
+    /// Nothing.
+    #[default]
+    None,
+    /// The appliances of each tenant.
+    Tenant,
+}
+
+impl Spread {
+    /// Its name in settings and messages.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Tenant => "tenant",
+        }
+    }
+
+    /// The one of this name.
+    #[must_use]
+    pub fn find(name: &str) -> Option<Self> {
+        [Self::None, Self::Tenant].into_iter().find(|spread| spread.name() == name)
+    }
+}
+
 /// Settings of the planner.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -75,11 +107,21 @@ pub struct Config {
     /// Width of the band: every member stays within `[floor(fair / band), ceil(fair * band)]`. Nearer to 1 is more even
     /// and moves more. At least 1.
     pub band: f64,
+    /// What is spread over the zones of workers: `tenant` for the appliances of each tenant, or `none`. Inside the band it goes before
+    /// the preference of the ring; it never makes a move of its own. Without effect under strategy `ring`.
+    pub spread: Spread,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { strategy: Strategy::Bounded, band: 1.05 }
+        Self { strategy: Strategy::Bounded, band: 1.05, spread: Spread::None }
+    }
+}
+
+impl Config {
+    /// Whether zones are looked at.
+    const fn spreads(&self) -> bool {
+        matches!((self.strategy, self.spread), (Strategy::Bounded, Spread::Tenant))
     }
 }
 
@@ -233,6 +275,8 @@ pub enum CandidateStanding {
     FormerFirst,
     /// It could be given it, but a member with less than its share gets it.
     ShareFirst,
+    /// It could be given it, but a member of a zone with fewer appliances of the same tenant gets it.
+    SpreadFirst,
     /// It could be given it, but a member that the ring names before it gets it.
     RingFirst,
     /// It could be given it, were there not others that are placed by the same plan.
@@ -277,6 +321,8 @@ pub struct Planner {
     unsettled: Unsettled,
     /// Where operators want appliances.
     pins: BTreeMap<Slot, Pin>,
+    /// Whose appliances they are.
+    tenants: Tenants,
 }
 
 impl Planner {
@@ -291,6 +337,7 @@ impl Planner {
             classes: OnceLock::new(),
             unsettled: Unsettled::default(),
             pins: BTreeMap::new(),
+            tenants: Tenants::new(config.spreads()),
         }
     }
 
@@ -320,6 +367,7 @@ impl Planner {
 
     /// Removes an appliance, if there is one.
     pub fn remove(&mut self, slot: Slot) {
+        self.set_tenant(slot, None);
         if let Some(entry) = self.book.remove(slot) {
             self.version.raise();
             self.roster.release(entry.owner);
@@ -343,8 +391,20 @@ impl Planner {
     /// and counts for no member's share any more.
     pub fn set_deleting(&mut self, slot: Slot) {
         let Some(entry) = self.book.entry(slot).filter(|_| !self.is_deleting(slot)) else { return };
-        let needs = self.book.group(entry.group).needs.clone();
+        let (owner, needs) = (entry.owner, self.book.group(entry.group).needs.clone());
+        self.tenants.moved(slot, owner, NOBODY);
         self.regroup(slot, &needs, true);
+    }
+
+    /// Says whose an appliance is. One without a tenant is spread with no other.
+    pub fn set_tenant(&mut self, slot: Slot, tenant: Option<&Name>) {
+        let Some(&BookEntry { owner, .. }) = self.book.entry(slot) else { return };
+        let owner = if self.is_deleting(slot) { NOBODY } else { owner };
+        self.tenants.moved(slot, owner, NOBODY);
+        if self.tenants.set(slot, tenant) {
+            self.version.raise();
+        }
+        self.tenants.moved(slot, NOBODY, owner);
     }
 
     fn is_deleting(&self, slot: Slot) -> bool {
@@ -369,6 +429,9 @@ impl Planner {
             self.version.raise();
         }
         self.book.change(slot, |entry| (entry.owner, entry.former) = (owner, former));
+        if !self.is_deleting(slot) {
+            self.tenants.moved(slot, before.owner, owner);
+        }
         self.roster.release(before.owner);
         self.roster.release(before.former);
         self.note(slot, &BookEntry { owner, ..before });
@@ -452,8 +515,8 @@ impl Planner {
     /// What should change, if members were as assumed. Changes nothing; asked twice it answers the same.
     ///
     /// Costs what it answers, the appliances without an owner, and members times classes; under [`Strategy::Ring`] also
-    /// the arcs of the ring in which something is still to be moved. Assumptions add a copy of the members, and pins among
-    /// them one look at every id.
+    /// the arcs of the ring in which something is still to be moved, and where appliances are spread the holders of each tenant that is
+    /// looked at. Assumptions add a copy of the members, and pins among them, or a spread that is not in force, one look at every id.
     #[must_use]
     pub fn propose(&self, assumptions: &Assumptions) -> Plan {
         if assumptions.is_empty() {
@@ -484,7 +547,8 @@ impl Planner {
             Strategy::Bounded => {
                 let pins = self.pins(assumptions, roster);
                 let classes = classes.get_or_init(|| classes::classify(roster, book));
-                bounded::plan(roster, book, classes, &pins, config)
+                let counts = config.spreads().then(|| ZoneCounts::new(roster, book, &self.tenants));
+                bounded::plan(roster, book, classes, &pins, (config, counts))
             }
             Strategy::Ring => exact::plan(roster, book, &mut unsettled),
         };
@@ -540,8 +604,15 @@ impl Planner {
         let next = next.and_then(|m| Some((self.roster.rank(self.roster.find(m.to)?)?, m.reason)));
         let classes = self.classes.get_or_init(|| classes::classify(&self.roster, &self.book));
         let pins = self.pins(&plan.assumptions, &self.roster);
-        explain::Explainer { roster: &self.roster, book: &self.book, config: &self.config, pins: &pins, slot, next }
-            .explain(classes)
+        let beside = self.beside(slot);
+        let (roster, book, config) = (&self.roster, &self.book, &self.config);
+        explain::Explainer { roster, book, config, pins: &pins, slot, next, beside: beside.as_deref() }.explain(classes)
+    }
+
+    /// Other appliances of the same tenant in the zone of each member, by rank; `None` where they do not count.
+    fn beside(&self, slot: Slot) -> Option<Vec<u32>> {
+        let entry = self.book.entry(slot).filter(|_| self.config.spreads() && !self.is_deleting(slot))?;
+        ZoneCounts::new(&self.roster, &self.book, &self.tenants).beside(slot, self.roster.rank(entry.owner))
     }
 
     fn group_of(&mut self, needs: &Needs, deleting: bool) -> u32 {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use common::WorkerId;
 use common::driver::DriverName;
 use coordinator_core::orders::OrderOp;
-use coordinator_core::planner::Strategy;
+use coordinator_core::planner::{Spread, Strategy};
 
 /// A worker that would join.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub struct PlanAssumptions {
     pub strategy: Option<Strategy>,
     /// Another width of the band.
     pub band: Option<f64>,
+    /// Something else that is spread over zones.
+    pub spread: Option<Spread>,
 }
 
 /// Which moves of a plan are asked for.

@@ -93,6 +93,7 @@ impl wire::placement_server::Placement for PlacementService {
                 .collect(),
             strategy: to_wire::strategy(view.strategy).to_owned(),
             band: view.band,
+            spread: view.spread.name().to_owned(),
         }))
     }
 

@@ -5,7 +5,7 @@ use common::driver::DriverName;
 use common::ring::MAX_WEIGHT;
 use common::{ApplianceId, WorkerId};
 use coordinator_core::orders::{OrderOp, Pin};
-use coordinator_core::planner::Strategy;
+use coordinator_core::planner::{Spread, Strategy};
 use proto::admin::v1 as wire;
 use tonic::Status;
 
@@ -38,6 +38,7 @@ pub(super) fn assumptions(
         pin,
         strategy,
         band,
+        spread,
         // Read by the caller, who knows the history.
         undo: _,
     } = assumed.unwrap_or_default();
@@ -116,13 +117,25 @@ pub(super) fn assumptions(
             None
         }
     };
+    let known = Spread::find(&spread);
+    if !spread.is_empty() && known.is_none() {
+        wrong.push(FieldViolation::new("assumptions.spread", "must be `none` or `tenant`"));
+    }
     if band.is_some_and(|band| !(1.0..=MAX_BAND).contains(&band)) {
         wrong.push(FieldViolation::new("assumptions.band", format!("must be 1 to {MAX_BAND}")));
     }
     if !wrong.is_empty() {
         return Err(status::invalid(&wrong));
     }
-    Ok(PlanAssumptions { leave, lost_zones: lost_zones.into_iter().collect(), join, orders, strategy, band })
+    Ok(PlanAssumptions {
+        leave,
+        lost_zones: lost_zones.into_iter().collect(),
+        join,
+        orders,
+        strategy,
+        band,
+        spread: known,
+    })
 }
 
 /// Reads which moves are asked for.
@@ -185,6 +198,8 @@ pub(super) fn to_wire(view: &PlanView, part: &PlanPart) -> wire::PlacementPlan {
         measured: view.measured,
         not_appliable: view.not_appliable.clone().unwrap_or_default(),
         notes: Vec::new(),
+        uneven_before: view.uneven.before,
+        uneven_after: view.uneven.after,
     }
 }
 
@@ -234,10 +249,11 @@ mod tests {
             weight: [("w1".to_owned(), 0)].into(),
             strategy: "best".into(),
             band: Some(f64::NAN),
+            spread: "zone".into(),
             ..wire::PlanAssumptions::default()
         };
-        let text = read(odd).expect_err("four mistakes").message().to_owned();
-        assert!(text.contains("assumptions.drain") && text.contains("3 more"), "{text}");
+        let text = read(odd).expect_err("five mistakes").message().to_owned();
+        assert!(text.contains("assumptions.drain") && text.contains("4 more"), "{text}");
         let many = wire::PlanAssumptions { drain: vec!["w1".into(); MAX_ASSUMED + 1], ..Default::default() };
         assert!(read(many).is_err());
     }

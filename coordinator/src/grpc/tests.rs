@@ -15,7 +15,7 @@ use common::driver::{DriverCapabilities, DriverName};
 use common::run::RunOutcome;
 use common::{ApplianceId, Generation, RebalanceId, Term, WorkerId};
 use coordinator_core::health::Health;
-use coordinator_core::planner::Strategy;
+use coordinator_core::planner::{Spread, Strategy};
 use proto::admin::v1 as wire;
 use proto::admin::v1::appliances_client::AppliancesClient;
 use tokio::net::TcpListener;
@@ -410,7 +410,13 @@ async fn ring_and_cluster_are_served_once_known() {
     let members = (1..=5).map(|n| (WorkerId::new(&format!("w{n}")).expect("a valid name"), 1));
     let ring = Arc::new(common::ring::Ring::build(members));
     let owner = ring.owner("k").expect("five members").to_string();
-    fixture.catalog.set_ring(RingView { version: 3, ring, strategy: Strategy::Bounded, band: 1.05 });
+    fixture.catalog.set_ring(RingView {
+        version: 3,
+        ring,
+        strategy: Strategy::Bounded,
+        band: 1.05,
+        spread: Spread::None,
+    });
     let found = placement.locate(key()).await.expect("known now").into_inner();
     assert_eq!((found.preference.len(), &found.preference[0], found.position.len()), (3, &owner, 32));
     let ring = placement.get_ring(wire::GetRingRequest { points: true }).await.expect("known now").into_inner();

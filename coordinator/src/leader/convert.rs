@@ -144,6 +144,7 @@ pub(super) fn ring_view(machine: &Machine) -> RingView {
         ring: Arc::new(planner.ring().clone()),
         strategy: config.strategy,
         band: config.band,
+        spread: config.spread,
     }
 }
 

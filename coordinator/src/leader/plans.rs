@@ -127,9 +127,14 @@ impl Leader<'_> {
 
     /// The planner's form of what is assumed.
     fn assumptions(&self, assumed: &PlanAssumptions) -> Result<Assumptions, CommandError> {
-        let PlanAssumptions { leave, lost_zones, join, orders, strategy, band } = assumed;
+        let PlanAssumptions { leave, lost_zones, join, orders, strategy, band, spread } = assumed;
         let in_force = self.machine.config().planner;
-        let policy = Config { strategy: strategy.unwrap_or(in_force.strategy), band: band.unwrap_or(in_force.band) };
+        let policy = Config {
+            strategy: strategy.unwrap_or(in_force.strategy),
+            band: band.unwrap_or(in_force.band),
+            spread: spread.unwrap_or(in_force.spread),
+        };
+        let is_another = strategy.is_some() || band.is_some() || spread.is_some();
         let members = self.machine.planner().members();
         let is_there =
             |id: &WorkerId| members.iter().any(|member| member.id == *id) || join.iter().any(|joiner| joiner.id == *id);
@@ -149,7 +154,7 @@ impl Leader<'_> {
             lost_zones: lost_zones.clone(),
             join: join.iter().map(|joiner| self.member(joiner)).collect(),
             orders: orders.clone(),
-            policy: (strategy.is_some() || band.is_some()).then_some(AssumedPolicy(policy)),
+            policy: is_another.then_some(AssumedPolicy(policy)),
         })
     }
 
@@ -223,6 +228,7 @@ impl Leader<'_> {
             hand_off,
             measured,
             not_appliable,
+            uneven: forecast.uneven,
         }
     }
 

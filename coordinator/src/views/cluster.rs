@@ -8,7 +8,7 @@ use common::appliance::Name;
 use common::cluster::ClusterIdentity;
 use common::ring::Ring;
 use common::{ApplianceId, CoordinatorId, RebalanceId, Term, WorkerId};
-use coordinator_core::planner::Strategy;
+use coordinator_core::planner::{Spread, Strategy};
 
 use crate::record::PauseRecord;
 use crate::store::StoreProblem;
@@ -211,4 +211,6 @@ pub struct RingView {
     pub strategy: Strategy,
     /// Width of the band.
     pub band: f64,
+    /// What is spread over zones.
+    pub spread: Spread,
 }

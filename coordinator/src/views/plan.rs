@@ -39,6 +39,8 @@ pub struct PlanView {
     pub measured: u64,
     /// Why it cannot be applied, if it cannot.
     pub not_appliable: Option<String>,
+    /// Tenants of which one zone has at least two appliances more than another.
+    pub uneven: LoadChange,
 }
 
 /// A move that would be made.

@@ -33,7 +33,7 @@ pub(crate) struct Assumed {
 
 /// What would change, as a server would answer.
 pub(crate) fn plan(dump: &Dump, assumed: &Assumed) -> Result<v1::PlacementPlan, Failure> {
-    let (mut planner, places) = dump.planner(dump.policy(None, None)?, DumpedAppliance::owner)?;
+    let (mut planner, places) = dump.planner(dump.policy(None, None, None)?, DumpedAppliance::owner)?;
     let members = dump.members()?;
     planner.set_members(members.clone());
     let assumptions = assumptions(dump, assumed, &members, &places)?;
@@ -59,6 +59,7 @@ fn assumptions(
         weight,
         strategy,
         band,
+        spread,
         ..
     } = assumed.others.clone();
     let name = |text: &String| WorkerId::new(text).map_err(|e| Failure::usage(format!("{}: {e}", one_line(text))));
@@ -103,7 +104,9 @@ fn assumptions(
         orders.push(OrderOp::Pin { appliance: find(appliance)?, pin });
     }
     let given = (!strategy.is_empty()).then_some(strategy.as_str());
-    let policy = if given.is_some() || band.is_some() { Some(AssumedPolicy(dump.policy(given, band)?)) } else { None };
+    let spread = (!spread.is_empty()).then_some(spread.as_str());
+    let is_another = given.is_some() || band.is_some() || spread.is_some();
+    let policy = if is_another { Some(AssumedPolicy(dump.policy(given, band, spread)?)) } else { None };
     let leave: BTreeSet<WorkerId> = leave.iter().map(known).collect::<Result<_, _>>()?;
     Ok(Assumptions { leave, lost_zones: lost_zones.into_iter().collect(), join, orders, policy })
 }
@@ -187,5 +190,7 @@ fn to_wire(forecast: &Forecast, places: &Places<'_>) -> v1::PlacementPlan {
         measured: 0,
         not_appliable: OF_A_FILE.to_owned(),
         notes: Vec::new(),
+        uneven_before: forecast.uneven.before,
+        uneven_after: forecast.uneven.after,
     }
 }

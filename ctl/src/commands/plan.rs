@@ -119,6 +119,9 @@ struct AssumedArgs {
     /// Another width of the band
     #[arg(long)]
     band: Option<f64>,
+    /// Something else is spread over zones
+    #[arg(long, value_parser = ["none", "tenant"])]
+    spread: Option<String>,
     #[command(flatten)]
     tenant: Tenant,
 }
@@ -322,6 +325,7 @@ fn offline_assumptions(args: &AssumedArgs) -> Result<offline::Assumed, Failure> 
         weight: weight.into_iter().collect(),
         strategy: args.strategy.clone().unwrap_or_default(),
         band: args.band,
+        spread: args.spread.clone().unwrap_or_default(),
         ..v1::PlanAssumptions::default()
     };
     Ok(offline::Assumed {
@@ -358,6 +362,7 @@ async fn assumptions(context: &CommandContext, args: &AssumedArgs) -> Result<v1:
         pin,
         strategy: args.strategy.clone().unwrap_or_default(),
         band: args.band,
+        spread: args.spread.clone().unwrap_or_default(),
         undo: args.undo.clone().unwrap_or_default(),
     })
 }
@@ -493,6 +498,11 @@ fn describe(plan: &v1::PlacementPlan) -> String {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         line("Tenants", &(named.join(", ") + &more));
     }
+    if plan.uneven_before + plan.uneven_after > 0 {
+        let value =
+            format!("{} not even over them, {} afterwards", count(plan.uneven_before, "tenant"), plan.uneven_after);
+        line("Zones", &value);
+    }
     let already = plan.unplaced.iter().filter(|unplaced| unplaced.already).count() as u64;
     if plan.unplaced_count > 0 {
         let known = if already > 0 { format!(", {already} of them already") } else { String::new() };
@@ -555,6 +565,7 @@ struct PlanValue {
     measured: u64,
     tenants: BTreeMap<String, u64>,
     loads: BTreeMap<String, LoadValue>,
+    uneven_tenants: LoadValue,
     unplaced_count: u64,
     unplaced: Vec<UnplacedValue>,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -621,6 +632,7 @@ impl From<&v1::PlacementPlan> for PlanValue {
             measured: p.measured,
             tenants: p.tenants.into_iter().collect(),
             loads: p.loads.into_iter().map(load).collect(),
+            uneven_tenants: LoadValue { before: p.uneven_before, after: p.uneven_after },
             unplaced_count: p.unplaced_count,
             unplaced: p.unplaced.into_iter().map(unplaced).collect(),
             not_appliable: p.not_appliable,

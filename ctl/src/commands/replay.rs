@@ -12,12 +12,12 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use common::driver::DriverOffers;
 use common::{ApplianceId, WorkerId};
-use coordinator_core::planner::{Assumptions, Config, PlannerMember, Strategy};
+use coordinator_core::planner::{Assumptions, Config, PlannerMember, Spread, Strategy};
 use coordinator_core::slot::Slot;
 use serde::Serialize;
 
 use crate::commands::{CommandContext, parse_duration};
-use crate::dump::{Dump, DumpedMember};
+use crate::dump::{Dump, DumpedAppliance, DumpedMember};
 use crate::error::Failure;
 use crate::output::{TextTable, Tone, count};
 
@@ -36,6 +36,9 @@ pub(crate) struct ReplayArgs {
     /// A width of the band to try; repeat for several
     #[arg(long)]
     band: Vec<f64>,
+    /// Something else to be spread over zones; repeat for several
+    #[arg(long, value_parser = ["none", "tenant"])]
+    spread: Vec<String>,
     /// Also try the strategy `ring`
     #[arg(long)]
     ring: bool,
@@ -54,6 +57,8 @@ struct Account {
     worst_load: f64,
     /// The mean of that over rebalances.
     mean_load: f64,
+    /// Tenants of which one zone had at least two appliances more than another, after the last rebalance.
+    uneven_tenants: u64,
     /// Time for which appliances had no owner, summed up.
     unowned_seconds: f64,
 }
@@ -76,12 +81,15 @@ pub(crate) async fn run(context: &CommandContext, args: &ReplayArgs) -> Result<(
         dump.rebalances.retain(|rebalance| u128::from(rebalance.end_ms) >= since.as_millis());
     }
     let started = std::time::Instant::now();
-    let mut policies = vec![("as configured".to_owned(), dump.policy(None, None)?)];
+    let mut policies = vec![("as configured".to_owned(), dump.policy(None, None, None)?)];
     for band in &args.band {
-        policies.push((format!("band {band}"), dump.policy(Some("bounded"), Some(*band))?));
+        policies.push((format!("band {band}"), dump.policy(Some("bounded"), Some(*band), None)?));
+    }
+    for spread in &args.spread {
+        policies.push((format!("spread {spread}"), dump.policy(Some("bounded"), None, Some(spread))?));
     }
     if args.ring {
-        policies.push(("ring".to_owned(), dump.policy(Some("ring"), None)?));
+        policies.push(("ring".to_owned(), dump.policy(Some("ring"), None, None)?));
     }
     let accounts = replay(&dump, &policies)?;
     if context.ui.format.is_structured() {
@@ -105,7 +113,7 @@ pub(crate) async fn run(context: &CommandContext, args: &ReplayArgs) -> Result<(
 }
 
 fn table(accounts: &[Account]) -> TextTable {
-    let header = ["POLICY", "REBALANCES", "HAND-OFFS", "ORPHANS", "WORST LOAD", "MEAN LOAD", "UNOWNED"];
+    let header = ["POLICY", "REBALANCES", "HAND-OFFS", "ORPHANS", "WORST LOAD", "MEAN LOAD", "UNEVEN", "UNOWNED"];
     let mut table = TextTable::new(&header);
     for account in accounts {
         let cells = [
@@ -115,6 +123,7 @@ fn table(accounts: &[Account]) -> TextTable {
             account.orphans.to_string(),
             format!("{:.2}", account.worst_load),
             format!("{:.2}", account.mean_load),
+            account.uneven_tenants.to_string(),
             format!("{:.1}s", account.unowned_seconds),
         ];
         table.row(cells.map(|cell| (cell, Tone::Plain)));
@@ -125,12 +134,22 @@ fn table(accounts: &[Account]) -> TextTable {
 /// What happened, and what would have under each policy.
 fn replay(dump: &Dump, policies: &[(String, Config)]) -> Result<Vec<Account>, Failure> {
     let owners = at_the_begin(dump);
-    let (happened, costs) = happened(dump, &owners);
+    let (mut happened, costs) = happened(dump, &owners);
+    happened.uneven_tenants = uneven_at_the_end(dump)?;
     let mut accounts = vec![happened];
     for (name, policy) in policies {
         accounts.push(under(dump, &owners, name, *policy, costs)?);
     }
     Ok(accounts)
+}
+
+/// Tenants that were not even over the zones of those that were there in the last rebalance.
+fn uneven_at_the_end(dump: &Dump) -> Result<u64, Failure> {
+    let (mut planner, _) = dump.planner(dump.policy(None, None, None)?, DumpedAppliance::owner)?;
+    let known = dump.rebalances.iter().rfind(|rebalance| !rebalance.members.is_empty());
+    let Some(last) = known else { return Ok(0) };
+    planner.set_members(members(dump, &last.members)?);
+    Ok(planner.uneven_tenants())
 }
 
 /// Who had what before the first rebalance.
@@ -197,7 +216,10 @@ fn happened<'a>(dump: &'a Dump, begin: &HashMap<&'a str, WorkerId>) -> (Account,
     let (worst_load, mean_load) = fullness.take();
     let rebalances = dump.rebalances.len() as u64;
     let policy = "what happened".to_owned();
-    (Account { policy, rebalances, hand_offs, orphans, worst_load, mean_load, unowned_seconds }, costs)
+    (
+        Account { policy, rebalances, hand_offs, orphans, worst_load, mean_load, uneven_tenants: 0, unowned_seconds },
+        costs,
+    )
 }
 
 /// How full the fullest member was, over rebalances.
@@ -231,16 +253,11 @@ fn under<'a>(
     let (mut planner, places) = dump.planner(policy, |it| begin.get(it.id.as_str()).cloned())?;
     let mut owners: BTreeMap<ApplianceId, WorkerId> =
         places.iter().filter_map(|(id, (_, it))| Some((*id, begin.get(it.id.as_str())?.clone()))).collect();
-    let now: BTreeMap<WorkerId, PlannerMember> =
-        dump.members()?.into_iter().map(|member| (member.id.clone(), member)).collect();
-    let all: DriverOffers =
-        now.values().flat_map(|member| member.drivers.iter().map(|(name, it)| (name.clone(), it.clone()))).collect();
     let (mut rebalances, mut hand_offs, mut orphans) = (0, 0, 0);
     let mut fullness = Fullness::default();
     for rebalance in dump.rebalances.iter().filter(|rebalance| !rebalance.members.is_empty()) {
         rebalances += 1;
-        let members = rebalance.members.iter().map(|then| member(then, &now, &all));
-        planner.set_members(members.collect());
+        planner.set_members(members(dump, &rebalance.members)?);
         let there = |worker: &WorkerId| rebalance.members.iter().any(|member| member.id == *worker);
         // What a worker had that is gone has no owner.
         for (id, owner) in owners.iter().filter(|(_, owner)| !there(owner)) {
@@ -266,11 +283,33 @@ fn under<'a>(
     let unowned_seconds = (hand_offs as f64 * costs.hand_off + orphans as f64 * costs.orphan) / 1_000.0;
     let (worst_load, mean_load) = fullness.take();
     let shown = match policy.strategy {
+        Strategy::Bounded if name == "as configured" && policy.spread != Spread::None => {
+            format!("{name} (band {}, spread {})", policy.band, policy.spread.name())
+        }
         Strategy::Bounded if name == "as configured" => format!("{name} (band {})", policy.band),
         Strategy::Ring if name == "as configured" => format!("{name} (ring)"),
         _ => name.to_owned(),
     };
-    Ok(Account { policy: shown, rebalances, hand_offs, orphans, worst_load, mean_load, unowned_seconds })
+    let uneven_tenants = if rebalances == 0 { 0 } else { planner.uneven_tenants() };
+    Ok(Account {
+        policy: shown,
+        rebalances,
+        hand_offs,
+        orphans,
+        worst_load,
+        mean_load,
+        uneven_tenants,
+        unowned_seconds,
+    })
+}
+
+/// The members as they were then.
+fn members(dump: &Dump, then: &[DumpedMember]) -> Result<Vec<PlannerMember>, Failure> {
+    let now: BTreeMap<WorkerId, PlannerMember> =
+        dump.members()?.into_iter().map(|member| (member.id.clone(), member)).collect();
+    let all: DriverOffers =
+        now.values().flat_map(|member| member.drivers.iter().map(|(name, it)| (name.clone(), it.clone()))).collect();
+    Ok(then.iter().map(|then| member(then, &now, &all)).collect())
 }
 
 /// A member as it was then; its drivers are those that it has now, or all there are where it is gone.
@@ -347,7 +386,7 @@ mod tests {
     #[test]
     fn other_policies_move_more_or_less_and_are_more_or_less_even() {
         let dump = dump();
-        let policy = |strategy, band| dump.policy(Some(strategy), Some(band)).expect("a policy");
+        let policy = |strategy, band| dump.policy(Some(strategy), Some(band), None).expect("a policy");
         let policies = [
             ("tight".to_owned(), policy("bounded", 1.0)),
             ("wide".to_owned(), policy("bounded", 2.0)),
@@ -359,6 +398,26 @@ mod tests {
         assert!(tight.hand_offs > wide.hand_offs && tight.worst_load < wide.worst_load, "{tight:?} {wide:?}");
         assert!(tight.worst_load < 1.05, "{tight:?}");
         assert!(tight.orphans > 20 && ring.orphans > 0 && ring.rebalances == 2, "{tight:?} {ring:?}");
-        assert!(dump.policy(Some("no"), None).is_err() && dump.policy(None, Some(0.5)).is_err());
+        assert!(dump.policy(Some("no"), None, None).is_err() && dump.policy(None, Some(0.5), None).is_err());
+        assert!(dump.policy(None, None, Some("kind")).is_err());
+    }
+
+    #[test]
+    fn a_spread_leaves_fewer_tenants_uneven_with_as_many_moves() {
+        let mut dump = dump();
+        for (n, appliance) in dump.appliances.iter_mut().enumerate() {
+            appliance.tenant = format!("t{}", n % 20);
+        }
+        let zones = |id: &WorkerId| if id.as_str() == "w3" { "b" } else { "a" }.to_owned();
+        for member in dump.rebalances.iter_mut().flat_map(|rebalance| &mut rebalance.members) {
+            member.zone = zones(&member.id);
+        }
+        let policy = |spread| dump.policy(None, None, Some(spread)).expect("a policy");
+        let policies = ["none", "tenant"].map(|spread| (spread.to_owned(), policy(spread)));
+        let accounts = replay(&dump, &policies).expect("it is replayed");
+        let [happened, none, tenant] = accounts.as_slice() else { panic!("{accounts:?}") };
+        assert_eq!(happened.uneven_tenants, 0, "every second appliance of each was in each zone");
+        assert!(tenant.uneven_tenants < none.uneven_tenants, "{tenant:?} {none:?}");
+        assert_eq!(tenant.hand_offs, none.hand_offs);
     }
 }

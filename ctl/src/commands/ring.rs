@@ -89,7 +89,9 @@ async fn show(context: &CommandContext, points: bool) -> Result<(), Failure> {
     if context.ui.format.is_structured() {
         return context.ui.print_value(&shown::RingView::from(&ring));
     }
-    let mut text = format!("version {}, strategy {}, band {:.2}\n\n", ring.version, ring.strategy, ring.band);
+    let spread = if ring.spread.is_empty() { "none" } else { &ring.spread };
+    let policy = format!("strategy {}, band {:.2}, spread {spread}", ring.strategy, ring.band);
+    let mut text = format!("version {}, {policy}\n\n", ring.version);
     let mut table = TextTable::new(&["MEMBER", "WEIGHT", "SHARE", "APPLIANCES"]);
     for member in &ring.members {
         let share = format!("{:.1} %", member.share * 100.0);

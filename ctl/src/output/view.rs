@@ -423,6 +423,7 @@ pub(crate) struct RingView {
     version: u64,
     strategy: String,
     band: f64,
+    spread: String,
     members: Vec<RingMember>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     points: Vec<RingPoint>,
@@ -451,6 +452,7 @@ impl From<&v1::Ring> for RingView {
             version: r.version,
             strategy: r.strategy,
             band: r.band,
+            spread: r.spread,
             members: r.members.into_iter().map(member).collect(),
             points: r.points.into_iter().map(|p| RingPoint { position: p.position, member: p.member }).collect(),
         }

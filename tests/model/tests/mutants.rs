@@ -45,6 +45,7 @@ fn setup(mutant: Mutant) -> Result<Setup, &'static str> {
         Mutant::OldTokens => return Err("a message would have to arrive twice on one stream"),
         Mutant::StandingClock => return Err("nobody is suspended here, and there is one clock"),
         Mutant::BudgetIgnoresDown => return Err("there are no budgets here"),
+        Mutant::SpreadCountsMovedTwice => return Err("there are no zones here"),
         Mutant::WitnessByPlace => return Err("witnesses name lives here, not processes"),
         // Cached members, members from events, and what else is about reading nodes.
         _ => return Err("the rule is kept by common::roster, which only the simulation runs"),

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use common::appliance::Name;
 use common::{ApplianceId, Generation, Life, Timestamp, WorkerId};
 use coordinator_core::handoff::HandoffState;
 use coordinator_core::health::Health;
@@ -96,6 +97,7 @@ impl SimWorld {
             .or_else(|| table.values().find_map(|entry| self.entry_unsettled(local, machine, entry)))
             .or_else(|| self.places.iter().enumerate().find_map(|(n, _)| self.worker_unsettled(n, &table)))
             .or_else(|| self.band_unsettled(machine, &table))
+            .or_else(|| spread_unsettled(machine, &table))
             .or_else(|| (!leader.rebalances.is_empty()).then(|| format!("{:?} is still open", leader.rebalances)))
             .or_else(|| (machine.moves_in_flight() > 0).then(|| "moves are counted as under way".to_owned()))
             .or_else(|| machine.backlog().into_iter().find(|(_, n)| *n > 0).map(|(what, n)| format!("{n} {what}")))
@@ -245,4 +247,27 @@ impl SimWorld {
         }
         None
     }
+}
+
+/// Tenants are counted in the zones in which the table has them.
+fn spread_unsettled(machine: &Machine, table: &BTreeMap<ApplianceId, &TableRow>) -> Option<String> {
+    let members = machine.planner().members().iter();
+    let zones: BTreeMap<&WorkerId, &str> = members
+        .filter(|member| !member.draining && !member.drained && !member.drivers.is_empty())
+        .map(|member| (&member.id, member.zone.as_str()))
+        .collect();
+    let none: BTreeMap<&str, u64> = zones.values().map(|zone| (*zone, 0)).collect();
+    let mut tenants: BTreeMap<&Name, BTreeMap<&str, u64>> = BTreeMap::new();
+    for entry in table.values().filter(|entry| !entry.deleting) {
+        let zone = entry.state.holder().and_then(|holder| zones.get(&holder.worker));
+        if let Some(count) =
+            zone.and_then(|zone| tenants.entry(&entry.subject.tenant).or_insert_with(|| none.clone()).get_mut(zone))
+        {
+            *count += 1;
+        }
+    }
+    let is_uneven =
+        |zones: &&BTreeMap<&str, u64>| zones.values().max().unwrap_or(&0) - zones.values().min().unwrap_or(&0) > 1;
+    let (uneven, counted) = (tenants.values().filter(is_uneven).count() as u64, machine.planner().uneven_tenants());
+    (uneven != counted).then(|| format!("{uneven} tenants are uneven, and {counted} are counted: {tenants:?}"))
 }

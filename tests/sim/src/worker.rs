@@ -135,7 +135,7 @@ impl WorkerHost {
         };
         let profile = Profile {
             weight: 1 + rng.below(3) as u32,
-            zone: String::new(),
+            zone: format!("zone-{}", n % 3),
             host: format!("host-{}", rng.below(2)),
             drivers: drivers.into_iter().map(|driver| offer(driver, fence_delay)).collect(),
             version: String::new(),

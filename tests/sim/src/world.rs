@@ -7,7 +7,7 @@ use common::driver::DriverName;
 use common::{ApplianceId, Generation, ModeId, ProcessIdentity, RebalanceId, Term, Token, WorkerId};
 use coordinator_core::machine;
 use coordinator_core::membership::LeaseAuthority;
-use coordinator_core::planner::{self, Strategy};
+use coordinator_core::planner::{self, Spread, Strategy};
 
 use super::backend::{BackendCall, Journal};
 use super::coordinator::{self, CoordinatorHost};
@@ -180,9 +180,12 @@ fn settings(rng: &mut Rng) -> SimSettings {
         release_deadline: Duration::from_millis([1_000, 30_000][rng.index(2)]),
         ..machine::Config::default()
     };
+    let max_appliances = 1 + rng.index(20);
+    // Follows from what was drawn already: a draw of its own would make another run of every seed.
+    let spread = if max_appliances.is_multiple_of(2) { Spread::Tenant } else { Spread::None };
     SimSettings {
-        machine,
-        max_appliances: 1 + rng.index(20),
+        machine: machine::Config { planner: planner::Config { spread, ..machine.planner }, ..machine },
+        max_appliances,
         faults_end: rng.millis(10_000, 35_000),
         connect_timeout: Duration::from_millis([300, 1_000, 5_000][rng.index(3)]),
         store_timeout: Duration::from_millis([200, 1_000, 3_000][rng.index(3)]),

@@ -4,30 +4,28 @@
 //! Per class, in this order: appliances that need another owner go to where they were before, then to members below
 //! their floor, then in order of ring preference to members below their ceiling. What the band forces beyond that moves
 //! from members over their ceiling to members under their floor, then from whichever side is left. What is pinned goes before all
-//! that, or stays ([`pins`](super::pins)); what cordoned members have stays as well. So the moves come to
+//! that, or stays ([`pins`](super::pins)); what cordoned members have stays as well. Where tenants are spread, zones choose before the
+//! ring does, and never at the price of a move ([`zones`]). So the moves come to
 //! `homeless + max(excess, deficit - homeless)`, the least possible where nothing declined, pinned or fixed is in the way.
 //!
 //! Cost: what is homeless, what moves, and members times classes; arcs of the ring are read only where a member is to
 //! be filled, and only as far as a multiple of what it is to get.
 
-use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
+mod transfer;
+mod zones;
 
-use super::book::{Book, Group, pickable};
+use std::collections::BTreeMap;
+
+use super::book::{Book, Group};
 use super::classes::{Band, Class, why_unplaced};
 use super::pins::{SlotPins, by_class, held_back};
 use super::plan::{BandRelaxed, PlanDraft};
 use super::roster::{MemberRoster, NOBODY, narrow};
+use super::spread::{ClassZones, ZoneCounts};
 use super::walk::Walk;
 use super::{Config, Reason, Slot, Unplaced};
-
-/// How many keys are looked at for one that a member is to have, before keys are taken wherever they are: the own arcs of a
-/// joiner and some ten neighbours of each. Further ones are hardly a preference any more, and cost the same to read.
-const LOOKED_AT_PER_KEY: u64 = 12;
-/// Keys looked at in any case.
-const LOOKED_AT_LEAST: u64 = 1024;
-/// Keys looked at for one that a member must give up, in search of those that are not where the ring puts them.
-const LOOKED_AT_PER_STRAY: usize = 16;
+use transfer::Transfer;
+use zones::ZoneChoice;
 
 /// An appliance that needs another owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,13 +37,13 @@ struct Homeless {
     reason: Reason,
 }
 
-/// Plans every class.
+/// Plans every class; with counts of the zones where these are to be looked at.
 pub(super) fn plan(
     roster: &MemberRoster,
     book: &Book,
     classes: &[Class],
     pins: &SlotPins<'_>,
-    config: &Config,
+    (config, mut counts): (&Config, Option<ZoneCounts<'_>>),
 ) -> PlanDraft {
     let mut out = PlanDraft::default();
     let mut picked = Picked::default();
@@ -70,6 +68,9 @@ pub(super) fn plan(
             let mut reasons: BTreeMap<u32, Unplaced> = BTreeMap::new();
             for h in &unowned {
                 if let Some((to, reason)) = back_to(roster, book, h) {
+                    if let Some(counts) = counts.as_mut().filter(|_| !class.deleting) {
+                        counts.arrive(h.slot, to);
+                    }
                     out.push(roster, h.slot, h.from, to, reason);
                     continue;
                 }
@@ -84,7 +85,10 @@ pub(super) fn plan(
         if balanced && homeless == 0 && pins.is_empty() {
             continue;
         }
-        let mut pass = BandPass { roster, book, class, groups, band, out: &mut out, picked: &mut picked };
+        let counts = counts.as_mut().filter(|_| !class.deleting);
+        let zones = counts.as_deref().and_then(|counts| ClassZones::new(counts, class));
+        let (out, picked) = (&mut out, &mut picked);
+        let mut pass = BandPass { roster, book, class, groups, band, counts, zones, out, picked };
         pass.pin(pins);
         if !pins.is_empty() {
             for list in [&mut unowned, &mut displaced] {
@@ -152,17 +156,21 @@ impl Picked {
 }
 
 /// One class being planned; `band.load` is what each member would hold once the moves so far are made.
-struct BandPass<'a> {
+struct BandPass<'a, 'z> {
     roster: &'a MemberRoster,
     book: &'a Book,
     class: &'a Class,
     groups: Vec<&'a Group>,
     band: Band,
+    /// Where tenants are spread, and this class counts for that.
+    counts: Option<&'a mut ZoneCounts<'z>>,
+    /// Where there are zones to choose from.
+    zones: Option<ClassZones>,
     out: &'a mut PlanDraft,
     picked: &'a mut Picked,
 }
 
-impl BandPass<'_> {
+impl BandPass<'_, '_> {
     /// Moves appliances to the members they are pinned to, if nothing but the band speaks against it, and keeps those that
     /// are there already from being moved.
     fn pin(&mut self, pins: &SlotPins<'_>) {
@@ -184,6 +192,7 @@ impl BandPass<'_> {
                 self.band.load[from as usize] -= 1;
             }
             self.band.load[to as usize] += 1;
+            self.recount(slot, owner, rank);
             self.out.push(self.roster, slot, entry.owner, rank, Reason::Pinned);
         }
     }
@@ -195,30 +204,51 @@ impl BandPass<'_> {
         }
         let class = self.class;
         let points = class.points(self.roster);
+        for h in &homeless {
+            if let (Some(counts), Some(from)) = (self.counts.as_deref_mut(), self.roster.rank(h.from)) {
+                counts.leave(h.slot, from);
+            }
+        }
         homeless.retain(|h| match self.returns_to(class, h) {
             Some(local) => !self.settle(class, h, local, Reason::Returned),
             None => true,
         });
+        let steps = self.steps(&homeless);
         // First those the ring itself gives to a member below its floor, then the nearest others.
         let mut walk = Walk::new(points);
         homeless.retain(|h| match walk.first(h.position) {
             Some(local) if self.band.deficit(local) > 0 && !self.declined(class, h.slot, local) => {
-                !self.settle(class, h, local, h.reason)
+                let zones = self.zones_for(steps[0].1, h.slot, None);
+                !(zones.is_some_and(|zones| self.is_in(zones, local)) && self.settle(class, h, local, h.reason))
             }
             _ => true,
         });
-        for stage in [BandStage::Floor, BandStage::Soft, BandStage::Ceiling] {
+        for &(stage, choice) in steps {
             if homeless.is_empty() || !self.band.locals().any(|local| stage.is_open(&self.band, local)) {
                 continue;
             }
+            let mut open = self.open_zones(|band, local| stage.is_open(band, local));
             let mut walk = Walk::new(points);
             homeless.retain(|h| {
-                let found = walk.find(
-                    h.position,
-                    |local| stage.is_open(&self.band, local),
-                    |local| !self.declined(class, h.slot, local),
-                );
-                found.is_none_or(|local| !self.settle(class, h, local, h.reason))
+                let Some(zones) = self.zones_for(choice, h.slot, open.as_ref()) else { return true };
+                let mut find = |zones| {
+                    walk.find(
+                        h.position,
+                        |local| stage.is_open(&self.band, local),
+                        |local| self.is_in(zones, local) && !self.declined(class, h.slot, local),
+                    )
+                };
+                let found = find(zones).or_else(|| match zones {
+                    // All of these zones declined it.
+                    ZoneChoice::With { .. } => find(ZoneChoice::Any),
+                    _ => None,
+                });
+                let Some(local) = found else { return true };
+                self.settle(class, h, local, h.reason);
+                if !stage.is_open(&self.band, local) {
+                    self.close(open.as_mut(), local);
+                }
+                false
             });
         }
         // Only what was declined by members with room is left: owned beats balanced.
@@ -229,6 +259,7 @@ impl BandPass<'_> {
             if let Some(local) = open.min_by_key(over) {
                 self.settle(class, &h, local, h.reason);
             } else if let Some((to, reason)) = back_to(self.roster, self.book, &h) {
+                self.recount(h.slot, None, to);
                 self.out.push(self.roster, h.slot, h.from, to, reason);
             } else if self.roster.rank(h.from).is_none() {
                 self.out.unplaced.push((Slot(h.slot), Unplaced::Declined));
@@ -249,8 +280,21 @@ impl BandPass<'_> {
     /// Counts and notes the new owner; always `true`.
     fn settle(&mut self, class: &Class, h: &Homeless, to: u32, reason: Reason) -> bool {
         self.band.load[to as usize] += 1;
+        // It left its zone before, with all that are placed.
+        match (self.counts.as_deref_mut(), &self.zones) {
+            (Some(counts), Some(zones)) if reason != Reason::Returned => counts.place(h.slot, to, zones),
+            _ => self.recount(h.slot, None, class.takers[to as usize]),
+        }
         self.out.push(self.roster, h.slot, h.from, class.takers[to as usize], reason);
         true
+    }
+
+    /// Counts an appliance in another zone.
+    fn recount(&mut self, slot: u32, from: Option<u32>, to: u32) {
+        if let Some(counts) = self.counts.as_deref_mut() {
+            from.into_iter().for_each(|from| counts.leave(slot, from));
+            counts.arrive(slot, to);
+        }
     }
 
     fn declined(&self, class: &Class, slot: u32, local: u32) -> bool {
@@ -266,16 +310,7 @@ impl BandPass<'_> {
         if excess == 0 && deficit == 0 {
             return;
         }
-        let class = self.class;
-        let mut transfer = Transfer {
-            pass: self,
-            class,
-            locals: Vec::new(),
-            excess,
-            deficit,
-            optional: deficit.saturating_sub(excess),
-        };
-        transfer.run();
+        Transfer::new(self, excess, deficit).run();
     }
 
     /// Notes the members that stay outside the band.
@@ -313,228 +348,5 @@ impl BandStage {
             Self::Ceiling => &band.ceiling,
         };
         band.load[local as usize] < bound[local as usize]
-    }
-}
-
-/// Moves between members of one class. An appliance may leave a member over its ceiling (which must give), or, while
-/// `optional` lasts, one above its floor (which can).
-struct Transfer<'p, 'a> {
-    pass: &'p mut BandPass<'a>,
-    class: &'p Class,
-    /// Local number by handle, `u32::MAX` for others.
-    locals: Vec<u32>,
-    /// Appliances still to leave members over their ceiling.
-    excess: u64,
-    /// Appliances still missing at members under their floor.
-    deficit: u64,
-    /// Appliances members within their band have to give, because those over it do not hold enough. Fixed at the
-    /// start: were more of them taken, the excess would have to move on top.
-    optional: u64,
-}
-
-impl Transfer<'_, '_> {
-    fn run(&mut self) {
-        self.locals = vec![u32::MAX; self.pass.roster.handle_count()];
-        for (local, &rank) in (0u32..).zip(&self.class.takers) {
-            self.locals[self.pass.roster.handle(rank) as usize] = local;
-        }
-        if self.deficit > 0 {
-            self.fill_by_arcs();
-        }
-        if self.deficit > 0 {
-            let must: Vec<u32> = self.pass.band.locals().filter(|&l| self.pass.band.excess(l) > 0).collect();
-            self.fill_from(&must);
-        }
-        if self.deficit > 0 && self.optional > 0 {
-            // The fullest first, so that what has to be taken somewhere is taken where it helps.
-            let band = &self.pass.band;
-            let mut can: Vec<u32> = band.locals().filter(|&l| band.spare(l) > 0).collect();
-            can.sort_by_key(|&l| (std::cmp::Reverse(band.spare(l)), l));
-            self.fill_from(&can);
-        }
-        if self.excess > 0 {
-            self.shed();
-        }
-    }
-
-    /// Fills members under their floor with keys of their own arcs, then of the arcs before those, where they are the
-    /// second choice, and so on.
-    fn fill_by_arcs(&mut self) {
-        let class = self.class;
-        let points = class.points(self.pass.roster);
-        let mut receivers: Vec<Receiver> = Vec::new();
-        for local in self.pass.band.locals() {
-            let missing = self.pass.band.deficit(local);
-            if missing > 0 {
-                let ends = (0..points.len()).filter(|&at| points[at].1 == local).collect();
-                // The same for every plan of a rebalance, however much of it is done: each goes as far as the one before, and so
-                // finds what that has shown and not made yet.
-                let share = self.pass.band.floor[local as usize];
-                receivers.push(Receiver { local, ends, looks: share * LOOKED_AT_PER_KEY + LOOKED_AT_LEAST });
-            }
-        }
-        for back in 0..points.len() {
-            for receiver in &mut receivers {
-                self.fill_one(receiver, back, points);
-            }
-            receivers.retain(|r| r.looks > 0 && !r.ends.is_empty() && self.pass.band.deficit(r.local) > 0);
-            if receivers.is_empty() || (self.excess == 0 && self.optional == 0) {
-                return;
-            }
-        }
-    }
-
-    /// Reads, for each point of one receiver, the arc `back` points before it.
-    fn fill_one(&mut self, receiver: &mut Receiver, back: usize, points: &[(u64, u32)]) {
-        let count = points.len();
-        // An arc that ends at a point of the receiver's own was its own arc and has been read.
-        receiver.ends.retain(|&end| back == 0 || points[(end + count - back) % count].1 != receiver.local);
-        for at in 0..receiver.ends.len() {
-            let end = (receiver.ends[at] + count - back) % count;
-            for range in arc_before(points, end).into_iter().flatten() {
-                if self.pass.band.deficit(receiver.local) == 0 || receiver.looks == 0 {
-                    return;
-                }
-                for group in 0..self.pass.groups.len() {
-                    self.pull(receiver, group, range.clone());
-                }
-            }
-        }
-    }
-
-    fn pull(&mut self, receiver: &mut Receiver, group: usize, range: RangeInclusive<u64>) {
-        let group = self.pass.groups[group];
-        group.index.scan(range, |key| {
-            receiver.looks = receiver.looks.saturating_sub(1);
-            if let Some(from) = pickable(key).and_then(|h| self.locals.get(h as usize)).filter(|&&l| l != u32::MAX) {
-                self.take(key.slot, *from, receiver.local);
-            }
-            receiver.looks > 0 && self.pass.band.deficit(receiver.local) > 0 && (self.excess > 0 || self.optional > 0)
-        });
-    }
-
-    /// Moves the appliance if its holder must or can give one and the receiver is still short.
-    fn take(&mut self, slot: u32, from: u32, to: u32) -> bool {
-        let band = &self.pass.band;
-        let must = band.excess(from) > 0;
-        let allowed = must || (self.optional > 0 && band.spare(from) > 0);
-        if from == to
-            || !allowed
-            || band.deficit(to) == 0
-            || self.pass.picked.contains(slot)
-            || self.pass.declined(self.class, slot, to)
-        {
-            return false;
-        }
-        if must {
-            self.excess -= 1;
-        } else {
-            self.optional -= 1;
-        }
-        self.deficit -= 1;
-        self.carry(slot, from, to, if must { Reason::OverCeiling } else { Reason::UnderFloor });
-        true
-    }
-
-    fn carry(&mut self, slot: u32, from: u32, to: u32, reason: Reason) {
-        let pass = &mut *self.pass;
-        pass.band.load[from as usize] -= 1;
-        pass.band.load[to as usize] += 1;
-        pass.picked.insert(slot, pass.book.slot_limit());
-        let from = pass.roster.handle(self.class.takers[from as usize]);
-        pass.out.push(pass.roster, slot, from, self.class.takers[to as usize], reason);
-    }
-
-    /// Fills members under their floor from these, wherever the keys lie.
-    fn fill_from(&mut self, givers: &[u32]) {
-        let class = self.class;
-        let mut walk = Walk::new(class.points(self.pass.roster));
-        for &from in givers {
-            let handle = self.pass.roster.handle(class.takers[from as usize]);
-            for group in self.pass.groups.clone() {
-                let Some(held) = group.held.get(&handle) else { continue };
-                for &(position, slot) in &held.movable {
-                    let must = self.pass.band.excess(from) > 0;
-                    let can = self.optional > 0 && self.pass.band.spare(from) > 0;
-                    if self.deficit == 0 || !(must || can) {
-                        break;
-                    }
-                    if self.pass.picked.contains(slot) {
-                        continue;
-                    }
-                    let to = walk.find(
-                        position,
-                        |local| self.pass.band.deficit(local) > 0,
-                        |local| !self.pass.declined(class, slot, local),
-                    );
-                    if let Some(to) = to {
-                        self.take(slot, from, to);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Takes from members over their ceiling what is still too much: first what the ring puts elsewhere, then anything.
-    fn shed(&mut self) {
-        let class = self.class;
-        let mut walk = Walk::new(class.points(self.pass.roster));
-        for from in self.pass.band.locals() {
-            let handle = self.pass.roster.handle(class.takers[from as usize]);
-            for strays in [true, false] {
-                for group in self.pass.groups.clone() {
-                    let excess = self.pass.band.excess(from);
-                    let Some(held) = group.held.get(&handle).filter(|_| excess > 0) else { continue };
-                    let looks = if strays {
-                        usize::try_from(excess).map_or(usize::MAX, |n| n.saturating_mul(LOOKED_AT_PER_STRAY)).max(256)
-                    } else {
-                        usize::MAX
-                    };
-                    for &(position, slot) in held.movable.iter().take(looks) {
-                        if self.pass.band.excess(from) == 0 {
-                            break;
-                        }
-                        if self.pass.picked.contains(slot) {
-                            continue;
-                        }
-                        let to = if strays {
-                            walk.first(position).filter(|&local| {
-                                local != from
-                                    && self.pass.band.has_room(local)
-                                    && !self.pass.declined(class, slot, local)
-                            })
-                        } else {
-                            walk.find(
-                                position,
-                                |local| self.pass.band.has_room(local),
-                                |local| !self.pass.declined(class, slot, local),
-                            )
-                        };
-                        if let Some(to) = to {
-                            self.carry(slot, from, to, Reason::OverCeiling);
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// A member being filled.
-struct Receiver {
-    local: u32,
-    /// Its points, as indices into the class's points.
-    ends: Vec<usize>,
-    /// Keys it may still look at.
-    looks: u64,
-}
-
-/// Positions of the keys that belong to point `end`: one range, or two where the arc goes round the end.
-fn arc_before(points: &[(u64, u32)], end: usize) -> [Option<RangeInclusive<u64>>; 2] {
-    let position = points[end].0;
-    let below = position.checked_sub(1);
-    match end.checked_sub(1) {
-        Some(before) => [below.map(|below| points[before].0..=below), None],
-        None => [Some(points[points.len() - 1].0..=u64::MAX), below.map(|below| 0..=below)],
     }
 }

@@ -2,6 +2,7 @@
 //! came, and everything made of the rest ("equal tables and members give equal plans, whatever happened before"); under
 //! `Strategy::Ring` also which arcs are unsettled, so that such planners are not to be compared.
 
+use common::appliance::Name;
 use common::canon::{Canon, Canonical};
 
 use super::{Needs, Planner, PlannerMember, Slot, Strategy};
@@ -19,6 +20,9 @@ impl Canonical for Planner {
             to.put(&(self.roster.name(entry.owner), self.roster.name(entry.former), entry.movable));
             to.put(&self.book.excluded.get(&slot));
             to.put(&self.pins.get(&slot).map(|pin| (&pin.worker, pin.strict)));
+            if self.config.spreads() {
+                to.put(&self.tenants.name(slot).map(Name::as_str));
+            }
         }
     }
 }

@@ -59,8 +59,11 @@ pub(super) fn classify(roster: &MemberRoster, book: &Book) -> Vec<Class> {
         let (takers, waiting) = staying.partition(|&rank| roster.member(rank).connected);
         classes.entry((group.deleting, takers, waiting)).or_default().push(at);
     }
-    let class =
-        |((deleting, takers, waiting), groups)| Class { groups, deleting, takers, waiting, points: OnceLock::new() };
+    let class = |((deleting, takers, waiting), mut groups): ((bool, Vec<u32>, Vec<u32>), Vec<u32>)| {
+        // Their numbers tell which came first, and equal tables are to give equal plans whatever happened before.
+        groups.sort_by_key(|at| &book.group(*at).needs);
+        Class { groups, deleting, takers, waiting, points: OnceLock::new() }
+    };
     classes.into_iter().map(class).collect()
 }
 

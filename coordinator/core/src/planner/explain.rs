@@ -1,6 +1,7 @@
 //! Why an appliance is where it is: every member in the order of ring preference, and what it is to the appliance in the
 //! plan that would be made now.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use common::WorkerId;
@@ -22,6 +23,8 @@ pub(super) struct Explainer<'a> {
     pub(super) slot: Slot,
     /// Rank of the member that the plan moves it to, and why.
     pub(super) next: Option<(u32, Reason)>,
+    /// Other appliances of the same tenant in the zone of each member, by rank; `None` where they do not count.
+    pub(super) beside: Option<&'a [u32]>,
 }
 
 impl Explainer<'_> {
@@ -102,9 +105,17 @@ impl Explainer<'_> {
             class.local(rank).is_some_and(|local| band.load[local as usize] < of[local as usize])
         };
         let before = |bound: &[u64]| short(to, bound) && !short(order[place], bound);
+        let beside = |rank: u32| self.beside.map_or(0, |beside| beside[rank as usize]);
+        let zones = beside(to).cmp(&beside(order[place]));
         if self.roster.rank(entry.former) == Some(to) {
             CandidateStanding::FormerFirst
-        } else if before(&band.floor) || before(&band.soft) {
+        } else if before(&band.floor) {
+            CandidateStanding::ShareFirst
+        } else if zones == Ordering::Less {
+            CandidateStanding::SpreadFirst
+        } else if zones == Ordering::Greater {
+            CandidateStanding::OthersFill
+        } else if before(&band.soft) {
             CandidateStanding::ShareFirst
         } else if order.iter().take(place).any(|&rank| rank == to) {
             CandidateStanding::RingFirst

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use common::WorkerId;
 
-use super::{Assumptions, Plan, Planner};
+use super::spread::ZoneCounts;
+use super::{Assumptions, Plan, Planner, PlannerMember, Strategy};
 
-/// How much a member holds before and after a plan.
+/// How many there are before and after a plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoadChange {
     /// Before.
@@ -27,6 +28,8 @@ pub struct Forecast {
     pub hand_offs: u64,
     /// Most of them that have one worker in common.
     pub busiest: u64,
+    /// Tenants of which one zone has at least two appliances more than another.
+    pub uneven: LoadChange,
 }
 
 impl Planner {
@@ -59,8 +62,35 @@ impl Planner {
             }
             loads.entry(planned.to.clone()).or_default().after += 1;
         }
+        let uneven = LoadChange { before: self.uneven_tenants(), after: self.uneven_after(&plan, after) };
         let busiest = concerned.into_values().max().unwrap_or_default();
-        Forecast { plan, loads, hand_offs, busiest }
+        Forecast { plan, loads, hand_offs, busiest, uneven }
+    }
+}
+
+impl Planner {
+    /// Tenants of which one zone has at least two appliances more than another, of the zones of members that are able to have some. A look at
+    /// every tenant, and where tenants are not spread at every appliance.
+    #[must_use]
+    pub fn uneven_tenants(&self) -> u64 {
+        ZoneCounts::new(&self.roster, &self.book, &self.tenants).uneven()
+    }
+
+    /// The same once a plan is carried out with these members.
+    fn uneven_after(&self, plan: &Plan, members: Vec<PlannerMember>) -> u64 {
+        let mut roster = self.roster.clone();
+        roster.replace(members, Strategy::Bounded);
+        let rank = |worker: &WorkerId| roster.rank(roster.find(worker)?);
+        let mut counts = ZoneCounts::new(&roster, &self.book, &self.tenants);
+        for planned in plan.moves().filter(|planned| !self.is_deleting(planned.slot)) {
+            if let Some(from) = planned.from.and_then(rank) {
+                counts.leave(planned.slot.0, from);
+            }
+            if let Some(to) = rank(planned.to) {
+                counts.arrive(planned.slot.0, to);
+            }
+        }
+        counts.uneven()
     }
 }
 

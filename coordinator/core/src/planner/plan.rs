@@ -83,7 +83,7 @@ pub struct AssumedPolicy(pub Config);
 
 impl PartialEq for AssumedPolicy {
     fn eq(&self, other: &Self) -> bool {
-        (self.0.strategy, self.0.band.to_bits()) == (other.0.strategy, other.0.band.to_bits())
+        self.key() == other.key()
     }
 }
 
@@ -91,7 +91,14 @@ impl Eq for AssumedPolicy {}
 
 impl Hash for AssumedPolicy {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.0.strategy as u8, self.0.band.to_bits()).hash(state);
+        self.key().hash(state);
+    }
+}
+
+impl AssumedPolicy {
+    const fn key(&self) -> (u8, u64, u8) {
+        let Self(Config { strategy, band, spread }) = *self;
+        (strategy as u8, band.to_bits(), spread as u8)
     }
 }
 

@@ -13,6 +13,7 @@ mod ordered;
 mod proposals;
 mod reasons;
 mod ring_strategy;
+mod spread;
 
 fn worker(name: &str) -> WorkerId {
     WorkerId::new(name).expect("a valid name")
@@ -57,9 +58,18 @@ fn on_site(site: &str) -> Needs {
 }
 
 fn planner(strategy: Strategy, members: Vec<PlannerMember>) -> Planner {
-    let mut planner = Planner::new(Config { strategy, ..Config::default() }, Term::new(3));
+    planner_of(Config { strategy, ..Config::default() }, members)
+}
+
+fn planner_of(config: Config, members: Vec<PlannerMember>) -> Planner {
+    let mut planner = Planner::new(config, Term::new(3));
     planner.set_members(members);
     planner
+}
+
+/// A tenant by number.
+fn tenant(number: u32) -> Option<Name> {
+    Name::new(&format!("t{number}")).ok()
 }
 
 fn create(planner: &mut Planner, slots: std::ops::Range<u32>) {

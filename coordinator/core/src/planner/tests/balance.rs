@@ -199,21 +199,27 @@ fn steps() -> impl proptest::strategy::Strategy<Value = Vec<Step>> {
 }
 
 fn of_weights(weights: &BTreeMap<u8, u32>) -> Vec<PlannerMember> {
-    weights.iter().map(|(n, &weight)| PlannerMember { weight, ..member(&format!("w{n}")) }).collect()
+    let zone = |n: u8| format!("z{}", n % 3);
+    weights.iter().map(|(n, &weight)| PlannerMember { weight, zone: zone(*n), ..member(&format!("w{n}")) }).collect()
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_plan_is_inside_the_band_and_the_least_possible(steps in steps()) {
-        let mut planner = planner(Strategy::Bounded, of_weights(&BTreeMap::from([(0, 1), (1, 2)])));
+    fn every_plan_is_inside_the_band_and_the_least_possible(steps in steps(), spread in any::<bool>()) {
+        let spread = if spread { Spread::Tenant } else { Spread::None };
+        let mut planner =
+            planner_of(Config { spread, ..Config::default() }, of_weights(&BTreeMap::from([(0, 1), (1, 2)])));
         let (mut next, mut owners) = (0u32, BTreeMap::<u32, WorkerId>::new());
         for step in steps {
             match step {
                 Step::Members(weights) => planner.set_members(of_weights(&weights)),
                 Step::Create(count) => {
                     create(&mut planner, next..next + u32::from(count));
+                    for slot in next..next + u32::from(count) {
+                        planner.set_tenant(Slot(slot), tenant(slot % 40).as_ref());
+                    }
                     next += u32::from(count);
                 }
                 Step::Remove(count) => {
@@ -252,15 +258,21 @@ proptest! {
         weights in proptest::collection::btree_map(0u8..12, 1u32..4, 2..9),
         order in Just((0u32..300).collect::<Vec<_>>()).prop_shuffle(),
         joiner in 1u32..4,
+        spread in any::<bool>(),
     ) {
+        let config = Config { spread: if spread { Spread::Tenant } else { Spread::None }, ..Config::default() };
         let mut members = of_weights(&weights);
-        let mut forth = planner(Strategy::Bounded, members.clone());
+        let mut forth = planner_of(config, members.clone());
         members.reverse();
-        let mut back = planner(Strategy::Bounded, members.clone());
-        create(&mut forth, 0..300);
-        for slot in order {
-            create(&mut back, slot..slot + 1);
-        }
+        let mut back = planner_of(config, members.clone());
+        // All members can take either, so that they share a band.
+        let create = |planner: &mut Planner, slot: u32| {
+            let needs = if slot.is_multiple_of(3) { on_site("h1") } else { anywhere() };
+            planner.insert(Slot(slot), id(slot), &format!("k{slot}"), needs, None, None);
+            planner.set_tenant(Slot(slot), tenant(slot % 40).as_ref());
+        };
+        (0..300).for_each(|slot| create(&mut forth, slot));
+        order.into_iter().for_each(|slot| create(&mut back, slot));
         members.push(PlannerMember { weight: joiner, ..member("joiner") });
         for planner in [&mut forth, &mut back] {
             settle(planner);
@@ -274,6 +286,7 @@ proptest! {
         kinds in proptest::collection::vec((0u8..3, 0u8..3, any::<bool>(), 0u8..5), 1..250),
         members in proptest::collection::vec((0u8..3, 0u8..4, 0u8..8, 1u32..3), 1..8),
         declines in proptest::collection::vec((0u32..250, 0usize..8), 0..20),
+        spread in any::<bool>(),
     ) {
         let members: Vec<PlannerMember> = members.into_iter().enumerate().map(|(n, (site, drivers, state, weight))| PlannerMember {
             weight,
@@ -281,9 +294,11 @@ proptest! {
             drivers: (0..2).zip([process(), simulated()]).filter(|(d, _)| drivers >> d & 1 == 1).map(|(_, d)| d).collect(),
             connected: state != 0,
             draining: state == 1,
+            zone: format!("z{}", n % 3),
             ..member(&format!("w{n}"))
         }).collect();
-        let mut planner = planner(Strategy::Bounded, members.clone());
+        let spread = if spread { Spread::Tenant } else { Spread::None };
+        let mut planner = planner_of(Config { spread, ..Config::default() }, members.clone());
         let mut needs = Vec::new();
         for (slot, &(driver, site, movable, owner)) in (0u32..).zip(&kinds) {
             let need = match driver {
@@ -295,6 +310,7 @@ proptest! {
             let owner = (owner > 0).then(|| worker(&format!("w{}", u32::from(owner) + slot % 5)));
             planner.insert(Slot(slot), id(slot), &format!("k{slot}"), need.clone(), owner.as_ref(), None);
             planner.set_movable(Slot(slot), movable);
+            planner.set_tenant(Slot(slot), tenant(slot % 20).as_ref());
             needs.push((need, owner, movable));
         }
         let mut declined: BTreeMap<Slot, BTreeSet<WorkerId>> = BTreeMap::new();

@@ -8,8 +8,9 @@ use super::*;
 fn any_planner() -> impl proptest::strategy::Strategy<Value = Planner> {
     let members = proptest::collection::vec((1u32..4, any::<bool>(), 0u8..8), 0..6);
     let appliances = proptest::collection::vec((0u8..9, 0u8..9, 0u8..12), 1..25);
-    (any::<bool>(), members, appliances).prop_map(|(bounded, members, appliances)| {
-        let strategy = if bounded { super::Strategy::Bounded } else { super::Strategy::Ring };
+    (0u8..4, members, appliances).prop_map(|(policy, members, appliances)| {
+        let strategy = if policy > 0 { super::Strategy::Bounded } else { super::Strategy::Ring };
+        let spread = if policy > 1 { Spread::Tenant } else { Spread::None };
         let members = members.into_iter().enumerate().map(|(n, (weight, simulates, state))| PlannerMember {
             weight,
             drivers: if simulates { [process(), simulated()].into() } else { [process()].into() },
@@ -17,9 +18,10 @@ fn any_planner() -> impl proptest::strategy::Strategy<Value = Planner> {
             draining: state == 1,
             drained: state == 2,
             cordoned: state == 3,
+            zone: ["", "a", "b", "b"][n % 4].into(),
             ..member(&format!("w{n:03}"))
         });
-        let mut planner = planner(strategy, members.collect());
+        let mut planner = planner_of(Config { strategy, spread, ..Config::default() }, members.collect());
         for (slot, (owner, former, state)) in (0u32..).zip(appliances) {
             // Some of them are no members.
             let named = |n: u8| (n < 7).then(|| worker(&format!("w{n:03}")));
@@ -27,6 +29,7 @@ fn any_planner() -> impl proptest::strategy::Strategy<Value = Planner> {
             let needs = if state == 2 { on_site("h1") } else { anywhere() };
             let key = format!("appliance-{slot}");
             planner.insert(Slot(slot), id(slot), &key, needs, owner.as_ref(), former.as_ref());
+            planner.set_tenant(Slot(slot), tenant(slot % 3).as_ref().filter(|_| state != 6));
             match state {
                 0 => _ = planner.set_movable(Slot(slot), false),
                 1 => planner.set_excluded(Slot(slot), [worker("w000"), worker("w001")].into()),
@@ -39,12 +42,28 @@ fn any_planner() -> impl proptest::strategy::Strategy<Value = Planner> {
     })
 }
 
+/// How many other appliances of the tenant of one there are in the zone of a member; 0 where tenants are not spread.
+fn beside(planner: &Planner, slot: Slot, member: &WorkerId) -> u64 {
+    let zone_of = |id: &WorkerId| planner.members().iter().find(|m| m.id == *id && !m.gives_up()).map(|m| &m.zone);
+    let zone = planner.members().iter().find(|m| m.id == *member).map(|m| &m.zone);
+    let is_beside = |other: Slot| {
+        let owner = planner.book.entry(other).and_then(|entry| planner.roster.names().get(entry.owner as usize));
+        other != slot
+            && planner.tenants.name(slot).is_some_and(|tenant| planner.tenants.name(other) == Some(tenant))
+            && !planner.is_deleting(other)
+            && owner.and_then(zone_of).is_some_and(|held| Some(held) == zone)
+    };
+    let counts = planner.config.spreads() && !planner.is_deleting(slot);
+    if counts { planner.book.ids().filter(|(other, _)| is_beside(Slot(*other))).count() as u64 } else { 0 }
+}
+
 /// What is wrong with what is said of one member.
 fn wrong(
     explained: &[PlacementCandidate],
     place: usize,
     next: Option<(&WorkerId, Reason)>,
     former: Option<&WorkerId>,
+    beside: &[u64],
 ) -> Option<&'static str> {
     use CandidateStanding as S;
     let candidate = &explained[place];
@@ -67,7 +86,11 @@ fn wrong(
             let short = |c: &PlacementCandidate| c.load <= c.floor;
             (target.is_some_and(|to| short(&explained[to]) && candidate.load >= candidate.floor), "shares are not why")
         }
-        S::RingFirst => (target.is_some_and(|to| to < place), "the ring does not name the other one first"),
+        S::SpreadFirst => (target.is_some_and(|to| beside[to] < beside[place]), "zones are not why"),
+        S::RingFirst => {
+            let named_first = |to: usize| to < place && beside[to] == beside[place];
+            (target.is_some_and(named_first), "the ring does not name the other one first, or zones are why")
+        }
         S::OthersFill => (next.is_some(), "nothing is placed"),
     };
     (!right).then_some(what)
@@ -82,8 +105,9 @@ proptest! {
             let entry = planner.book.entry(slot).expect("listed");
             let former = planner.roster.names().get(entry.former as usize);
             let explained = planner.explain(slot);
+            let beside: Vec<u64> = explained.iter().map(|c| beside(&planner, slot, &c.member)).collect();
             for (place, candidate) in explained.iter().enumerate() {
-                let wrong = wrong(&explained, place, next, former);
+                let wrong = wrong(&explained, place, next, former, &beside);
                 prop_assert_eq!(wrong, None, "slot {}: {:?} of {:?}, next {:?}", slot.0, candidate, explained, next);
             }
             let gets = explained.iter().filter(|c| matches!(c.standing, CandidateStanding::Next(_))).count();

@@ -22,6 +22,7 @@ fn as_drawn(name: usize, (weight, site, state): Drawn) -> PlannerMember {
         drained: state == 6 || state == 7,
         cordoned: state == 8 || state == 9,
         published_weight: 2,
+        zone: format!("z{}", name % 3),
         ..member(&format!("w{name}"))
     };
     if state == 4 || state == 5 {
@@ -37,35 +38,36 @@ fn members() -> impl proptest::strategy::Strategy<Value = Vec<PlannerMember>> {
 /// A planner whose appliances are partly placed as planned and partly anywhere, some of them fixed or declined.
 fn planners() -> impl proptest::strategy::Strategy<Value = Planner> {
     let appliances = vec((0u8..4, 0usize..12, 0u8..10), 0..150);
-    (any::<bool>(), members(), members(), appliances, 0usize..150).prop_map(
-        |(bounded, before, after, appliances, carried)| {
-            let mut planner = planner(if bounded { Strategy::Bounded } else { Strategy::Ring }, before);
-            for (slot, (needs, owner, state)) in (0..).zip(appliances) {
-                let needs = match needs {
-                    0 => on_site("h1"),
-                    1 => on_site("h2"),
-                    _ => anywhere(),
-                };
-                let owner = (owner < 8).then(|| worker(&format!("w{owner}")));
-                let former = (state == 0).then(|| worker("w1"));
-                planner.insert(Slot(slot), id(slot), &format!("a{slot}"), needs, owner.as_ref(), former.as_ref());
-                planner.set_movable(Slot(slot), state != 1);
-                if state == 2 {
-                    planner.set_excluded(Slot(slot), [worker("w0"), worker("w2")].into());
-                }
+    (0u8..3, members(), members(), appliances, 0usize..150).prop_map(|(policy, before, after, appliances, carried)| {
+        let strategy = if policy > 0 { Strategy::Bounded } else { Strategy::Ring };
+        let spread = if policy > 1 { Spread::Tenant } else { Spread::None };
+        let mut planner = planner_of(Config { strategy, spread, ..Config::default() }, before);
+        for (slot, (needs, owner, state)) in (0..).zip(appliances) {
+            let needs = match needs {
+                0 => on_site("h1"),
+                1 => on_site("h2"),
+                _ => anywhere(),
+            };
+            let owner = (owner < 8).then(|| worker(&format!("w{owner}")));
+            let former = (state == 0).then(|| worker("w1"));
+            planner.insert(Slot(slot), id(slot), &format!("a{slot}"), needs, owner.as_ref(), former.as_ref());
+            planner.set_movable(Slot(slot), state != 1);
+            planner.set_tenant(Slot(slot), tenant(slot % 20).as_ref());
+            if state == 2 {
+                planner.set_excluded(Slot(slot), [worker("w0"), worker("w2")].into());
             }
-            let plan = planned(&mut planner);
-            for m in plan.moves().take(carried) {
-                planner.set_owner(m.slot, Some(m.to), None);
-            }
-            planner.set_members(after);
-            for slot in (0..carried as u32).step_by(7) {
-                let pin = Pin { worker: worker(&format!("w{}", slot % 9)), strict: slot % 2 == 0 };
-                planner.set_pin(Slot(slot), Some(pin));
-            }
-            planner
-        },
-    )
+        }
+        let plan = planned(&mut planner);
+        for m in plan.moves().take(carried) {
+            planner.set_owner(m.slot, Some(m.to), None);
+        }
+        planner.set_members(after);
+        for slot in (0..carried as u32).step_by(7) {
+            let pin = Pin { worker: worker(&format!("w{}", slot % 9)), strict: slot % 2 == 0 };
+            planner.set_pin(Slot(slot), Some(pin));
+        }
+        planner
+    })
 }
 
 /// Every kind of assumption.
