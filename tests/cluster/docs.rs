@@ -67,7 +67,8 @@ async fn every_call_on_a_page_is_one_that_the_programs_take() -> Result<()> {
         let (program, args) = call.split_first().context("a call has a program")?;
         let program = program.rsplit('/').next().unwrap_or(program);
         // Values that a page leaves open, and what it leaves out.
-        let known = args.iter().filter(|arg| !arg.contains("...") && !arg.contains('…'));
+        // Behind `--` stands a command for others.
+        let known = args.iter().take_while(|arg| *arg != "--").filter(|arg| !arg.contains("...") && !arg.contains('…'));
         let known: Vec<String> =
             known.map(|arg| if is_open_number(arg) { "1".to_owned() } else { arg.clone() }).collect();
         // Asked for help, a program reads what stands before that, complains about what it does not know, and does nothing.

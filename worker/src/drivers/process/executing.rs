@@ -166,11 +166,11 @@ impl Running {
             input = self.ends.input.recv(), if takes_input => match input {
                 Some(ExecInput::Data(data)) => {
                     self.on_their_way += data.len();
-                    self.write.write_all(&ToShim::Input(data).encode()).await?;
+                    self.tell(&ToShim::Input(data)).await;
                 }
                 Some(ExecInput::Ends) | None => {
                     self.input_ended = true;
-                    self.write.write_all(&ToShim::InputEnds.encode()).await?;
+                    self.tell(&ToShim::InputEnds).await;
                 }
             },
             _ = self.look.tick() => return self.look().await,
@@ -213,9 +213,16 @@ impl Running {
         let lease = self.permit.lease_until().as_nanos();
         if lease > self.lease {
             self.lease = lease;
-            self.write.write_all(&ToShim::Lease(lease).encode()).await?;
+            self.tell(&ToShim::Lease(lease)).await;
         }
         Ok(None)
+    }
+
+    /// A shim that hears nothing any more has ended. What it said before that is still to be read, and tells how.
+    async fn tell(&mut self, message: &ToShim) {
+        if self.write.write_all(&message.encode()).await.is_err() {
+            self.input_ended = true;
+        }
     }
 }
 
