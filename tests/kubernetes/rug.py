@@ -157,6 +157,7 @@ def rights(namespace, account):
         ("coordination.k8s.io", "leases", ["get", "create", "update", "delete"]),
         ("", "pods", ["get", "list", "watch", "create", "patch", "delete"]),
         ("", "pods/status", ["patch"]),
+        ("", "pods/log", ["get"]),
         ("", "services", ["get", "create", "patch", "delete"]),
         ("", "secrets", ["get", "create", "delete"]),
     ]

@@ -24,6 +24,10 @@
 - apiGroups: [""]
   resources: [pods/status]
   verbs: [patch]
+# What they print, for `rugctl logs`.
+- apiGroups: [""]
+  resources: [pods/log]
+  verbs: [get]
 - apiGroups: [""]
   resources: [services]
   verbs: [get, create, patch, delete]

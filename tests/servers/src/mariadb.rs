@@ -109,6 +109,8 @@ impl MariaDb {
         install
             .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"])
             .arg(format!("--datadir={}", path("data")))
+            // A server that starts removes what others have in its folder for temporary tables.
+            .env("TMPDIR", home)
             .args(arguments.iter().filter(|argument| argument.starts_with("--user=")))
             .current_dir(home);
         client::run(install.into(), "", PATIENCE).await.context("make a MariaDB data folder")?;

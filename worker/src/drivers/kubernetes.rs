@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use common::inquiry::Verdict;
+use common::inquiry::{LogPart, LogQuery, Verdict};
 use common::kind::KindName;
 use common::kind::StopRecipe;
 use common::status::InstanceEnd;
@@ -46,6 +46,7 @@ mod boot;
 mod cache;
 mod config;
 mod judgement;
+mod logs;
 mod names;
 mod nodes;
 pub mod orphans;
@@ -305,6 +306,14 @@ impl Driver for KubernetesDriver {
 
     async fn judge(&self, appliance: ApplianceId, desired: &Desired) -> Result<Verdict, Error> {
         self.inner.judge(appliance, desired).await
+    }
+
+    fn keeps_logs(&self) -> bool {
+        true
+    }
+
+    async fn read_log(&self, query: &LogQuery) -> Result<LogPart, Error> {
+        self.inner.read_log(query).await
     }
 
     async fn claim(&self, permit: &Permit) -> Result<(), Error> {

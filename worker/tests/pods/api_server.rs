@@ -56,6 +56,8 @@ struct Store {
     judged: Vec<Value>,
     /// A policy takes the gates of new pods away.
     strips_gates: bool,
+    /// Lines that pods have printed, with their times, by name.
+    logs: HashMap<String, Vec<String>>,
     /// Preconditions are not looked at: shows what a test is worth.
     careless: bool,
     /// Watches are refused and broken off.
@@ -146,6 +148,11 @@ impl ApiServer {
             }
         };
         tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap_or_else(|_| panic!("{what} within 20 s"));
+    }
+
+    /// A pod prints a line, which begins with its time.
+    pub(crate) fn print(&self, pod: &str, line: &str) {
+        self.store().logs.entry(pod.to_owned()).or_default().push(line.to_owned());
     }
 
     /// Does without preconditions.
@@ -384,7 +391,8 @@ fn asked(method: &Method, uri: &Uri) -> Option<Asked> {
         resource = parts.next()?;
     }
     let name = parts.next().map(str::to_owned);
-    let is_status = parts.next() == Some("status");
+    let part = parts.next();
+    let (is_status, is_log) = (part == Some("status"), part == Some("log"));
     let pairs = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
     let query: HashMap<_, _> = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     let verb = match (method.as_str(), &name) {
@@ -396,7 +404,11 @@ fn asked(method: &Method, uri: &Uri) -> Option<Asked> {
         ("PATCH", _) => "patch",
         _ => "delete",
     };
-    let resource = if is_status { format!("{resource}/status") } else { resource.to_owned() };
+    let resource = match (is_status, is_log) {
+        (true, _) => format!("{resource}/status"),
+        (_, true) => format!("{resource}/log"),
+        _ => resource.to_owned(),
+    };
     Some(Asked { client, verb, resource, namespace, name, query })
 }
 
@@ -453,6 +465,16 @@ fn json_response(code: u16, body: &Value) -> Response {
         .expect("a response")
 }
 
+/// As a kubelet answers: from the second on that was asked for, the last lines, and so many bytes.
+fn log_response(lines: &[String], query: &HashMap<String, String>) -> Response {
+    let since = query.get("sinceTime").map(|time| time[..19].to_owned()).unwrap_or_default();
+    let kept: Vec<&String> = lines.iter().filter(|line| line[..19] >= *since).collect();
+    let tail = query.get("tailLines").and_then(|tail| tail.parse().ok()).unwrap_or(usize::MAX);
+    let mut text: String = kept[kept.len().saturating_sub(tail)..].iter().map(|line| format!("{line}\n")).collect();
+    text.truncate(query.get("limitBytes").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX));
+    Response::builder().status(200).body(Body::from(text)).expect("a response")
+}
+
 async fn answer(State(server): State<ApiServer>, method: Method, uri: Uri, body: Bytes) -> Response {
     let Some(asked) = asked(&method, &uri) else { return status(404, "NotFound", "no such path") };
     let fault = {
@@ -502,6 +524,12 @@ impl ApiServer {
         let careless = store.careless;
         let conflict = |wanted: &Value, has: &Value| !careless && !wanted.is_null() && wanted != has;
         let refused = |what: &str| status(409, "Conflict", &format!("the object has been modified: {what}"));
+        if asked.resource == "pods/log" {
+            return match store.logs.get(&name) {
+                Some(lines) => log_response(lines, &asked.query),
+                None => status(400, "BadRequest", "container \"appliance\" is waiting to start"),
+            };
+        }
         match asked.verb {
             "list" => {
                 let of = |(resource, known, _): &(String, String, String)| {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use common::inquiry::LogQuery;
 use common::kind::{Custom, KindSpec, Probe};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -451,4 +452,37 @@ async fn what_a_broken_off_boot_left_is_found_as_an_orphan_and_what_runs_is_not(
     new.remove_orphan(&orphans[0]).await.expect("removed");
     assert_eq!((world.api.running(), world.api.all("pods").len()), (vec![pod(1)], 1));
     assert!(!world.api.all("leases").is_empty(), "{} stays", anchor());
+}
+
+#[tokio::test]
+async fn what_pods_print_is_read_in_parts_and_over_their_replacement() {
+    let world = World::new().await;
+    let driver = world.driver("w").await;
+    boot(&driver, &permit(1), &custom(), 1).await.expect("booted");
+    let query = |place: &str, tail| LogQuery {
+        appliance: A,
+        driver: None,
+        ordinal: 0,
+        place: place.to_owned(),
+        tail,
+        since: None,
+        previous: false,
+    };
+    let none = driver.read_log(&query("", None)).await.expect("it does not run yet");
+    assert!(none.data.is_empty() && !none.more, "{none:?}");
+    for line in ["10:00:00.1Z one", "10:00:00.2Z two", "10:00:00.2Z three"] {
+        world.api.print(&pod(1), &format!("2026-12-01T{line}"));
+    }
+    let last = driver.read_log(&query("", Some(1))).await.expect("read");
+    assert_eq!(String::from_utf8_lossy(&last.data), "three\n");
+    let all = driver.read_log(&query("", None)).await.expect("read");
+    assert_eq!(String::from_utf8_lossy(&all.data), "one\ntwo\nthree\n");
+    world.api.print(&pod(1), "2026-12-01T10:00:00.2Z four");
+    let next = driver.read_log(&query(&all.place, None)).await.expect("read");
+    assert_eq!((String::from_utf8_lossy(&next.data).as_ref(), next.lost), ("four\n", false));
+    // Its successor's output follows, and that something may be missing is told once the pod is gone.
+    boot(&driver, &permit(1), &custom(), 2).await.expect("booted");
+    world.api.print(&pod(2), "2026-12-01T10:00:05Z five");
+    let successor = driver.read_log(&query(&next.place, None)).await.expect("read");
+    assert_eq!((String::from_utf8_lossy(&successor.data).as_ref(), successor.lost), ("five\n", true));
 }

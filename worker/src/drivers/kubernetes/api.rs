@@ -165,6 +165,12 @@ pub(super) async fn list_pods(
     call(client, request, Vec::new()).await
 }
 
+/// Lines of the log of a pod.
+pub(super) async fn read_log(client: &Client, namespace: &str, name: &str, options: &str) -> Result<String, Error> {
+    let request = Request::get(format!("{}/{name}/log?{options}", Resource::Pods.path(namespace)));
+    Ok(client.request_text(request.body(Vec::new()).map_err(unbuilt)?).await?)
+}
+
 /// The pods of one appliance, of a namespace or of all, as they are now.
 pub(super) async fn list_pods_of(
     client: &Client,
