@@ -456,9 +456,11 @@ async fn what_a_broken_off_boot_left_is_found_as_an_orphan_and_what_runs_is_not(
 
 #[tokio::test]
 async fn what_pods_print_is_read_in_parts_and_over_their_replacement() {
-    let world = World::new().await;
+    let mut world = World::new().await;
     let driver = world.driver("w").await;
-    boot(&driver, &permit(1), &custom(), 1).await.expect("booted");
+    let instance = boot(&driver, &permit(1), &custom(), 1).await.expect("booted");
+    let (ends, mut ended) = mpsc::channel(4);
+    driver.watch(A, &instance, &ends);
     let query = |place: &str, tail| LogQuery {
         appliance: A,
         driver: None,
@@ -481,6 +483,11 @@ async fn what_pods_print_is_read_in_parts_and_over_their_replacement() {
     let next = driver.read_log(&query(&all.place, None)).await.expect("read");
     assert_eq!((String::from_utf8_lossy(&next.data).as_ref(), next.lost), ("four\n", false));
     // Its successor's output follows, and that something may be missing is told once the pod is gone.
+    world.stop_kubelet();
+    let exit = json!({"terminated": {"exitCode": 1}});
+    let status = json!({"phase": "Failed", "containerStatuses": container(exit)});
+    world.api.change("pods", &pod(1), |pod| pod["status"] = status);
+    tokio::time::timeout(Duration::from_secs(20), ended.recv()).await.expect("in time").expect("told");
     boot(&driver, &permit(1), &custom(), 2).await.expect("booted");
     world.api.print(&pod(2), "2026-12-01T10:00:05Z five");
     let successor = driver.read_log(&query(&next.place, None)).await.expect("read");
