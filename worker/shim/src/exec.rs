@@ -108,7 +108,7 @@ enum Over {
     /// It has ended.
     Ended(EndCause),
     TimedOut,
-    LeaseOver,
+    NoLease,
     /// The worker is gone.
     Gone,
 }
@@ -176,7 +176,7 @@ impl Execution {
             _ if !problem.is_empty() => FromShim::Ended(Verdict::NotRun, problem),
             Over::Ended(cause) => FromShim::Ended(Verdict::Ended(cause), problem),
             Over::TimedOut => FromShim::Ended(Verdict::TimedOut, problem),
-            Over::LeaseOver | Over::Gone => FromShim::LeaseOver,
+            Over::NoLease | Over::Gone => FromShim::LeaseOver,
         });
     }
 
@@ -203,7 +203,7 @@ impl Execution {
             let leased = Duration::from_nanos(self.lease.saturating_sub(boot_time()));
             let left = self.deadline.saturating_duration_since(Instant::now());
             if leased.is_zero() {
-                return Over::LeaseOver;
+                return Over::NoLease;
             }
             if left.is_zero() {
                 return Over::TimedOut;
