@@ -16,9 +16,9 @@ const ROUND: usize = 16;
 const MAY_BE_LATE: f64 = 0.01;
 /// What is left of a window after a round with more.
 const SHRINK: f64 = 0.75;
-/// How much longer than the mean of hand-offs that are alone one may take without being late, whatever the target. The 99th percentile
-/// of those was 3 to 5 times their mean on every database and machine that was measured (decision 80).
-const SPREAD: u32 = 4;
+/// How much longer than the mean of hand-offs that are alone one may take without being late, whatever the target: as much as the 99th
+/// percentile of those themselves on a machine that does other work (decision 80).
+const SPREAD: u32 = 3;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +101,7 @@ impl MoveWindow {
             self.begun_before = self.size;
             self.size = ((self.size as f64 * SHRINK) as usize).max(FIRST.min(self.most));
             self.settled = true;
-        } else if self.longest * 2 <= limit {
+        } else if self.longest * 5 <= limit * 4 {
             self.size = (self.size + 1.max(self.size / 8)).min(self.most);
         } else {
             self.settled = true;
@@ -161,7 +161,7 @@ mod tests {
         assert!((5..=10).contains(&window.size()), "{window:?}");
         // Something else takes the machine: each hand-off takes four times as long.
         run(&mut window, 2_000, Duration::from_millis(4));
-        assert_eq!(window.size(), 2, "{window:?}");
+        assert!((2..=3).contains(&window.size()), "{window:?}");
         run(&mut window, 2_000, Duration::from_micros(10));
         assert_eq!(window.size(), 128, "it grows again, up to the most");
     }
