@@ -47,7 +47,7 @@ test: deps-test ## Run every test, with real processes, servers and python-tooz.
 	$(CARGO) build --locked $(TESTED) --bins --tests
 	@echo "==> running all tests; some start ZooKeeper, PostgreSQL and MariaDB for themselves, on free ports of the loopback"
 	@echo "    address, and one installs python-tooz and kazoo with pip into a virtual environment below target/tmp"
-	RUG_TEST_BIN_DIR=$(TARGET)/debug $(CARGO) test --locked --no-fail-fast $(TESTED)
+	env -u RUG_SERVER -u RUG_CONTEXT -u RUG_CLUSTER RUG_TEST_BIN_DIR=$(TARGET)/debug $(CARGO) test --locked --no-fail-fast $(TESTED)
 	@echo "==> building the simulation with optimisation, and running it"
 	$(CARGO) test --profile sim --locked $(MODELS) -- --nocapture
 
