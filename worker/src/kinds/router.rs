@@ -2,13 +2,15 @@
 //! configuration in place. An instance that lacks an interface is not configured, because it would take what it gets for the whole.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use common::appliance::{MAX_TEXT, Name};
 use common::kind::router::contract::{self, Draft, HaConfig};
 use common::network_port::{MacAddress, PortAddress};
 use common::text::{clip, escaped};
 use serde::Deserialize;
+use tokio::time::{Instant, sleep};
 use worker_core::desired::Desired;
 use worker_core::instance::Instance;
 use worker_core::peers::Peer;
@@ -21,6 +23,11 @@ use crate::gate::Permit;
 
 /// Longest name of an interface, in bytes; Linux has 15.
 const MAX_IFNAME: usize = 32;
+/// How long an interface that was just plugged may take to be seen inside, before that counts as a failure: a guest finds a new device
+/// within a second or two, and what fails waits longer each time.
+const APPEARS: Duration = Duration::from_secs(8);
+/// Between two looks whether it is.
+const LOOK: Duration = Duration::from_millis(300);
 /// Type and id of the network that instances are managed by.
 const MANAGEMENT: &str = "management";
 /// Priorities of an instance that is alone or the oldest, and of the others, as Astara gives them.
@@ -45,16 +52,32 @@ pub(super) async fn configure(
     let instance = target.instance;
     let address = rest::management(instance)?;
     permit.check()?;
+    let appears_by = Instant::now() + APPEARS;
+    let config = loop {
+        let interfaces = interfaces_of(client, instance, address).await?;
+        match complete(draft.clone(), &interfaces, target, address.ip()) {
+            Ok(config) => break config,
+            Err(missing) if Instant::now() >= appears_by => return Err(Error::Failed(missing)),
+            Err(_) => sleep(LOOK).await,
+        }
+    };
+    let body = serde_json::to_value(&config).map_err(|error| Error::Refused(error.to_string()))?;
+    rest::configure(client, permit, instance, &body).await
+}
+
+/// The interfaces that an instance says it has.
+async fn interfaces_of(
+    client: &HttpClient,
+    instance: &Instance,
+    address: SocketAddr,
+) -> Result<Vec<SeenInterface>, Error> {
     let at = |problem: String| Error::Failed(format!("{} at {address}: {problem}", path::INTERFACES));
     let answer = client.get(address, path::INTERFACES, instance.secret.as_ref()).await;
     let answer = answer.map_err(|error| at(error.to_string()))?;
     if answer.status.as_u16() != 200 {
         return Err(at(format!("answered {}", answer.status)));
     }
-    let interfaces = read_interfaces(&answer.body).map_err(at)?;
-    let config = complete(draft, &interfaces, target, address.ip()).map_err(Error::Failed)?;
-    let body = serde_json::to_value(&config).map_err(|error| Error::Refused(error.to_string()))?;
-    rest::configure(client, permit, instance, &body).await
+    read_interfaces(&answer.body).map_err(at)
 }
 
 /// An interface as an appliance lists it. Those of Astara say more.

@@ -49,9 +49,14 @@ impl Inner {
         let (key, wanted) = (InstanceKey::of(permit.appliance(), instance), PluggedPort::from(asked));
         let role = Role::Network(key, wanted.clone());
         let ports = self.own_ports(permit).await?;
-        let done = || Ok(Instance { ports: instance.ports.with(wanted.clone()), ..instance.clone() });
-        if ports.iter().any(|own| own.role == role && own.is_plugged_into(&server)) {
-            return done();
+        // Which of its interfaces it is, is known by the address of the port.
+        let done = |port: &openstack::Port| {
+            let mut now = Instance { ports: instance.ports.with(wanted.clone()), ..instance.clone() };
+            now.macs.extend(port.mac_address.parse().ok().map(|mac| (wanted.name.clone(), mac)));
+            Ok(now)
+        };
+        if let Some(own) = ports.iter().find(|own| own.role == role && own.is_plugged_into(&server)) {
+            return done(&own.port);
         }
         let view = self.look(&server).await?;
         if view.is_rising() {
@@ -61,7 +66,7 @@ impl Inner {
         let owner = Plugged { key, is_secured };
         let port = self.network_port(permit, &client, &owner, &wanted, asked, &ports).await?;
         let error = match client.compute().attach(&server, &port.id).await {
-            Ok(()) => return done(),
+            Ok(()) => return done(&port),
             Err(error) => error,
         };
         if error.kind == ErrorKind::Conflict {
@@ -76,7 +81,7 @@ impl Inner {
             if let Ok(Some(now)) = self.client.network().port(&port.id).await
                 && now.device_id == server.as_str()
             {
-                return done();
+                return done(&now);
             }
             sleep(LOOK).await;
         }
@@ -103,7 +108,9 @@ impl Inner {
             }
             self.delete_port(permit, &client, &own.port.id).await?;
         }
-        Ok(Instance { ports: instance.ports.without(name), ..instance.clone() })
+        let mut now = Instance { ports: instance.ports.without(name), ..instance.clone() };
+        now.macs.remove(name);
+        Ok(now)
     }
 
     /// Waits until a port is free. Nova answers before it is.

@@ -1,110 +1,19 @@
-//! The source `neutron` against a real Neutron and RabbitMQ: routers are made, changed and removed with the `openstack` command, and the
-//! appliances are compared with what Neutron says.
-//!
-//! Needs a laboratory that runs (`tests/openstack/lab/openstack-lab up DIR`), its variables (`openstack-lab env DIR`) and, to kill
-//! RabbitMQ, `RUG_OPENSTACK_LAB=DIR`. Without them it says so and passes.
+//! Routers of Neutron become appliances: they are made, changed and removed with the `openstack` command, and the appliances are compared
+//! with what Neutron says. The driver is `simulated`.
 
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use proto::admin::v1;
-use serde_json::Value;
 use tests::cluster::wait::until;
 use tests::cluster::{Cluster, Options, api};
+
+use crate::cli::Lab;
 
 /// How long a change in Neutron may take to arrive here.
 const ARRIVES: Duration = Duration::from_secs(40);
 /// Time between two listings in these tests: what notifications tell has to be here before.
 const RESYNC: Duration = Duration::from_secs(25);
-
-/// The cloud.
-struct Lab {
-    dir: Option<PathBuf>,
-    amqp: String,
-    /// What the names of this run begin with.
-    prefix: String,
-}
-
-impl Lab {
-    fn find() -> Option<Self> {
-        let amqp = std::env::var("OSL_AMQP_URL").ok()?;
-        std::env::var("OS_AUTH_URL").ok()?;
-        let dir = std::env::var_os("RUG_OPENSTACK_LAB").map(PathBuf::from);
-        Some(Self { dir, amqp, prefix: format!("t{}", std::process::id()) })
-    }
-
-    fn name(&self, name: &str) -> String {
-        format!("{}-{name}", self.prefix)
-    }
-
-    /// Runs the client, and answers what it prints as JSON.
-    fn client(&self, args: &[&str], format: bool) -> Result<Value> {
-        let mut command = Command::new("openstack");
-        command.args(args).env_remove("PYENV_VERSION");
-        if format {
-            command.args(["-f", "json"]);
-        }
-        let done = command.output().context("run openstack")?;
-        let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
-        ensure!(done.status.success(), "openstack {args:?}: {err}");
-        if format { Ok(serde_json::from_str(&out)?) } else { Ok(Value::Null) }
-    }
-
-    /// Makes an object, and answers its id.
-    fn make(&self, args: &[&str]) -> Result<String> {
-        let made = self.client(args, true)?;
-        Ok(made["id"].as_str().context("it has an id")?.to_owned())
-    }
-
-    fn run(&self, args: &[&str]) -> Result<()> {
-        self.client(args, false).map(drop)
-    }
-
-    /// The laboratory's own program with this order; `None` where its folder is not known.
-    fn order(&self, order: &str) -> Option<Command> {
-        let dir = self.dir.as_ref()?;
-        let program = concat!(env!("CARGO_MANIFEST_DIR"), "/openstack/lab/openstack-lab");
-        let mut command = Command::new(program);
-        command.arg(order).arg(dir);
-        Some(command)
-    }
-
-    /// Kills RabbitMQ, with everything it has started.
-    fn kill_rabbitmq(&self) -> Result<bool> {
-        let Some(mut status) = self.order("status") else { return Ok(false) };
-        let text = String::from_utf8_lossy(&status.output()?.stdout).into_owned();
-        let line = text.lines().find(|line| line.starts_with("rabbitmq")).context("it runs")?;
-        let pid = line.split_whitespace().nth(1).context("it has a process")?;
-        let killed = Command::new("kill").args(["-9", "--", &format!("-{pid}")]).status()?;
-        ensure!(killed.success(), "kill {pid}");
-        Ok(true)
-    }
-
-    /// Brings back what is missing.
-    fn up(&self) -> Result<()> {
-        let Some(mut up) = self.order("up") else { bail!("the folder of the laboratory is not known") };
-        ensure!(up.output()?.status.success(), "openstack-lab up");
-        Ok(())
-    }
-
-    /// Removes what an earlier run has left, and what this one has made.
-    fn clean(&self) {
-        let Ok(Value::Array(routers)) = self.client(&["router", "list"], true) else { return };
-        for router in routers.iter().filter_map(|router| router["ID"].as_str()) {
-            let _ = self.run(&["router", "unset", "--external-gateway", router]);
-            let Ok(shown) = self.client(&["router", "show", router], true) else { continue };
-            for interface in shown["interfaces_info"].as_array().into_iter().flatten() {
-                if let Some(port) = interface["port_id"].as_str() {
-                    let _ = self.run(&["router", "set", "--no-route", router]);
-                    let _ = self.run(&["router", "remove", "port", router, port]);
-                }
-            }
-            let _ = self.run(&["router", "delete", router]);
-        }
-    }
-}
 
 /// What an appliance is as a router.
 fn router(appliance: &v1::Appliance) -> Result<v1::Router> {
