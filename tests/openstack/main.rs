@@ -6,3 +6,4 @@ mod cluster;
 mod driver;
 mod lab;
 mod proxy;
+mod spares;

@@ -109,6 +109,8 @@ pub struct Server {
     pub created: SystemTime,
     /// Host it is on, where the user may see that.
     pub host: Option<String>,
+    /// A name of its host that says nothing of it, and that every user sees: two servers of one project with the same one are on the same host.
+    pub host_key: Option<String>,
     /// Its availability zone.
     pub zone: Option<String>,
     /// Project it belongs to.
@@ -131,6 +133,8 @@ struct ServerBody {
     created: String,
     #[serde(default, rename = "OS-EXT-SRV-ATTR:host")]
     host: Option<String>,
+    #[serde(default, rename = "hostId")]
+    host_key: Option<String>,
     #[serde(default, rename = "OS-EXT-AZ:availability_zone")]
     zone: Option<String>,
     #[serde(default)]
@@ -149,6 +153,7 @@ impl From<ServerBody> for Server {
             metadata: body.metadata,
             created: humantime::parse_rfc3339_weak(&body.created).unwrap_or(UNIX_EPOCH),
             host: some(body.host),
+            host_key: some(body.host_key),
             zone: some(body.zone),
             project_id: some(body.tenant_id),
         }
@@ -381,6 +386,15 @@ impl Compute<'_> {
     pub async fn set_metadata(&self, id: &ResourceId, metadata: &BTreeMap<String, String>) -> Result<(), Error> {
         let call = Call::new(Service::Compute, Method::POST, "/servers/{}/metadata", &[id]);
         self.call(call.with(&wrapped("metadata", metadata))).await.map(drop)
+    }
+
+    /// Gives a server another name.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn rename(&self, id: &ResourceId, name: &str) -> Result<(), Error> {
+        let call = Call::new(Service::Compute, Method::PUT, "/servers/{}", &[id]);
+        self.call(call.with(&wrapped("server", &json!({"name": name})))).await.map(drop)
     }
 
     /// Interfaces of a server.

@@ -330,7 +330,9 @@ pub struct NewPort {
     pub description: String,
     /// Its addresses; Neutron gives one when there is none.
     pub addresses: Vec<(Option<ResourceId>, IpAddr)>,
-    /// Its hardware address; Neutron gives one otherwise.
+    /// It has no address at all.
+    pub without_address: bool,
+    /// Its hardware address, which is unique in its network; Neutron gives one otherwise.
     pub mac: Option<String>,
     /// What is written as its device, until it is plugged.
     pub device_id: String,
@@ -365,6 +367,9 @@ impl NewPort {
                 None => json!({"ip_address": ip}),
             };
             set("fixed_ips", self.addresses.iter().map(one).collect());
+        }
+        if self.without_address {
+            set("fixed_ips", json!([]));
         }
         if let Some(mac) = &self.mac {
             set("mac_address", json!(mac));

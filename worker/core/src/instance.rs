@@ -42,6 +42,8 @@ pub struct Instance {
     /// Whether it has an address of its own: then every instance of an appliance uses the ports of the first one, and its driver knows
     /// where its service is.
     pub has_own_address: bool,
+    /// It waits to be taken by another appliance: it is not configured, and that it is gone one day is no failure of it.
+    pub is_spare: bool,
     /// Network ports that are plugged, as far as its driver plugs ports.
     pub ports: PluggedPorts,
     /// Hardware addresses of its network ports by their names, as far as its driver knows them: by these an instance that serves the

@@ -173,6 +173,11 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// Whether another appliance has taken an instance that was a spare; `None` when that cannot be said now. Changes nothing.
+    async fn is_taken(&self, _appliance: ApplianceId, _instance: &Instance) -> Option<bool> {
+        Some(false)
+    }
+
     /// Runs a command beside an instance, as the same user and with the same variables, and waits for it for `limit` at most. Succeeds
     /// when it ends with exit status 0; [`Error::Failed`] says what it had to say otherwise. Nothing it has started goes on.
     async fn run_beside(

@@ -39,6 +39,7 @@ mod places;
 mod plan;
 mod plugging;
 mod removal;
+mod spares;
 mod view;
 mod virtual_address;
 
@@ -149,8 +150,12 @@ impl Inner {
         Ok(observation(&servers.map_err(failed)?, &ports.map_err(failed)?))
     }
 
-    fn known(&self, instance: &Instance) -> Known {
-        server_of(instance).map_or(Known::Unknown, |id| self.inventory.known(&id))
+    fn known(&self, appliance: ApplianceId, instance: &Instance) -> Known {
+        match server_of(instance).map_or(Known::Unknown, |id| self.inventory.known(&id)) {
+            // A spare that was taken is another instance from then on.
+            Known::There(view) if view.key != InstanceKey::of(appliance, instance) => Known::Gone,
+            known => known,
+        }
     }
 }
 
@@ -219,17 +224,21 @@ impl Driver for OpenStackDriver {
         }
     }
 
-    async fn is_alive(&self, _: ApplianceId, instance: &Instance) -> Option<bool> {
-        match self.inner.known(instance) {
+    async fn is_taken(&self, appliance: ApplianceId, instance: &Instance) -> Option<bool> {
+        self.inner.is_taken(InstanceKey::of(appliance, instance), &server_of(instance)?).await
+    }
+
+    async fn is_alive(&self, appliance: ApplianceId, instance: &Instance) -> Option<bool> {
+        match self.inner.known(appliance, instance) {
             Known::There(view) => Some(view.runs()),
             Known::Gone => Some(false),
             Known::Unknown => None,
         }
     }
 
-    async fn standing(&self, _: ApplianceId, instance: &Instance) -> Option<Standing> {
+    async fn standing(&self, appliance: ApplianceId, instance: &Instance) -> Option<Standing> {
         let addresses = instance.addresses;
-        match self.inner.known(instance) {
+        match self.inner.known(appliance, instance) {
             Known::There(view) => Some(Standing { addresses, problem: view.problem(), doubt: None }),
             Known::Gone => Some(Standing { addresses, problem: Some("its server is gone".to_owned()), doubt: None }),
             Known::Unknown => Some(Standing { addresses, problem: None, doubt: self.inner.inventory.doubt() }),

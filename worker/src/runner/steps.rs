@@ -213,6 +213,10 @@ impl StepTask {
                 if self.is_alive(instance).await == Some(false) {
                     return Ok(self.vanished(instance, remarks.problem).await);
                 }
+                if instance.is_spare {
+                    // It would keep our token, and refuse the older one of whoever takes it.
+                    return Ok(StepOutcome::Configured);
+                }
                 self.call("expose", self.driver.expose(permit, instance, &self.desired)).await?;
                 self.protocol.configure(permit, instance, &self.desired, &self.peers).await?;
                 self.call("note_configured", self.driver.note_configured(self.appliance, instance)).await?;
@@ -312,6 +316,7 @@ impl StepTask {
         let by_command = matches!(self.desired.spec.kind.probe(), ProbeSpec::Exec { .. });
         // Doubt is not death: an instance that hangs is replaced after several probes.
         match self.runs(instance).await {
+            Some(false) if instance.is_spare => self.vanished(instance, Some(error)).await,
             Some(false) => match self.end_of(instance).await {
                 Some(end) => vanished(end),
                 None => StepOutcome::Vanished(error, None),
@@ -358,6 +363,11 @@ impl StepTask {
 
     /// What to say of an instance that does not run any more. `problem`: what its driver says of it beside how it ended.
     async fn vanished(&self, instance: &Instance, problem: Option<String>) -> StepOutcome {
+        if instance.is_spare
+            && within(ASK_DRIVER, self.driver.is_taken(self.appliance, instance)).await.flatten() == Some(true)
+        {
+            return StepOutcome::Taken;
+        }
         match (self.end_of(instance).await, problem) {
             (Some(end), None) => vanished(end),
             (Some(end), Some(problem)) => StepOutcome::Vanished(format!("{problem}: {end}"), Some(Box::new(end))),

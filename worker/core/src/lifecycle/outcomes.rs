@@ -64,6 +64,9 @@ impl Lifecycle {
                 self.troubles.saw_end(end);
                 self.vanished(ordinal, &text, at);
             }
+            (L::Probe { ordinal } | L::Configure { ordinal, .. } | L::Replug { ordinal, .. }, O::Taken) => {
+                drop(self.fleet.remove(ordinal));
+            }
             (L::Configure { ordinal, generation, peers }, O::Configured) => {
                 self.configured(ordinal, generation, peers, at.now);
             }
@@ -120,7 +123,7 @@ impl Lifecycle {
         for slot in self.fleet.slots.iter_mut().filter(|slot| !self.goal.needs_plugging(&slot.instance)) {
             slot.plugging = Plugging::default();
         }
-        for slot in findings.lost {
+        for slot in findings.lost.into_iter().filter(|slot| !slot.instance.is_spare) {
             let text = format!("instance {} ended by itself", slot.instance.ordinal);
             self.ended(&slot, text, at);
         }

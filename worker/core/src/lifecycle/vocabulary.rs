@@ -122,6 +122,8 @@ pub enum StepOutcome {
     /// Its driver does not find it any more, of which this is said, and how it ended if that is known. Of `Boot`: it was started and
     /// ended at once.
     Vanished(String, Option<Box<InstanceEnd>>),
+    /// Its driver says that another appliance has taken it, which is what a spare is for.
+    Taken,
     /// Of `Destroy`.
     Destroyed,
     /// Of `Forget`.
@@ -156,6 +158,7 @@ impl StepOutcome {
             Self::Silent(_) => "silent",
             Self::Unclear(_) => "unclear",
             Self::Vanished(..) => "vanished",
+            Self::Taken => "taken",
             Self::Destroyed => "destroyed",
             Self::Forgotten => "forgotten",
             Self::Refused(_) => "refused",

@@ -148,6 +148,7 @@ impl PodView {
             secret,
             hands_over: false,
             has_own_address: true,
+            is_spare: false,
             details,
             ..Instance::default()
         }

@@ -19,7 +19,8 @@ use crate::drivers::{Error, Wanted};
 use crate::gate::Permit;
 
 /// How often, and how long after one another, a server is looked for whose creation was not answered.
-const LOOKS: [Duration; 4] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
+pub(super) const LOOKS: [Duration; 4] =
+    [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
 
 /// How long a boot waits for its turn. Less than the lifecycle waits for it, so that one that has not begun is known to have had no effect.
 const TURN: Duration = Duration::from_secs(15);
@@ -39,13 +40,22 @@ impl Inner {
         let place = self.clear_place(permit, &client, &plan, &servers).await?;
         // Once what was there has ended: its ports are free then.
         let ports = inventory.ports_of(permit.appliance()).await.map_err(|error| unread("list ports", &error))?;
+        let taken = match place {
+            Some(_) => None,
+            None => self.go_on_taking(permit, &client, &plan, &ports).await?,
+        };
+        self.remove_leftovers(permit, &client, &servers, &ports, &plan).await;
         if let Some(found) = place {
-            self.remove_leftovers(permit, &client, &servers, &ports, &plan).await;
             return Ok(found.instance(&ports));
         }
-        self.remove_leftovers(permit, &client, &servers, &ports, &plan).await;
+        if let Some(taken) = taken {
+            return Ok(taken);
+        }
         let image = self.places.image(&self.client, &plan.image).await?;
         let flavor = self.places.flavor(&self.client, &plan.flavor).await?;
+        if let Some(taken) = self.take_spare(permit, &client, &plan, &servers, (&image, &flavor)).await? {
+            return Ok(taken);
+        }
         let (management, management_port) = self.management_port(permit, &client, &plan, &ports).await?;
         let mut plugs = vec![management_port];
         let mut interfaces = Vec::new();
@@ -64,12 +74,12 @@ impl Inner {
         }
         let group = self.group(permit, &client, &plan, &servers).await?;
         let new = NewServer {
-            name: plan.key.server(),
+            name: plan.server_name(),
+            metadata: plan.metadata(&management, group.as_ref(), (&image, &flavor)),
             image,
             flavor,
             ports: plugs,
             zone: plan.zone.clone(),
-            metadata: plan.metadata(&management, group.as_ref()),
             user_data: plan.user_data(&self.config, &management, &interfaces),
             config_drive: self.config.config_drive,
             key_name: Some(self.config.key_name.clone()).filter(|name| !name.is_empty()),
@@ -98,13 +108,16 @@ impl Inner {
         let others = || at_ordinal().filter(|view| found.is_none_or(|found| found.id != view.id));
         for other in others().filter(|view| !view.is_leaving()) {
             tracing::info!(server = %other.id, name = other.key.server(), problem = other.problem(), "removing a server that is not wanted");
+            if !self.withdraw(client, other).await.map_err(|error| failed("withdraw a spare", &error, permit))? {
+                continue;
+            }
             client.compute().delete_server(&other.id).await.map_err(|error| failed("delete server", &error, permit))?;
         }
         if let Some(found) = found {
             return Ok(Some(found.clone()));
         }
         for other in others() {
-            self.await_end(&other.id).await?;
+            self.await_end(&other.id, other.key).await?;
         }
         Ok(None)
     }
@@ -122,6 +135,10 @@ impl Inner {
         let mut kept: Vec<&Role> = Vec::new();
         for own in ports {
             let Some(key) = own.key() else { continue };
+            // A spare that was claimed for another ordinal becomes its instance; one that a pool has claimed has ended.
+            if matches!(own.role, Role::Claim(..)) && !plan.is_spare {
+                continue;
+            }
             // Of those at the ordinal none is left but the one that is wanted.
             let is_elsewhere = key.ordinal != plan.key.ordinal;
             let has_server = is_elsewhere && servers.iter().any(|view| view.key == key && !view.is_leaving());

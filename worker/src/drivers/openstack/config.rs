@@ -66,6 +66,9 @@ pub struct Config {
     pub zone: String,
     /// What instances of a tenant are made of. An image in the specification goes before it.
     pub tenants: BTreeMap<String, TenantConfig>,
+    /// Tenants whose appliances are spares: their instances wait, booted and without ports of networks, until an instance of the same kind, image,
+    /// flavor and zone is to be made, which takes one. No spares are made or used when there is none. The same for all workers.
+    pub spare_tenants: BTreeSet<String>,
     /// Whether the instances of one appliance are kept on different hosts, by a server group.
     pub anti_affinity: AntiAffinity,
     /// Key pair of Nova that instances get.
@@ -111,6 +114,7 @@ impl Default for Config {
             flavors: BTreeMap::new(),
             zone: String::new(),
             tenants: BTreeMap::new(),
+            spare_tenants: BTreeSet::new(),
             anti_affinity: AntiAffinity::default(),
             key_name: String::new(),
             ssh_keys: Vec::new(),

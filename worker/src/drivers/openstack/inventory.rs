@@ -234,11 +234,12 @@ impl Inventory {
         if state.servers.get(id).is_some_and(|seen| seen.at > at) {
             return;
         }
-        let runs = view.as_ref().is_some_and(ServerView::runs);
+        let runs = |ended: &EndedInstance| view.as_ref().is_some_and(|view| view.runs() && is_of(view, ended));
+        let is_over = state.ends.get(id).is_some_and(|watcher| !runs(&watcher.ended));
         if state.servers.len() < MAX_KNOWN || state.servers.contains_key(id) {
             state.servers.insert(id.clone(), Seen { view, at });
         }
-        if !runs && let Some(watcher) = state.ends.remove(id) {
+        if is_over && let Some(watcher) = state.ends.remove(id) {
             watcher.tell();
         }
     }
@@ -252,7 +253,8 @@ impl Inventory {
         let (known, is_due) = match state.servers.get(id) {
             Some(Seen { view: None, .. }) => (Known::Gone, false),
             Some(Seen { view: Some(view), at }) => {
-                let is_old = now.duration_since(*at) > if view.is_rising() { LOOK } else { self.poll_interval * 2 };
+                let is_unsettled = view.is_rising() || view.awaits_fault();
+                let is_old = now.duration_since(*at) > if is_unsettled { LOOK } else { self.poll_interval * 2 };
                 let fresh = stale.is_none_or(|stale| *at > stale);
                 (if fresh { Known::There(Box::new(view.clone())) } else { Known::Unknown }, is_old)
             }
@@ -276,7 +278,8 @@ impl Inventory {
     pub(super) fn watch(&self, id: &ResourceId, ended: EndedInstance, ends: &EndSender) {
         let is_over = {
             let mut state = self.lock();
-            let is_over = state.servers.get(id).is_some_and(|seen| !seen.view.as_ref().is_some_and(ServerView::runs));
+            let runs = |view: &ServerView| view.runs() && is_of(view, &ended);
+            let is_over = state.servers.get(id).is_some_and(|seen| !seen.view.as_ref().is_some_and(runs));
             if !is_over {
                 let since = Instant::now();
                 state.ends.insert(id.clone(), Watcher { ended, to: ends.clone(), since });
@@ -331,6 +334,12 @@ impl Inventory {
         Ok(views)
     }
 
+    /// The servers that wait to be taken.
+    pub(super) async fn spares(&self) -> Result<Vec<ServerView>, openstack::Error> {
+        let found = self.client.compute().servers(&[("name", &names::all_spares())]).await?;
+        Ok(found.into_iter().filter_map(|server| ServerView::of(&self.cluster, server)).collect())
+    }
+
     /// The ports of one appliance.
     pub(super) async fn ports_of(&self, appliance: ApplianceId) -> Result<Vec<OwnPort>, openstack::Error> {
         let description = names::description(&self.cluster, appliance);
@@ -375,6 +384,12 @@ impl Inventory {
     }
 }
 
+/// Whether a server is that instance: a spare that was taken is another one from then on.
+fn is_of(view: &ServerView, instance: &EndedInstance) -> bool {
+    let key = view.key;
+    (key.appliance, key.ordinal, key.attempt) == (instance.appliance, instance.ordinal, instance.attempt)
+}
+
 impl Watcher {
     fn tell(&self) {
         if self.to.try_send(self.ended).is_err() {
@@ -388,7 +403,7 @@ fn report_ends(state: &mut State, listed: Instant) {
     let State { servers, ends, .. } = state;
     ends.retain(|id, watcher| {
         let runs = match servers.get(id) {
-            Some(Seen { view, .. }) => view.as_ref().is_some_and(ServerView::runs),
+            Some(Seen { view, .. }) => view.as_ref().is_some_and(|view| view.runs() && is_of(view, &watcher.ended)),
             // One that has been watched since before the listing would be in it.
             None => watcher.since >= listed,
         };

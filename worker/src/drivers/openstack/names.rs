@@ -10,8 +10,12 @@ use worker_core::ports::{PluggedPort, PortDigest};
 
 /// How the names of servers and server groups begin.
 const SERVER: &str = "rug-";
+/// How the names of servers end that wait to be taken.
+const SPARE: &str = "-spare";
 /// How the names of ports for management begin.
 const MANAGEMENT: &str = "RUG:MGT:";
+/// How the names of ports begin that keep others from a spare.
+const CLAIM: &str = "RUG:CLAIM:";
 /// How the names of ports of networks begin.
 const NETWORK: &str = "RUG:VRRP:";
 /// How the names of ports that only keep an address begin.
@@ -44,6 +48,9 @@ pub(super) mod metadata {
     pub(in super::super) const PORT: &str = "rug_port";
     /// Its server group.
     pub(in super::super) const GROUP: &str = "rug_group";
+    /// Image and flavor of a spare, by id.
+    pub(in super::super) const IMAGE: &str = "rug_image";
+    pub(in super::super) const FLAVOR: &str = "rug_flavor";
     /// What callers of its REST contract prove themselves with.
     pub(in super::super) const SECRET: &str = "rug_secret";
 }
@@ -71,9 +78,18 @@ impl InstanceKey {
         format!("{SERVER}{}", self.instance())
     }
 
-    /// The instance that a server of this name is; `None` for a server of others.
-    pub(super) fn of_server(name: &str) -> Option<Self> {
-        Self::read(name.strip_prefix(SERVER)?)
+    /// The name of its server while that waits to be taken.
+    pub(super) fn spare(self) -> String {
+        format!("{}{SPARE}", self.server())
+    }
+
+    /// The instance that a server of this name is, and whether it waits to be taken; `None` for a server of others.
+    pub(super) fn of_server(name: &str) -> Option<(Self, bool)> {
+        let name = name.strip_prefix(SERVER)?;
+        match name.strip_suffix(SPARE) {
+            Some(name) => Some((Self::read(name)?, true)),
+            None => Some((Self::read(name)?, false)),
+        }
     }
 
     pub(super) fn read(text: &str) -> Option<Self> {
@@ -87,6 +103,11 @@ impl InstanceKey {
     /// The name of its port for management.
     pub(super) fn management_port(self) -> String {
         format!("{MANAGEMENT}{}", self.instance())
+    }
+
+    /// The name of the port by which it has a spare to itself.
+    pub(super) fn claim(self, server: &ResourceId) -> String {
+        format!("{CLAIM}{}:{server}", self.instance())
     }
 
     /// The name of its port of a network.
@@ -103,6 +124,19 @@ pub(super) fn servers_of(appliance: ApplianceId) -> String {
 /// Names of all servers, as a regular expression.
 pub(super) fn all_servers() -> String {
     format!("^{SERVER}")
+}
+
+/// Names of all servers that wait to be taken, as a regular expression.
+pub(super) fn all_spares() -> String {
+    format!("^{SERVER}.*{SPARE}$")
+}
+
+/// The hardware address of the claim to a server. Neutron gives one address of a network to one port only, whoever asks.
+pub(super) fn claim_address(server: &ResourceId) -> String {
+    // Ids of servers are made of random digits. The first byte says that the address is nobody's by manufacture.
+    let digits: Vec<char> = server.as_str().chars().filter(char::is_ascii_hexdigit).take(10).collect();
+    let bytes = digits.chunks(2).map(|byte| byte.iter().collect::<String>());
+    std::iter::once("06".to_owned()).chain(bytes).collect::<Vec<_>>().join(":")
 }
 
 /// The name of the server group of an appliance.
@@ -130,6 +164,8 @@ pub(super) fn appliance_of(cluster: &str, description: &str) -> Option<Appliance
 pub(super) enum Role {
     /// Management of an instance.
     Management(InstanceKey),
+    /// Nothing is plugged into it: as long as it is there, this spare is for that instance alone, to be taken or to be ended.
+    Claim(InstanceKey, ResourceId),
     /// A network of an instance.
     Network(InstanceKey, PluggedPort),
     /// A virtual address of an appliance.
@@ -150,6 +186,9 @@ impl OwnPort {
         let appliance = appliance_of(cluster, &port.description)?;
         let role = if let Some(rest) = port.name.strip_prefix(MANAGEMENT) {
             Role::Management(InstanceKey::read(rest)?)
+        } else if let Some(rest) = port.name.strip_prefix(CLAIM) {
+            let (instance, server) = rest.split_once(':')?;
+            Role::Claim(InstanceKey::read(instance)?, server.parse().ok()?)
         } else if let Some(rest) = port.name.strip_prefix(NETWORK) {
             let mut parts = rest.splitn(3, ':');
             let key = InstanceKey::read(parts.next()?)?;
@@ -167,7 +206,7 @@ impl OwnPort {
     /// The instance that it is for, if it is for one.
     pub(super) const fn key(&self) -> Option<InstanceKey> {
         match &self.role {
-            Role::Management(key) | Role::Network(key, _) => Some(*key),
+            Role::Management(key) | Role::Claim(key, _) | Role::Network(key, _) => Some(*key),
             Role::Virtual(_) => None,
         }
     }
@@ -198,7 +237,8 @@ mod tests {
 
     #[test]
     fn a_server_is_known_by_its_name_alone() {
-        assert_eq!(InstanceKey::of_server(&key().server()), Some(key()));
+        assert_eq!(InstanceKey::of_server(&key().server()), Some((key(), false)));
+        assert_eq!(InstanceKey::of_server(&key().spare()), Some((key(), true)));
         for other in [
             "",
             "rug-",
@@ -208,6 +248,12 @@ mod tests {
         ] {
             assert_eq!(InstanceKey::of_server(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn the_address_of_a_claim_follows_from_the_server() {
+        let server: ResourceId = "3ca15760-d291-4ca9-ac8a-6c16697a70cd".parse().expect("an id");
+        assert_eq!(claim_address(&server), "06:3c:a1:57:60:d2");
     }
 
     #[test]
@@ -226,6 +272,9 @@ mod tests {
         assert_eq!(own.role, Role::Network(key(), plugged));
         let own = OwnPort::of("rug", port(key().management_port(), &about)).expect("of Rug");
         assert_eq!(own.key(), Some(key()));
+        let server: ResourceId = "3ca15760-d291-4ca9-ac8a-6c16697a70cd".parse().expect("an id");
+        let own = OwnPort::of("rug", port(key().claim(&server), &about)).expect("of Rug");
+        assert_eq!((own.key(), own.role), (Some(key()), Role::Claim(key(), server)));
         for address in ["10.0.0.1", "fd00::1"].map(|text| text.parse().expect("an address")) {
             let own = OwnPort::of("rug", port(virtual_port(key().appliance, address), &about)).expect("of Rug");
             assert_eq!(own.role, Role::Virtual(address));

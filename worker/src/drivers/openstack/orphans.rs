@@ -10,6 +10,7 @@ use common::ApplianceId;
 use openstack::ResourceId;
 
 use super::OpenStackDriver;
+use super::view::ServerView;
 use crate::drivers::Error;
 
 /// What an orphan is.
@@ -62,7 +63,7 @@ impl OpenStackDriver {
             .map(|view| Orphan {
                 sort: OrphanSort::Server,
                 id: view.id.clone(),
-                name: view.key.server(),
+                name: if view.is_spare { view.key.spare() } else { view.key.server() },
                 appliance: view.key.appliance,
                 age: of(view.created),
             })
@@ -97,8 +98,15 @@ impl OpenStackDriver {
         let failed = |error: openstack::Error| Error::Failed(error.to_string());
         match orphan.sort {
             OrphanSort::Server => {
-                inner.client.compute().delete_server(&orphan.id).await.map_err(failed)?;
-                inner.await_end(&orphan.id).await
+                let found = inner.client.compute().server(&orphan.id).await.map_err(failed)?;
+                let view = found.and_then(|server| ServerView::of(&inner.config.cluster, server));
+                // One that has been taken since belongs to somebody.
+                let Some(view) = view.filter(|view| view.key.appliance == orphan.appliance) else { return Ok(()) };
+                if inner.withdraw(&inner.client, &view).await.map_err(failed)? {
+                    inner.client.compute().delete_server(&orphan.id).await.map_err(failed)?;
+                    inner.await_end(&orphan.id, view.key).await?;
+                }
+                Ok(())
             }
             OrphanSort::Port => inner.client.network().delete_port(&orphan.id).await.map_err(failed),
         }

@@ -1,6 +1,7 @@
 //! What an instance is made of: worked out from the specification and the settings before anything is asked for.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use common::kind::{KindName, LaunchRecipe, Listen, Program};
 use common::{ApplianceId, Token};
@@ -27,6 +28,9 @@ pub(super) struct InstancePlan {
     /// Flavor, by name or id.
     pub(super) flavor: String,
     pub(super) zone: Option<String>,
+    pub(super) kind: KindName,
+    /// It is made to be taken by another appliance.
+    pub(super) is_spare: bool,
     /// Whether the ports of networks are checked by Neutron.
     pub(super) is_secured: bool,
     /// Whether the appliance has several instances.
@@ -34,14 +38,14 @@ pub(super) struct InstancePlan {
     metadata: BTreeMap<String, String>,
     name: String,
     token: Token,
-    management_port: Option<u16>,
+    pub(super) management_port: Option<u16>,
     secret: Option<ManagementSecret>,
 }
 
 /// Where an instance will be managed.
 #[derive(Clone, Debug)]
 pub(super) struct ManagementAddress {
-    pub(super) address: std::net::IpAddr,
+    pub(super) address: IpAddr,
     /// Length of its network's prefix.
     pub(super) prefix: Option<u8>,
     pub(super) mac: String,
@@ -90,6 +94,12 @@ impl InstancePlan {
             return refused(format!("no flavor: openstack.flavors of the worker names none for kind {kind}"));
         };
         let has_management = recipe.program.has_management();
+        let is_spare = config.spare_tenants.contains(desired.tenant.as_str());
+        if is_spare && !desired.spec.ports.is_empty() {
+            return refused("a spare has no ports of networks: whoever takes it plugs its own".to_owned());
+        }
+        // Who takes it has another token, which may be older.
+        let token = if is_spare { Token::default() } else { token };
         let key = InstanceKey { appliance, ordinal: wanted.ordinal, attempt: wanted.attempt };
         let management_port = has_management.then_some(config.management_port);
         let secret = if has_management { Some(new_secret()?) } else { None };
@@ -122,6 +132,8 @@ impl InstancePlan {
             image,
             flavor,
             zone: zone.cloned(),
+            kind,
+            is_spare,
             is_secured: config.secured_kinds.contains(kind.as_str()),
             is_pair: desired.spec.replicas > 1,
             metadata: noted,
@@ -132,16 +144,44 @@ impl InstancePlan {
         })
     }
 
-    /// What is written beside the server.
+    /// The name of the server.
+    pub(super) fn server_name(&self) -> String {
+        if self.is_spare { self.key.spare() } else { self.key.server() }
+    }
+
+    /// What is written beside the server. `made_of`: image and flavor, by id.
     pub(super) fn metadata(
         &self,
         management: &ManagementAddress,
         group: Option<&openstack::ResourceId>,
+        made_of: (&str, &str),
     ) -> BTreeMap<String, String> {
         let mut all = self.metadata.clone();
-        all.insert(metadata::MANAGEMENT.to_owned(), management.address.to_string());
+        let mut note = |name: &str, text: String| drop(all.insert(name.to_owned(), text));
+        note(metadata::MANAGEMENT, management.address.to_string());
         if let Some(group) = group {
-            all.insert(metadata::GROUP.to_owned(), group.to_string());
+            note(metadata::GROUP, group.to_string());
+        }
+        if self.is_spare {
+            note(metadata::IMAGE, made_of.0.to_owned());
+            note(metadata::FLAVOR, made_of.1.to_owned());
+        }
+        all
+    }
+
+    /// What is written beside a server that was a spare: it keeps the secret that it was started with, and the group of the pool is not that of
+    /// the appliance.
+    pub(super) fn metadata_of_taken(
+        &self,
+        management: IpAddr,
+        before: &BTreeMap<String, String>,
+    ) -> BTreeMap<String, String> {
+        let mut all = self.metadata.clone();
+        all.insert(metadata::MANAGEMENT.to_owned(), management.to_string());
+        all.insert(metadata::GROUP.to_owned(), String::new());
+        match before.get(metadata::SECRET) {
+            Some(secret) => drop(all.insert(metadata::SECRET.to_owned(), secret.clone())),
+            None => drop(all.remove(metadata::SECRET)),
         }
         all
     }
@@ -174,7 +214,7 @@ impl InstancePlan {
             "ports": ports,
         });
         let mut cloud = json!({
-            "hostname": self.key.server(),
+            "hostname": self.server_name(),
             "write_files": [
                 {"path": "/etc/rug/instance.json", "permissions": "0600", "content": instance.to_string()},
             ],

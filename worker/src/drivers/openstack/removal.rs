@@ -5,6 +5,7 @@ use openstack::{Client, ResourceId};
 use worker_core::instance::Instance;
 
 use super::names::{self, InstanceKey};
+use super::spares;
 use super::view::server_of;
 use super::{Inner, failed, unread};
 use crate::drivers::Error;
@@ -17,10 +18,10 @@ impl Inner {
         // What becomes of the others is told by their own calls.
         let rest = join_all(others.iter().map(|other| self.begin_end(permit, &client, other)));
         let (servers, _) = tokio::join!(self.begin_end(permit, &client, instance), rest);
-        for server in servers? {
-            self.await_end(&server).await?;
-        }
         let key = InstanceKey::of(permit.appliance(), instance);
+        for server in servers? {
+            self.await_end(&server, key).await?;
+        }
         let ports = self.inventory.ports_of(permit.appliance()).await.map_err(|error| unread("list ports", &error))?;
         for own in ports.iter().filter(|own| own.key() == Some(key)) {
             self.delete_port(permit, &client, &own.port.id).await?;
@@ -37,6 +38,10 @@ impl Inner {
         let mut ids = Vec::new();
         for view in found.iter().filter(|view| view.key == key) {
             if !view.is_leaving() {
+                if !self.withdraw(client, view).await.map_err(|error| failed("withdraw a spare", &error, permit))? {
+                    // It is another appliance's now, and its end is not ours to ask for.
+                    continue;
+                }
                 client
                     .compute()
                     .delete_server(&view.id)
@@ -46,17 +51,19 @@ impl Inner {
             ids.push(view.id.clone());
         }
         // One that is not listed is gone; what is known of it is to say so.
-        if let Some(known) = known.filter(|known| !ids.contains(known)) {
+        if let Some(known) = known.filter(|known| !ids.contains(known) && !instance.is_spare) {
             ids.push(known);
         }
         Ok(ids)
     }
 
     /// Waits until a server is gone: its ports are free then, and its addresses.
-    pub(super) async fn await_end(&self, server: &ResourceId) -> Result<(), Error> {
+    pub(super) async fn await_end(&self, server: &ResourceId, key: InstanceKey) -> Result<(), Error> {
         let limit = self.config.delete_wait;
         match self.inventory.until_gone(server, limit).await.map_err(|error| unread("look at a server", &error))? {
             None => Ok(()),
+            // It was a spare, and has been taken.
+            Some(other) if other.key != key => Ok(()),
             Some(left) => {
                 let why = left.problem().unwrap_or_else(|| "it runs".to_owned());
                 // It was asked to end, and answered that: it is only waited for.
@@ -79,12 +86,20 @@ impl Inner {
             return Err(Error::FenceBusy(format!("instance {} still runs", running.key.ordinal)));
         }
         for view in servers.iter().filter(|view| !view.is_leaving()) {
+            if !self.withdraw(&client, view).await.map_err(|error| failed("withdraw a spare", &error, permit))? {
+                continue;
+            }
             client.compute().delete_server(&view.id).await.map_err(|error| failed("delete server", &error, permit))?;
         }
         for view in &servers {
-            self.await_end(&view.id).await?;
+            self.await_end(&view.id, view.key).await?;
         }
         let ports = self.inventory.ports_of(appliance).await.map_err(|error| unread("list ports", &error))?;
+        // What was claimed and not given its name: nobody else has it, and the pool fills up again.
+        for (key, server) in spares::claims(&ports) {
+            client.compute().delete_server(&server).await.map_err(|error| failed("delete server", &error, permit))?;
+            self.await_end(&server, key).await?;
+        }
         for own in &ports {
             self.delete_port(permit, &client, &own.port.id).await?;
         }

@@ -21,28 +21,34 @@ const MAX_REASON: usize = 512;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ServerView {
     pub(super) key: InstanceKey,
+    /// It waits to be taken by another appliance.
+    pub(super) is_spare: bool,
     pub(super) id: ResourceId,
     pub(super) status: ServerStatus,
     task: Option<String>,
     fault: Option<String>,
     pub(super) created: SystemTime,
     boot_digest: String,
-    answered: bool,
-    management: Option<IpAddr>,
-    management_port: Option<u16>,
+    pub(super) answered: bool,
+    pub(super) management: Option<IpAddr>,
+    pub(super) management_port: Option<u16>,
     port: Option<u16>,
     pub(super) group: Option<ResourceId>,
-    secret: Option<ManagementSecret>,
+    pub(super) secret: Option<ManagementSecret>,
     /// Name of its kind.
     pub(super) kind: Option<String>,
     host: Option<String>,
-    zone: Option<String>,
+    /// By which it is known whether two are on one host.
+    pub(super) host_key: Option<String>,
+    pub(super) zone: Option<String>,
+    /// Image and flavor, by id, of a spare.
+    pub(super) made_of: Option<(String, String)>,
 }
 
 impl ServerView {
     /// What is kept of a server; `None` for one that is not an instance of this installation.
     pub(super) fn of(cluster: &str, server: Server) -> Option<Self> {
-        let key = InstanceKey::of_server(&server.name)?;
+        let (key, is_spare) = InstanceKey::of_server(&server.name)?;
         let noted = |name: &str| server.metadata.get(name).map(String::as_str);
         if noted(metadata::CLUSTER) != Some(cluster)
             || noted(metadata::APPLIANCE) != Some(key.appliance.to_string().as_str())
@@ -51,6 +57,7 @@ impl ServerView {
         }
         Some(Self {
             key,
+            is_spare,
             boot_digest: noted(metadata::BOOT_DIGEST).unwrap_or_default().to_owned(),
             answered: noted(metadata::ANSWERED).is_some(),
             management: noted(metadata::MANAGEMENT).and_then(|text| text.parse().ok()),
@@ -64,7 +71,9 @@ impl ServerView {
             task: server.task,
             fault: server.fault.map(|fault| bounded(&fault.message)),
             created: server.created,
+            made_of: noted(metadata::IMAGE).zip(noted(metadata::FLAVOR)).map(|(i, f)| (i.to_owned(), f.to_owned())),
             host: server.host,
+            host_key: server.host_key,
             zone: server.zone,
         })
     }
@@ -144,6 +153,7 @@ impl ServerView {
             secret: self.secret.clone(),
             hands_over: false,
             has_own_address: true,
+            is_spare: self.is_spare,
             ports,
             // Of ports that were just made the next look says it.
             macs: BTreeMap::new(),

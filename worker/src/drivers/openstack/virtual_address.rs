@@ -78,7 +78,7 @@ impl Inner {
 fn virtual_of(own: &OwnPort) -> Option<IpAddr> {
     match own.role {
         Role::Virtual(address) => Some(address),
-        Role::Management(_) | Role::Network(..) => None,
+        Role::Management(_) | Role::Claim(..) | Role::Network(..) => None,
     }
 }
 
