@@ -376,7 +376,7 @@ impl RunnerBench {
         let drivers = Drivers::from(BTreeMap::from([(DriverName::simulated(), offer)]));
         let start = Instant::now();
         let clock = move || Timestamp::from_millis(1_000_000) + start.elapsed();
-        let (handle, events) = Runner::start_at(Config::default(), drivers, Arc::new(clock));
+        let (handle, events) = Runner::start_at(Config::default(), drivers, None, Arc::new(clock));
         let gate = SharedGate::new();
         handle.send(RunnerCommand::Begin { gate: Arc::clone(&gate) }).await.expect("it runs");
         Self { _no_overlaps: NoOverlaps(Arc::clone(&world)), world, gate, handle, events }
