@@ -17,7 +17,7 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// Where appliances reach it, which their configuration tells them; `listen` when absent.
     pub advertise: Option<SocketAddr>,
-    /// Nova's metadata service.
+    /// Nova's metadata service, over plain HTTP.
     pub nova: String,
     /// File with the secret that Nova has as `metadata_proxy_shared_secret`. Looked at every 5 s. Needed with `listen`.
     pub secret_file: PathBuf,
@@ -117,8 +117,8 @@ impl Config {
 /// The address of a service without what follows its host and port.
 pub(super) fn base(text: &str) -> Result<String, &'static str> {
     let uri: http::Uri = text.parse().map_err(|_| "is no URL")?;
-    let (Some(scheme @ ("http" | "https")), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        return Err("must be an http:// or https:// URL");
+    let (Some("http"), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return Err("must be an http:// URL: no TLS is spoken");
     };
     // Credentials there would be logged.
     if authority.as_str().contains('@') || authority.host().is_empty() {
@@ -127,7 +127,7 @@ pub(super) fn base(text: &str) -> Result<String, &'static str> {
     if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
         return Err("must have neither a path nor a query: those of the request are used");
     }
-    Ok(format!("{scheme}://{authority}"))
+    Ok(format!("http://{authority}"))
 }
 
 #[cfg(test)]
@@ -154,8 +154,8 @@ mod tests {
     #[test]
     fn nova_is_a_host_with_a_port_and_nothing_else() {
         assert_eq!(base("http://nova.example:8775/").as_deref(), Ok("http://nova.example:8775"));
-        assert_eq!(base("https://[::1]:8775").as_deref(), Ok("https://[::1]:8775"));
-        for text in ["", "nova:8775", "ftp://nova", "http://u:p@nova", "http://nova/x", "http://nova/?a", "/nova"] {
+        assert_eq!(base("http://[::1]:8775").as_deref(), Ok("http://[::1]:8775"));
+        for text in ["", "nova:8775", "https://nova", "http://u:p@nova", "http://nova/x", "http://nova/?a", "/nova"] {
             assert!(base(text).is_err(), "{text}");
         }
     }
