@@ -15,6 +15,7 @@ pub mod drivers;
 mod error;
 pub mod gate;
 pub mod held;
+mod http_passing;
 pub mod kinds;
 pub mod metadata_proxy;
 pub mod metrics;

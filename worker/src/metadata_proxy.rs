@@ -12,9 +12,8 @@
 mod config;
 mod guests;
 mod refusal;
-mod request;
+pub(crate) mod request;
 mod secret;
-mod server;
 
 #[cfg(test)]
 mod tests;
@@ -26,8 +25,8 @@ use std::time::{Duration, Instant};
 
 use common::ApplianceId;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::{Body as _, Bytes, Incoming};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
 use openstack::Client;
 use runtime::{log_limited, telemetry};
 use tokio::net::TcpListener;
@@ -40,6 +39,7 @@ use self::refusal::Refusal;
 use self::request::Asker;
 use self::secret::SharedSecret;
 use crate::held::{HeldInstances, NotHeld};
+use crate::http_passing::{self, PassError, RequestHandler};
 use crate::metrics::{self, MetadataOutcome};
 
 pub use self::config::Config;
@@ -86,7 +86,7 @@ impl MetadataProxy {
 
     /// Serves until `stop`.
     pub async fn serve(self, stop: CancellationToken) {
-        server::serve(self.listener, self.proxy, stop).await;
+        http_passing::serve(self.listener, self.proxy, stop).await;
     }
 }
 
@@ -151,7 +151,48 @@ impl Proxy {
         Ok(Self { config, nova, http, held, guests, secret, free, under_way })
     }
 
-    /// Answers one request from an address of the management network.
+    async fn answer(&self, sender: IpAddr, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
+        let held = self.held.at(sender).map_err(|why| match why {
+            NotHeld::NoLease => Refusal::NoLease,
+            NotHeld::Nobody => Refusal::Stranger(sender),
+            NotHeld::Two => Refusal::Claimed(sender),
+        })?;
+        Span::current().record("appliance", field::display(held.appliance));
+        let _turn = self.turn(held.appliance)?;
+        let (parts, body) = request.into_parts();
+        let target = http_passing::target(&parts.method, &parts.uri)?;
+        let asker = Asker::read(&parts.headers)?;
+        let networks = asker.networks(&held)?;
+        let body = http_passing::read(body, self.config.max_request_bytes.get()).await?;
+        let guest = self.guests.find(asker.address, networks.into_iter().collect()).await?;
+        Span::current().record("server", guest.server.as_str());
+        let headers = request::headers(&parts.headers, asker.address, &guest, &self.secret.key());
+        let is_head = parts.method == Method::HEAD;
+        let asked = self.http.request(parts.method, format!("{}{target}", self.nova)).headers(headers).body(body);
+        let answer = asked.send().await.map_err(PassError::from)?;
+        if answer.status() == StatusCode::FORBIDDEN {
+            log_limited!(
+                warn,
+                "metadata proxy: Nova answers 403; mostly its metadata_proxy_shared_secret is another one"
+            );
+        }
+        Ok(http_passing::pass_back(answer, self.config.max_response_bytes.get(), is_head).await?)
+    }
+
+    /// The turn of a request, if there is one.
+    fn turn(&self, appliance: ApplianceId) -> Result<Turn<'_>, Refusal> {
+        let permit = self.free.try_acquire().map_err(|_| Refusal::Busy)?;
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = under_way.entry(appliance).or_default();
+        if *count >= self.config.in_flight_per_appliance.get() {
+            return Err(Refusal::Busy);
+        }
+        *count += 1;
+        Ok(Turn { proxy: self, appliance, _permit: permit })
+    }
+}
+
+impl RequestHandler for Proxy {
     async fn handle(&self, sender: IpAddr, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let began = Instant::now();
         let span = span_of(&request);
@@ -160,6 +201,9 @@ impl Proxy {
         let (outcome, response) = match answer {
             Ok(response) => (nova_outcome(response.status()), response),
             Err(refusal) => {
+                if let Refusal::Passing(PassError::NoAnswer(error)) = &refusal {
+                    log_limited!(warn, error, "metadata proxy: Nova does not answer");
+                }
                 span.in_scope(|| log_limited!(info, %sender, "metadata proxy: {refusal}"));
                 (refusal.outcome(), refused(&refusal))
             }
@@ -174,78 +218,8 @@ impl Proxy {
         response
     }
 
-    async fn answer(&self, sender: IpAddr, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
-        let held = self.held.at(sender).map_err(|why| match why {
-            NotHeld::NoLease => Refusal::NoLease,
-            NotHeld::Nobody => Refusal::Stranger(sender),
-            NotHeld::Two => Refusal::Claimed(sender),
-        })?;
-        Span::current().record("appliance", field::display(held.appliance));
-        let _turn = self.turn(held.appliance)?;
-        let (parts, body) = request.into_parts();
-        let target = request::target(&parts.method, &parts.uri)?;
-        let asker = Asker::read(&parts.headers)?;
-        let networks = asker.networks(&held)?;
-        let body = self.read(body).await?;
-        let guest = self.guests.find(asker.address, networks.into_iter().collect()).await?;
-        Span::current().record("server", guest.server.as_str());
-        let headers = request::headers(&parts.headers, asker.address, &guest, &self.secret.key());
-        let is_head = parts.method == Method::HEAD;
-        let asked = self.http.request(parts.method, format!("{}{target}", self.nova)).headers(headers).body(body);
-        let answer = asked.send().await.map_err(|error| no_nova(&error))?;
-        self.pass_back(answer, is_head).await
-    }
-
-    /// The turn of a request, if there is one.
-    fn turn(&self, appliance: ApplianceId) -> Result<Turn<'_>, Refusal> {
-        let permit = self.free.try_acquire().map_err(|_| Refusal::Busy)?;
-        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = under_way.entry(appliance).or_default();
-        if *count >= self.config.in_flight_per_appliance.get() {
-            return Err(Refusal::Busy);
-        }
-        *count += 1;
-        Ok(Turn { proxy: self, appliance, _permit: permit })
-    }
-
-    /// The body of a request.
-    async fn read(&self, body: Incoming) -> Result<Bytes, Refusal> {
-        let most = self.config.max_request_bytes.get();
-        if body.size_hint().lower() > u64::from(most) {
-            return Err(Refusal::LongRequest(most));
-        }
-        match Limited::new(body, most as usize).collect().await {
-            Ok(read) => Ok(read.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => Err(Refusal::LongRequest(most)),
-            Err(_) => Err(Refusal::BrokenRequest),
-        }
-    }
-
-    /// What of the answer of Nova goes back: its status, its body, and what is said about that.
-    async fn pass_back(&self, mut answer: reqwest::Response, is_head: bool) -> Result<Response<Full<Bytes>>, Refusal> {
-        if answer.status() == StatusCode::FORBIDDEN {
-            log_limited!(
-                warn,
-                "metadata proxy: Nova answers 403; mostly its metadata_proxy_shared_secret is another one"
-            );
-        }
-        let most = self.config.max_response_bytes.get();
-        let mut body = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(|error| no_nova(&error))? {
-            if body.len() + chunk.len() > most as usize {
-                return Err(Refusal::LongAnswer(most));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        let mut response = Response::new(Full::new(Bytes::from(body)));
-        *response.status_mut() = answer.status();
-        let length = is_head.then_some(header::CONTENT_LENGTH);
-        for name in request::PASSED_BACK.into_iter().chain(length) {
-            if let Some(value) = answer.headers().get(&name) {
-                response.headers_mut().insert(name, value.clone());
-            }
-        }
-        Ok(response)
+    fn timeout(&self) -> Duration {
+        self.config.timeout
     }
 }
 
@@ -276,21 +250,8 @@ fn nova_outcome(status: StatusCode) -> MetadataOutcome {
     }
 }
 
-/// Nova cannot be reached, or breaks off. The error is for the log: it names Nova's address, which servers need not know.
-fn no_nova(error: &reqwest::Error) -> Refusal {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    log_limited!(warn, error = %cause, "metadata proxy: Nova does not answer");
-    Refusal::NoNova
-}
-
 fn refused(refusal: &Refusal) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(format!("{refusal}\n"))));
-    *response.status_mut() = refusal.status();
-    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    let mut response = http_passing::plain(refusal.status(), &refusal.to_string());
     if let Some(seconds) = refusal.retry_after() {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }

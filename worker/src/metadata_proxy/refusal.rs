@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use http::StatusCode;
 
+use crate::http_passing::PassError;
 use crate::metrics::MetadataOutcome;
 
 /// Why.
@@ -19,12 +20,8 @@ pub(super) enum Refusal {
     ForeignRouter(String),
     #[error("{0}")]
     Malformed(&'static str),
-    #[error("only GET, HEAD and POST are passed on")]
-    Method,
-    #[error("the body has more than {0} bytes")]
-    LongRequest(u32),
-    #[error("the body broke off")]
-    BrokenRequest,
+    #[error(transparent)]
+    Passing(#[from] PassError),
     #[error("{0}")]
     NoServer(String),
     #[error("this worker has no lease at the moment")]
@@ -33,10 +30,6 @@ pub(super) enum Refusal {
     Busy,
     #[error("Neutron does not say which server has the address")]
     NoDirectory,
-    #[error("Nova does not answer")]
-    NoNova,
-    #[error("the answer of Nova has more than {0} bytes")]
-    LongAnswer(u32),
     #[error("no answer in time")]
     Late,
 }
@@ -47,12 +40,11 @@ impl Refusal {
             Self::Stranger(_) | Self::Claimed(_) | Self::ForeignNetwork(_) | Self::ForeignRouter(_) => {
                 StatusCode::FORBIDDEN
             }
-            Self::Malformed(_) | Self::BrokenRequest => StatusCode::BAD_REQUEST,
-            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::LongRequest(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::Passing(error) => error.status(),
             Self::NoServer(_) => StatusCode::NOT_FOUND,
             Self::NoLease | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
-            Self::NoDirectory | Self::NoNova | Self::LongAnswer(_) => StatusCode::BAD_GATEWAY,
+            Self::NoDirectory => StatusCode::BAD_GATEWAY,
             Self::Late => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -62,13 +54,15 @@ impl Refusal {
             Self::Stranger(_) | Self::Claimed(_) | Self::ForeignNetwork(_) | Self::ForeignRouter(_) => {
                 MetadataOutcome::Refused
             }
-            Self::Malformed(_) | Self::BrokenRequest | Self::Method => MetadataOutcome::Malformed,
-            Self::LongRequest(_) | Self::LongAnswer(_) => MetadataOutcome::TooLong,
+            Self::Malformed(_) | Self::Passing(PassError::Method | PassError::Target | PassError::BrokenRequest) => {
+                MetadataOutcome::Malformed
+            }
+            Self::Passing(PassError::LongRequest(_) | PassError::LongAnswer(_)) => MetadataOutcome::TooLong,
+            Self::Passing(PassError::NoAnswer(_)) => MetadataOutcome::NoNova,
             Self::NoServer(_) => MetadataOutcome::NoServer,
             Self::NoLease => MetadataOutcome::NoLease,
             Self::Busy => MetadataOutcome::Busy,
             Self::NoDirectory => MetadataOutcome::NoNeutron,
-            Self::NoNova => MetadataOutcome::NoNova,
             Self::Late => MetadataOutcome::Late,
         }
     }

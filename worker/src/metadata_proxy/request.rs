@@ -1,22 +1,20 @@
-//! What a request says, and what of it goes on to Nova: pure.
-//!
-//! What goes on is listed, and everything else is left out. A list of what is left out would have to know every spelling that the server of
-//! Nova takes for a header of the proxy: to one that speaks WSGI `X_Instance_ID` is `X-Instance-ID`.
+//! Who asks, as a request says, and what Nova is told about that: pure.
 
 use std::net::IpAddr;
 
 use common::ApplianceId;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::guests::Guest;
 use super::refusal::Refusal;
 use super::secret::SigningKey;
 use crate::held::HeldAppliance;
+use crate::http_passing;
 
 /// Address of the server that asks, as the appliance saw it.
-pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Network that it asks from.
-pub(super) const NETWORK: HeaderName = HeaderName::from_static("x-neutron-network-id");
+pub(crate) const NETWORK: HeaderName = HeaderName::from_static("x-neutron-network-id");
 /// Router that it asks by, in place of the network.
 pub(super) const ROUTER: HeaderName = HeaderName::from_static("x-neutron-router-id");
 /// Id of the server.
@@ -26,13 +24,6 @@ pub(super) const TENANT: HeaderName = HeaderName::from_static("x-tenant-id");
 /// Proof that the proxy says so.
 pub(super) const SIGNATURE: HeaderName = HeaderName::from_static("x-instance-id-signature");
 
-/// Headers of a request that go on.
-const PASSED_ON: [HeaderName; 3] = [header::ACCEPT, header::CONTENT_TYPE, header::USER_AGENT];
-/// Headers of an answer that go back. Its length follows from its body.
-pub(super) const PASSED_BACK: [HeaderName; 4] =
-    [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::CACHE_CONTROL, header::RETRY_AFTER];
-/// Longest path with its query, in bytes.
-const MAX_TARGET: usize = 2_048;
 /// Longest id of a network, in bytes.
 const MAX_ID: usize = common::network_port::MAX_NETWORK_ID;
 
@@ -94,26 +85,8 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName, problem: &'static str) ->
     first.map(HeaderValue::to_str).transpose().map_err(|_| Refusal::Malformed(problem))
 }
 
-/// What of the address of a request goes on.
-pub(super) fn target(method: &Method, uri: &Uri) -> Result<String, Refusal> {
-    if !matches!(*method, Method::GET | Method::HEAD | Method::POST) {
-        return Err(Refusal::Method);
-    }
-    let target = uri.path_and_query().map(http::uri::PathAndQuery::as_str).unwrap_or_default();
-    if !target.starts_with('/') || target.len() > MAX_TARGET {
-        return Err(Refusal::Malformed("the path is none, or too long"));
-    }
-    Ok(target.to_owned())
-}
-
 /// The headers that go on to Nova.
 pub(super) fn headers(from: &HeaderMap, address: IpAddr, guest: &Guest, key: &SigningKey) -> HeaderMap {
-    let mut to = HeaderMap::new();
-    for name in PASSED_ON {
-        if let Some(value) = from.get(&name) {
-            to.insert(name, value.clone());
-        }
-    }
     let (server, project) = (guest.server.as_str(), guest.project.as_str());
     let own = [
         (FORWARDED_FOR, address.to_string()),
@@ -121,13 +94,7 @@ pub(super) fn headers(from: &HeaderMap, address: IpAddr, guest: &Guest, key: &Si
         (TENANT, project.to_owned()),
         (SIGNATURE, key.sign(server)),
     ];
-    for (name, value) in own {
-        // Ids, addresses and digits: every one of them can be a header.
-        if let Ok(value) = HeaderValue::try_from(value) {
-            to.insert(name, value);
-        }
-    }
-    to
+    http_passing::headers(from, own)
 }
 
 #[cfg(test)]
@@ -212,16 +179,5 @@ mod tests {
             ("x-tenant-id", "p-1"),
         ];
         assert_eq!(shown, wanted);
-    }
-
-    #[test]
-    fn only_a_path_goes_on() {
-        let of = |method: Method, uri: &str| target(&method, &uri.parse().expect("a URI"));
-        assert_eq!(of(Method::GET, "/latest/meta-data/?a=b").as_deref(), Ok("/latest/meta-data/?a=b"));
-        assert_eq!(of(Method::GET, "http://other.example/openstack").as_deref(), Ok("/openstack"), "not the host");
-        assert_eq!(of(Method::PUT, "/latest/api/token"), Err(Refusal::Method));
-        assert!(of(Method::GET, "other.example:80").is_err());
-        assert!(of(Method::GET, "*").is_err());
-        assert!(of(Method::GET, &format!("/{}", "x".repeat(MAX_TARGET))).is_err());
     }
 }

@@ -171,7 +171,7 @@ async fn a_nova_that_is_down_slow_or_odd_is_told_apart() {
     assert_eq!(world.status("/broken").await.0, 500);
     let free = TcpListener::bind("127.0.0.1:0").await.and_then(|listener| listener.local_addr()).expect("a free port");
     let down = World::new(|config| config.nova = format!("http://{free}")).await;
-    assert_eq!(down.status("/").await, (502, "Nova does not answer\n".to_owned()), "and not where it is");
+    assert_eq!(down.status("/").await, (502, "the service does not answer\n".to_owned()), "and not where it is");
     let broken = World::with(Listed { fails: true, ..Listed::default() }, |_| {}).await;
     assert_eq!(broken.status("/").await.0, 502);
     let nobody = World::with(Listed::default(), |_| {}).await;
