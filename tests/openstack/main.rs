@@ -5,4 +5,5 @@
 mod cluster;
 mod driver;
 mod lab;
+mod metadata;
 mod proxy;
