@@ -41,7 +41,7 @@ pub(crate) async fn start(world: &World, workers: u16, more: &[(&'static str, St
 }
 
 /// A server that runs what its image starts, with a port in each of these networks.
-pub(crate) fn appliance(world: &World, name: &str, networks: &[&str]) -> Result<v1::Appliance> {
+fn appliance(world: &World, name: &str, networks: &[&str]) -> Result<v1::Appliance> {
     let probe = v1::Probe { probe: Some(v1::probe::Probe::Process(v1::ProcessProbe {})) };
     let custom = v1::Custom { probe: Some(probe), ..v1::Custom::default() };
     let port = |network: &&str| -> Result<v1::NetworkPort> {
@@ -73,13 +73,7 @@ pub(crate) async fn everything(world: &World) -> Result<(BTreeMap<String, Vec<Se
 }
 
 /// Every appliance is configured, and has exactly one server, with exactly its ports.
-pub(crate) async fn each_has_one(
-    cluster: &Cluster,
-    world: &World,
-    ids: &[String],
-    ports: usize,
-    limit: Duration,
-) -> Result<()> {
+async fn each_has_one(cluster: &Cluster, world: &World, ids: &[String], ports: usize, limit: Duration) -> Result<()> {
     until(limit, "every appliance is configured", async || {
         for appliance in cluster.api.list().await? {
             ensure!(api::is_configured(&appliance), "{}", api::describe(&appliance));

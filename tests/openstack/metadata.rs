@@ -2,14 +2,16 @@
 //! management address of the appliance's server, and the worker that holds it. Needs root, and says so and passes without.
 
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use openstack::{NewPort, NewServer, Port, ResourceId};
-use serde_json::{Value, json};
+use proto::admin::v1;
+use serde_json::Value;
 use servers::wait::until;
-use tests::cluster::{binaries, ports};
+use tests::cluster::{api, binaries, ports};
 
-use crate::cluster::{appliance, each_has_one, everything, remove_all, start};
+use crate::cluster::{everything, remove_all, start};
 use crate::lab::{PATIENCE, World, is_there};
 
 /// Where servers ask.
@@ -38,7 +40,7 @@ fn host() -> String {
 }
 
 impl Places {
-    fn new(management: &str, guest: &Port) -> Result<Self> {
+    fn new(management: &str, inner_mac: &str, guest: &Port, gateway: &str) -> Result<Self> {
         let pid = std::process::id();
         let (host, link) = (host(), format!("rmd{pid}"));
         let places = Self { appliance: format!("rmd-{pid}-a"), guest: format!("rmd-{pid}-g") };
@@ -55,9 +57,12 @@ impl Places {
         ip(&format!("-n {appliance} addr add {management}/32 dev ge0"))?;
         ip(&format!("-n {appliance} route add {host}/32 dev ge0 src {management}"))?;
         ip(&format!("link add ge1 netns {appliance} type veth peer name eth0 netns {inner}"))?;
+        // By these addresses the worker finds which interface is on which network.
+        ip(&format!("-n {appliance} link set ge1 address {inner_mac}"))?;
         let address = guest.fixed_ips.first().context("it has an address")?.ip_address;
         ip(&format!("-n {inner} link set eth0 up"))?;
         ip(&format!("-n {inner} addr add {address}/16 dev eth0"))?;
+        ip(&format!("-n {inner} route add default via {gateway}"))?;
         Ok(places)
     }
 
@@ -88,40 +93,15 @@ impl Drop for Places {
 struct Router(Child);
 
 impl Router {
-    async fn start(places: &Places, state: &std::path::Path) -> Result<Self> {
+    /// Starts it where its worker looks for it. The worker shows a secret, of which it needs to know nothing.
+    fn start(places: &Places, management: &str, state: &std::path::Path) -> Result<Self> {
         let program = binaries::path("rug-appliance")?;
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &places.appliance]).arg(program);
-        command.args(["--router", "--insecure", "--management", "127.0.0.1:5000", "--state-dir"]).arg(state);
-        let router = Self(command.stdout(Stdio::null()).spawn()?);
-        until(PATIENCE, "the appliance answers", async || {
-            let (status, _) = places.ask(&places.appliance, "http://127.0.0.1:5000/v1/status", &[])?;
-            ensure!(status == 200, "{status}");
-            Ok(())
-        })
-        .await?;
-        Ok(router)
-    }
-
-    fn configure(&self, places: &Places, config: &Value) -> Result<()> {
-        let body = config.to_string();
-        let url = "http://127.0.0.1:5000/v1/system/config";
-        let args = [
-            "netns",
-            "exec",
-            &places.appliance,
-            "curl",
-            "-sS",
-            "--fail-with-body",
-            "-X",
-            "PUT",
-            "-H",
-            "Rug-Token: 1/1",
-        ];
-        let more = ["-H", "Content-Type: application/json", "-d", &body, url];
-        let done = run("ip", &[&args[..], &more].concat())?;
-        ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
-        Ok(())
+        command
+            .args(["--router", "--insecure", "--management", &format!("{management}:5000"), "--state-dir"])
+            .arg(state);
+        Ok(Self(command.stdout(Stdio::null()).spawn()?))
     }
 }
 
@@ -130,6 +110,33 @@ impl Drop for Router {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// A router with this address in `rug-a`.
+fn router(world: &World, gateway: &str) -> Result<v1::Appliance> {
+    let port = world.port("rug-a")?;
+    let address = format!("{gateway}/16");
+    let port = v1::NetworkPort {
+        name: port.name.to_string(),
+        network: port.network,
+        addresses: vec![address.clone()],
+        ..v1::NetworkPort::default()
+    };
+    let network = v1::RouterNetwork {
+        port: port.name.clone(),
+        role: v1::router_network::Role::Internal.into(),
+        addresses: vec![address],
+        ..v1::RouterNetwork::default()
+    };
+    let router = v1::Router { networks: vec![network], ..v1::Router::default() };
+    let spec = v1::Spec {
+        image: "fake".to_owned(),
+        probe_interval: Some(tests::cluster::specs::duration(Duration::from_secs(1))),
+        ports: vec![port],
+        kind: Some(v1::spec::Kind::Router(router)),
+        ..v1::Spec::default()
+    };
+    Ok(v1::Appliance { name: "r1".into(), driver: "openstack".into(), spec: Some(spec), ..v1::Appliance::default() })
 }
 
 /// A server of a tenant in the network of a port.
@@ -185,12 +192,27 @@ async fn a_server_behind_an_appliance_gets_its_metadata_from_nova_and_no_others(
         ("RUG_WORKER_METADATA_PROXY__UNKNOWN_TIME", "0s".to_owned()),
     ];
     let mut cluster = start(&world, 1, &settings).await?;
-    let id = cluster.api.create(appliance(&world, "vm", &["rug-a"])?).await?.id;
+    let pid = std::process::id();
+    let gateway = format!("10.92.{}.{}", 200 + pid % 50, 1 + pid / 50 % 250);
+    let id = cluster.api.create(router(&world, &gateway)?).await?.id;
     let (server, guest_port) = guest(&world, "rug-a").await?;
-    each_has_one(&cluster, &world, std::slice::from_ref(&id), 2, PATIENCE).await?;
-    let (servers, own_ports) = everything(&world).await?;
-    let management = servers[&id][0].metadata.get("rug_management").context("it says where it is managed")?.clone();
-    let places = Places::new(&management, &guest_port)?;
+    let (management, inner) = until(PATIENCE, "the server of the router is ACTIVE and has its ports", async || {
+        let (servers, ports) = everything(&world).await?;
+        let own = servers.get(&id).and_then(|servers| servers.first()).context("no server")?;
+        ensure!(own.status.to_string() == "ACTIVE", "{own:?}");
+        let inner = ports.into_iter().find(|p| p.network_id == guest_port.network_id && p.device_id == own.id.as_str());
+        let management = own.metadata.get("rug_management").context("it says where it is managed")?;
+        Ok((management.clone(), inner.context("no port")?))
+    })
+    .await?;
+    let places = Places::new(&management, &inner.mac_address, &guest_port, &gateway)?;
+    let process = Router::start(&places, &management, &folder.path().join("appliance"))?;
+    until(PATIENCE, "the router is configured", async || {
+        let appliance = cluster.api.get(&id).await?;
+        ensure!(api::is_configured(&appliance), "{}", api::describe(&appliance));
+        Ok(())
+    })
+    .await?;
     let network = guest_port.network_id.to_string();
     let guest_address = guest_port.fixed_ips[0].ip_address.to_string();
 
@@ -208,8 +230,7 @@ async fn a_server_behind_an_appliance_gets_its_metadata_from_nova_and_no_others(
         Ok(())
     })
     .await?;
-    let own = own_ports.iter().find(|port| port.network_id == guest_port.network_id).context("a port")?;
-    let (status, body) = by(&own.fixed_ips[0].ip_address.to_string(), &network)?;
+    let (status, body) = by(&gateway, &network)?;
     ensure!(status == 404, "what is Rug's own is not for servers: {status} {body}");
     let other = world.port("rug-b")?.network;
     let (status, body) = by(&guest_address, &other)?;
@@ -220,21 +241,6 @@ async fn a_server_behind_an_appliance_gets_its_metadata_from_nova_and_no_others(
     ensure!(text.starts_with("no instance that this worker holds"), "{text}");
 
     // The server, by the reference appliance.
-    let state = folder.path().join("appliance");
-    let router = Router::start(&places, &state).await?;
-    let (address, metadata_port) = proxy.split_once(':').context("an address")?;
-    let inner = "10.92.255.254/16";
-    router.configure(
-        &places,
-        &json!({
-            "generation": 1, "tenant_id": "t", "hostname": "r",
-            "networks": [
-                {"interface": {"ifname": "ge0", "addresses": [format!("{management}/32")]}, "network_id": "management", "network_type": "management"},
-                {"interface": {"ifname": "ge1", "addresses": [inner]}, "network_id": network, "network_type": "internal"}],
-            "orchestrator": {"address": address, "metadata_port": metadata_port.parse::<u16>()?},
-        }),
-    )?;
-    ip(&format!("-n {} route add default via 10.92.255.254", places.guest))?;
     let ask = |path: &str, headers: &[(&str, &str)]| places.ask(&places.guest, &format!("{METADATA}{path}"), headers);
     let (status, body) = ask("/openstack/latest/meta_data.json", &[("X-Forwarded-For", "10.92.0.1")])?;
     ensure!(status == 200 && body.contains(server.as_str()), "{status} {body}");
@@ -266,7 +272,7 @@ async fn a_server_behind_an_appliance_gets_its_metadata_from_nova_and_no_others(
     cluster.start_all().await?;
     answers(200).await?;
 
-    drop((router, places));
+    drop((process, places));
     world.client.compute().delete_server(&server).await?;
     remove_all(&cluster, &world, &[id]).await?;
     until(PATIENCE, "the guest is gone", async || {
