@@ -1,6 +1,6 @@
 //! Builds every part of the worker and states the order in which they start and stop.
 //!
-//! Start: drivers (which check their directories), runner, session. Stop: what is held is given back, if so configured; the
+//! Start: drivers (which check their directories), metadata proxy, runner, session. Stop: what is held is given back, if so configured; the
 //! gate is shut for good, running steps end or are given up, the coordinator and the coordination service are told, the
 //! process ends. Instances go on running.
 

@@ -208,7 +208,7 @@ pub(crate) mod tests {
     fn an_address_is_that_of_an_appliance_while_it_is_held_and_the_lease_stands() {
         let (held, gate) = standing();
         let (a, b) = (ApplianceId::from_u128(1), ApplianceId::from_u128(2));
-        let note = |id, addresses: &[IpAddr]| held.note(id, &router("openstack"), addresses.to_vec().into_iter());
+        let note = |id, addresses: &[IpAddr]| held.note(id, &router("openstack"), addresses.iter().copied());
         let at = |last| held.at(address(last)).map(|found| found.appliance);
         note(a, &[address(1), address(2)]);
         assert_eq!((at(1), at(2), at(3)), (Ok(a), Ok(a), Err(NotHeld::Nobody)));

@@ -12,7 +12,7 @@
 mod config;
 mod guests;
 mod refusal;
-pub(crate) mod request;
+mod request;
 mod secret;
 
 #[cfg(test)]

@@ -17,8 +17,8 @@ use router::{METADATA_ADDRESS, metadata_doors};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::api::metadata_header::{FORWARDED_FOR, NETWORK};
 use crate::http_passing::{self, PassError, RequestHandler};
-use crate::metadata_proxy::request::{FORWARDED_FOR, NETWORK};
 
 /// Port of the metadata service.
 const PORT: u16 = 80;

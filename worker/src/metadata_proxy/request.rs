@@ -8,15 +8,10 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use super::guests::Guest;
 use super::refusal::Refusal;
 use super::secret::SigningKey;
+use crate::appliance::api::metadata_header::{FORWARDED_FOR, NETWORK, ROUTER};
 use crate::held::HeldAppliance;
 use crate::http_passing;
 
-/// Address of the server that asks, as the appliance saw it.
-pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-/// Network that it asks from.
-pub(crate) const NETWORK: HeaderName = HeaderName::from_static("x-neutron-network-id");
-/// Router that it asks by, in place of the network.
-pub(super) const ROUTER: HeaderName = HeaderName::from_static("x-neutron-router-id");
 /// Id of the server.
 pub(super) const INSTANCE: HeaderName = HeaderName::from_static("x-instance-id");
 /// Its project.

@@ -135,6 +135,9 @@ async fn nova_is_asked_with_the_proof_of_who_asks_and_its_answer_goes_back() {
     let post = client.post(format!("http://{}/openstack/latest/password", world.at)).body("secret");
     let seen = read(post.header("X-Forwarded-For", "10.0.0.5").header("X-Neutron-Network-ID", "id-int")).await;
     assert!(seen.1.contains(r#""method":"POST""#) && seen.1.contains(r#""body":6"#), "{seen:?}");
+    let head = client.head(format!("http://{}/long", world.at)).header("X-Forwarded-For", "10.0.0.5");
+    let head = head.header("X-Neutron-Network-ID", "id-int").send().await.expect("it answers");
+    assert_eq!((head.status().as_u16(), &head.headers()["content-length"]), (200, &HeaderValue::from(100_000)));
     assert_eq!(world.listed.load(Ordering::Relaxed), 1, "Neutron was asked once");
 }
 
