@@ -43,6 +43,7 @@ use crate::http_passing::{self, PassError, RequestHandler};
 use crate::metrics::{self, MetadataOutcome};
 
 pub use self::config::Config;
+pub(crate) use self::request::rewrite_asker;
 
 /// How long opening a connection to Nova may take.
 const CONNECT: Duration = Duration::from_secs(5);

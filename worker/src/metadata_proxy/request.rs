@@ -80,6 +80,24 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName, problem: &'static str) ->
     first.map(HeaderValue::to_str).transpose().map_err(|_| Refusal::Malformed(problem))
 }
 
+/// Reads who asks from lines of headers, and writes it again.
+pub(crate) fn rewrite_asker(lines: &[u8]) -> Result<Vec<u8>, String> {
+    let mut headers = HeaderMap::new();
+    for line in lines.split(|byte| *byte == b'\n').take(64) {
+        let Some(at) = line.iter().position(|byte| *byte == b':') else { continue };
+        let (name, value) = (&line[..at], line[at + 1..].trim_ascii());
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+            headers.append(name, value);
+        }
+    }
+    let Asker { address, from } = Asker::read(&headers).map_err(|refusal| refusal.to_string())?;
+    let (name, place) = match from {
+        AskedFrom::Network(network) => (NETWORK, network),
+        AskedFrom::Router(router) => (ROUTER, router.to_string()),
+    };
+    Ok(format!("{FORWARDED_FOR}: {address}\n{name}: {place}\n").into_bytes())
+}
+
 /// The headers that go on to Nova.
 pub(super) fn headers(from: &HeaderMap, address: IpAddr, guest: &Guest, key: &SigningKey) -> HeaderMap {
     let (server, project) = (guest.server.as_str(), guest.project.as_str());
