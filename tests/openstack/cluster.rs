@@ -17,9 +17,9 @@ use crate::proxy::Deed;
 /// How long many boots may take: Nova makes about one server in a second here.
 const MANY: Duration = Duration::from_secs(500);
 
-async fn start(world: &World, workers: u16) -> Result<Cluster> {
+pub(crate) async fn start(world: &World, workers: u16, more: &[(&'static str, String)]) -> Result<Cluster> {
     let set = |name: &'static str, value: &str| (name, value.to_owned());
-    let worker_env = vec![
+    let mut worker_env = vec![
         set("RUG_WORKER_OPENSTACK__CLUSTER", &world.cluster),
         set("RUG_WORKER_OPENSTACK__MANAGEMENT_NETWORK", "rug-management"),
         set("RUG_WORKER_OPENSTACK__IMAGE", "fake"),
@@ -36,6 +36,7 @@ async fn start(world: &World, workers: u16) -> Result<Cluster> {
         set("RUG_WORKER_RUNNER__LIFECYCLE__START_TIMEOUT", "120s"),
         set("RUG_WORKER_RUNNER__LIFECYCLE__OBSERVE_TIMEOUT", "40s"),
     ];
+    worker_env.extend_from_slice(more);
     Cluster::start(Options { workers, drivers: vec!["openstack"], worker_env, ..Options::default() }).await
 }
 
@@ -58,7 +59,7 @@ fn appliance(world: &World, name: &str, networks: &[&str]) -> Result<v1::Applian
 }
 
 /// What the cloud has of this cluster: servers by appliance, and ports.
-async fn everything(world: &World) -> Result<(BTreeMap<String, Vec<Server>>, Vec<Port>)> {
+pub(crate) async fn everything(world: &World) -> Result<(BTreeMap<String, Vec<Server>>, Vec<Port>)> {
     let mut servers: BTreeMap<String, Vec<Server>> = BTreeMap::new();
     for server in world.client.compute().servers(&[("name", "^rug-")]).await? {
         if server.metadata.get("rug_cluster") == Some(&world.cluster) {
@@ -93,7 +94,7 @@ async fn each_has_one(cluster: &Cluster, world: &World, ids: &[String], ports: u
 }
 
 /// Deletes all, and sees that nothing is left.
-async fn remove_all(cluster: &Cluster, world: &World, ids: &[String]) -> Result<()> {
+pub(crate) async fn remove_all(cluster: &Cluster, world: &World, ids: &[String]) -> Result<()> {
     for id in ids {
         cluster.api.delete(id).await?;
     }
@@ -114,7 +115,7 @@ async fn twenty_appliances_have_one_server_each_though_nova_is_slow_and_a_worker
         return Ok(());
     }
     let world = World::new().await?;
-    let mut cluster = start(&world, 3).await?;
+    let mut cluster = start(&world, 3, &[]).await?;
     // Every third call to Nova takes five seconds, and some answers are lost.
     world.nova.next(6, "POST", "/v2.1/servers", Deed::Hold(Duration::from_secs(5)));
     let mut ids = Vec::new();
@@ -144,7 +145,7 @@ async fn a_worker_that_is_stopped_for_longer_than_its_lease_in_creates_and_delet
         return Ok(());
     }
     let world = World::new().await?;
-    let mut cluster = start(&world, 2).await?;
+    let mut cluster = start(&world, 2, &[]).await?;
     world.nova.next(4, "POST", "/v2.1/servers", Deed::Hold(Duration::from_secs(3)));
     let mut ids = Vec::new();
     for n in 0..6 {
@@ -204,7 +205,7 @@ async fn ports_that_change_are_replugged_without_a_rebuild_and_a_server_that_is_
         return Ok(());
     }
     let world = World::new().await?;
-    let cluster = start(&world, 1).await?;
+    let cluster = start(&world, 1, &[]).await?;
     let id = cluster.api.create(appliance(&world, "vm", &["rug-a"])?).await?.id;
     each_has_one(&cluster, &world, std::slice::from_ref(&id), 2, PATIENCE).await?;
     let server = everything(&world).await?.0[&id][0].id.clone();

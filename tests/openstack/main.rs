@@ -5,5 +5,6 @@
 mod cluster;
 mod driver;
 mod lab;
+mod metadata;
 mod proxy;
 mod spares;

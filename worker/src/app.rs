@@ -1,12 +1,13 @@
 //! Builds every part of the worker and states the order in which they start and stop.
 //!
-//! Start: drivers (which check their directories), runner, session. Stop: what is held is given back, if so configured; the
+//! Start: drivers (which check their directories), metadata proxy, runner, session. Stop: what is held is given back, if so configured; the
 //! gate is shut for good, running steps end or are given up, the coordinator and the coordination service are told, the
 //! process ends. Instances go on running.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,8 @@ use crate::drivers::openstack::{self, OpenStackDriver};
 pub use crate::drivers::process::site::Correction;
 use crate::drivers::process::{self, ProcessDriver, site};
 use crate::drivers::{self, Driver as _};
+use crate::held::HeldInstances;
+use crate::metadata_proxy::MetadataProxy;
 use crate::metrics;
 use crate::orphans;
 use crate::runner::Runner;
@@ -272,7 +275,11 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         let probe = Probe::new("rug-worker", metrics::is_welcomed);
         tokio::spawn(meter::serve(listener, Arc::clone(&meters), probe, beside.clone()));
     }
-    let (runner, events) = Runner::start(config.runner.clone(), drivers.clone());
+    let held = match config.metadata_proxy.listen {
+        Some(address) => Some(serve_metadata(address, &config, &beside).await?),
+        None => None,
+    };
+    let (runner, events) = Runner::start(config.runner.clone(), drivers.clone(), held);
     let session = Session::new(config.session.clone(), group, name, profile, runner, events, terms);
     let session = session.with_tls(tls).with_drivers(drivers);
     let stop = StopHandle::new();
@@ -280,6 +287,22 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let ended = supervise(session, &mut signals, &stop, config.session.on_stop).await;
     meters.end().await;
     ended
+}
+
+/// Starts the metadata proxy. It has to be told where instances are.
+async fn serve_metadata(
+    address: SocketAddr,
+    config: &Config,
+    stop: &CancellationToken,
+) -> Result<HeldInstances, Failure> {
+    let held = HeldInstances::default();
+    let bound =
+        MetadataProxy::bind(address, &config.metadata_proxy, &config.openstack.client, held.clone(), stop).await;
+    let proxy = bound.map_err(|problem| Failure::other(format!("metadata_proxy: {problem}")))?;
+    let (nova, advertised) = (&config.metadata_proxy.nova, config.metadata_proxy.advertised());
+    info!(%address, ?advertised, nova, "requests for metadata are passed on");
+    tokio::spawn(proxy.serve(stop.clone()));
+    Ok(held)
 }
 
 /// Writes into `file` which process this is. Without it the end of the container is no witness, and nothing else is missing.

@@ -12,7 +12,7 @@ use runtime::{meter, telemetry, tls};
 use serde::{Deserialize, Serialize};
 
 use crate::drivers::{self, DriverFencing, kubernetes, openstack, process, simulated};
-use crate::{runner, session};
+use crate::{metadata_proxy, runner, session};
 
 /// Everything that can be set, in `rug-worker.toml`, by `RUG_WORKER_<SECTION>__<FIELD>`, or by flags.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -50,6 +50,8 @@ pub struct Config {
     pub kubernetes: kubernetes::Config,
     /// The driver for servers of OpenStack.
     pub openstack: openstack::Config,
+    /// Requests for metadata of tenants' servers, which appliances of the driver `openstack` pass on.
+    pub metadata_proxy: metadata_proxy::Config,
     /// Where Prometheus reads metrics.
     pub metrics: meter::Config,
     /// Mutual TLS with coordinators. Without it their addresses are `http://`, with it `https://`.
@@ -77,6 +79,7 @@ impl Default for Config {
             simulated: simulated::Config::default(),
             kubernetes: kubernetes::Config::default(),
             openstack: openstack::Config::default(),
+            metadata_proxy: metadata_proxy::Config::default(),
             metrics: meter::Config::default(),
             tls: tls::Config::default(),
             log: telemetry::Config::default(),
@@ -127,6 +130,8 @@ impl Settings for Config {
             ("simulated", self.simulated.validate()),
             ("kubernetes", self.kubernetes.validate()),
             ("openstack", self.openstack.validate()),
+            ("metadata_proxy", self.metadata_proxy.validate()),
+            ("metadata_proxy", self.proxy_violation().into_iter().collect()),
         ];
         found.extend(FieldViolation::of_sections(sections));
         found
@@ -146,6 +151,12 @@ impl Settings for Config {
 }
 
 impl Config {
+    /// Only servers of OpenStack ask for metadata.
+    fn proxy_violation(&self) -> Option<FieldViolation> {
+        let alone = self.metadata_proxy.listen.is_some() && !self.drivers.contains(openstack::NAME);
+        alone.then(|| FieldViolation::new("listen", "needs the driver `openstack`"))
+    }
+
     /// With ZooKeeper the length of the lease is known only once it has agreed to a session timeout.
     fn margin_violation(&self) -> Option<FieldViolation> {
         let simulated = self.drivers.contains(simulated::NAME) && self.simulated.fencing() != DriverFencing::Token;

@@ -7,6 +7,7 @@ use crate::appliance::api::Config;
 use crate::appliance::{balancer, handover, proxy};
 use crate::drivers::process;
 use crate::kinds::rest;
+use crate::metadata_proxy;
 
 /// Reads the record of an instance, and writes it again.
 ///
@@ -69,4 +70,12 @@ pub fn configuration(body: &[u8]) -> Result<Config, String> {
     let config: Config = serde_json::from_slice(body).map_err(|error| error.to_string())?;
     balancer::check(&config).map_err(|invalid| invalid.field)?;
     Ok(config)
+}
+
+/// Reads who asks for metadata from lines of headers, as an appliance sends them, and writes it again.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn metadata_asker(lines: &[u8]) -> Result<Vec<u8>, String> {
+    metadata_proxy::rewrite_asker(lines)
 }

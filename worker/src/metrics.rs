@@ -57,6 +57,71 @@ struct Instruments {
     connects: Counter<u64>,
     stale: Counter<u64>,
     refusals: Counter<u64>,
+    metadata: Histogram<f64>,
+    metadata_lookups: Counter<u64>,
+}
+
+/// What became of a request for metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MetadataOutcome {
+    /// Nova has answered.
+    Answered,
+    /// Nova does not accept it, mostly for its signature.
+    RefusedByNova,
+    /// Nova has answered with an error of its own.
+    FailedAtNova,
+    /// Its sender may not ask for that.
+    Refused,
+    /// It cannot be understood.
+    Malformed,
+    /// It, or its answer, was too long.
+    TooLong,
+    /// No server has the address.
+    NoServer,
+    /// This worker had no lease.
+    NoLease,
+    /// Too many were under way.
+    Busy,
+    /// Neutron did not say whose the address is.
+    NoNeutron,
+    /// Nova could not be reached.
+    NoNova,
+    /// It took too long.
+    Late,
+}
+
+impl MetadataOutcome {
+    const ALL: [Self; 12] = [
+        Self::Answered,
+        Self::RefusedByNova,
+        Self::FailedAtNova,
+        Self::Refused,
+        Self::Malformed,
+        Self::TooLong,
+        Self::NoServer,
+        Self::NoLease,
+        Self::Busy,
+        Self::NoNeutron,
+        Self::NoNova,
+        Self::Late,
+    ];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::RefusedByNova => "refused_by_nova",
+            Self::FailedAtNova => "failed_at_nova",
+            Self::Refused => "refused",
+            Self::Malformed => "malformed",
+            Self::TooLong => "too_long",
+            Self::NoServer => "no_server",
+            Self::NoLease => "no_lease",
+            Self::Busy => "busy",
+            Self::NoNeutron => "no_neutron",
+            Self::NoNova => "no_nova",
+            Self::Late => "late",
+        }
+    }
 }
 
 /// Appliances that are held.
@@ -89,6 +154,8 @@ impl Instruments {
             connects: metric::CONNECTS.count(meter),
             stale: metric::STALE.count(meter),
             refusals: metric::REFUSALS.count(meter),
+            metadata: metric::METADATA_REQUESTS.distribution(meter),
+            metadata_lookups: metric::METADATA_LOOKUPS.count(meter),
         }
     }
 }
@@ -231,6 +298,16 @@ pub(crate) fn stale(message: &'static str) {
 /// A step was not begun because of this.
 pub(crate) fn refused(reason: &'static str) {
     INSTRUMENTS.refusals.add(1, &[KeyValue::new("reason", reason)]);
+}
+
+/// A request for metadata is over.
+pub(crate) fn metadata_request(outcome: MetadataOutcome, took: Duration) {
+    INSTRUMENTS.metadata.record(took.as_secs_f64(), &[KeyValue::new("outcome", outcome.name())]);
+}
+
+/// Whose an address is was `asked` of Neutron, or `remembered`.
+pub(crate) fn metadata_lookup(source: &'static str) {
+    INSTRUMENTS.metadata_lookups.add(1, &[KeyValue::new("source", source)]);
 }
 
 #[cfg(test)]

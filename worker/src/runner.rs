@@ -35,6 +35,7 @@ use worker_core::desired::Desired;
 use worker_core::lifecycle;
 
 use crate::gate::SharedGate;
+use crate::held::HeldInstances;
 use crate::metrics;
 use crate::offer::Drivers;
 
@@ -272,18 +273,28 @@ type RunnerClock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 pub struct Runner;
 
 impl Runner {
-    /// Starts the runner within the current Tokio runtime. Its end shows in the receiver, which closes.
+    /// Starts the runner within the current Tokio runtime. Its end shows in the receiver, which closes. It tells `held` where the instances
+    /// are.
     #[must_use]
-    pub fn start(config: Config, drivers: Drivers) -> (Handle, mpsc::Receiver<RunnerEvent>) {
-        Self::start_at(config, drivers, Arc::new(runtime::clock::now))
+    pub fn start(
+        config: Config,
+        drivers: Drivers,
+        held: Option<HeldInstances>,
+    ) -> (Handle, mpsc::Receiver<RunnerEvent>) {
+        Self::start_at(config, drivers, held, Arc::new(runtime::clock::now))
     }
 
-    fn start_at(config: Config, drivers: Drivers, clock: RunnerClock) -> (Handle, mpsc::Receiver<RunnerEvent>) {
+    fn start_at(
+        config: Config,
+        drivers: Drivers,
+        held: Option<HeldInstances>,
+        clock: RunnerClock,
+    ) -> (Handle, mpsc::Receiver<RunnerEvent>) {
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (outlet, events) = mpsc::channel(EVENTS);
         metrics::watch_queue("commands", &commands);
         metrics::watch_queue("events", &outlet);
-        tokio::spawn(scheduler::Scheduler::new(config, drivers, clock).run(inbox, outlet));
+        tokio::spawn(scheduler::Scheduler::new(config, drivers, clock, held).run(inbox, outlet));
         (Handle { commands }, events)
     }
 }

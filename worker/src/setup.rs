@@ -59,7 +59,7 @@ pub(crate) async fn drivers(
             }
             openstack::NAME => {
                 let servers = OpenStackDriver::new(config.openstack.clone(), stop).map_err(failed)?;
-                let protocol = Standard::new().map_err(failed)?;
+                let protocol = Standard::new().map_err(failed)?.with_metadata(config.metadata_proxy.advertised());
                 let driver = Measured::new(openstack::NAME, Arc::new(servers));
                 Offer { driver: Arc::new(driver), protocol: Arc::new(protocol) }
             }

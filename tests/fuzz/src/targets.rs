@@ -14,7 +14,7 @@ const fn target(name: &'static str, seeds: fn() -> Vec<Vec<u8>>, feed: fn(&[u8])
 }
 
 /// Every target.
-pub const TARGETS: [Target; 31] = [
+pub const TARGETS: [Target; 32] = [
     target("session-up", session::up_seeds, session::up),
     target("session-down", session::down_seeds, session::down),
     target("admin-appliance", session::appliance_seeds, session::appliance),
@@ -34,6 +34,7 @@ pub const TARGETS: [Target; 31] = [
     target("handover", rest::handover_seeds, rest::handover),
     target("appliance-status", rest::status_seeds, rest::status),
     target("appliance-refusal", rest::refusal_seeds, rest::refusal),
+    target("metadata-asker", rest::asker_seeds, rest::asker),
     target("instance-record", files::record_seeds, files::record),
     target("token-file", files::token_seeds, files::token),
     target("site-file", files::site_seeds, files::site),

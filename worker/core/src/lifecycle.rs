@@ -54,6 +54,7 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use common::status::{InstanceEnd, InstanceStatus, JournalEntry, Phase, Progress, Status};
@@ -337,6 +338,14 @@ impl Lifecycle {
     pub fn instance(&self, ordinal: u16, attempt: Option<u32>) -> Option<&Instance> {
         let kept = self.fleet.slots.iter().map(|slot| &slot.instance);
         kept.chain(&self.fleet.doomed).find(|i| i.ordinal == ordinal && attempt.is_none_or(|n| n == i.attempt))
+    }
+
+    /// Where its instances are managed, or else serve, as far as that is an address of their own: those that are kept, and those that are to be
+    /// ended and may still serve.
+    pub fn management_addresses(&self) -> impl Iterator<Item = IpAddr> + Clone {
+        let slots = self.fleet.slots.iter().chain(&self.fleet.predecessors).map(|slot| &slot.instance);
+        let all = slots.chain(&self.fleet.doomed).filter(|instance| instance.has_own_address);
+        all.filter_map(|i| i.addresses.management.or(i.addresses.service)).map(|address| address.ip())
     }
 
     /// Its driver says where an instance can be reached now: one that is started somewhere may have its address later.

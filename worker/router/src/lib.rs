@@ -19,7 +19,7 @@ use common::kind::router::contract::Config;
 
 pub use self::links::PROTOCOL;
 pub use self::nat::TABLE;
-pub use self::plan::{InvalidConfig, Plan};
+pub use self::plan::{InvalidConfig, METADATA_ADDRESS, Plan, metadata_doors};
 
 /// Why a configuration is not in force.
 #[derive(Debug, thiserror::Error)]

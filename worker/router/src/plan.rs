@@ -10,6 +10,9 @@ use common::network_port::PortAddress;
 /// Longest name of an interface in Linux, in bytes.
 const MAX_IFNAME: usize = 15;
 
+/// Address at which servers ask for their metadata.
+pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
 /// A configuration that cannot be put in force.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
@@ -67,7 +70,7 @@ impl Plan {
     pub fn new(config: &Config) -> Result<Self, InvalidConfig> {
         let mut plan = Self::default();
         // One of several that is not the first forwards nothing until it is told to: it has the addresses of none.
-        let forwards = config.ha_config.as_ref().is_none_or(|ha| ha.priority >= FORWARDS);
+        let forwards = forwards(config);
         let mut management = BTreeSet::new();
         for (i, network) in config.networks.iter().enumerate() {
             let at = format!("networks[{i}]");
@@ -81,6 +84,9 @@ impl Plan {
         }
         if let Some(shared) = plan.links.keys().find(|name| management.contains(*name)) {
             return Err(invalid("networks", format!("{shared} is the interface of the management network")));
+        }
+        for interface in metadata_doors(config).into_keys() {
+            plan.links.entry(interface).or_default().addresses.insert((METADATA_ADDRESS.into(), 32));
         }
         if forwards {
             plan.add_routes(config)?;
@@ -179,6 +185,20 @@ impl Plan {
 /// Priority from which on an appliance forwards.
 const FORWARDS: u8 = 100;
 
+fn forwards(config: &Config) -> bool {
+    config.ha_config.as_ref().is_none_or(|ha| ha.priority >= FORWARDS)
+}
+
+/// The interfaces by which servers ask for their metadata, with the ids of their networks: of internal networks, where somebody is named who
+/// passes such requests on.
+#[must_use]
+pub fn metadata_doors(config: &Config) -> BTreeMap<String, String> {
+    let is_passed_on = config.orchestrator.address.is_some() && config.orchestrator.metadata_port.is_some();
+    let internal = config.networks.iter().filter(|network| network.network_type == "internal");
+    let doors = internal.filter(|_| is_passed_on && forwards(config));
+    doors.map(|network| (network.interface.ifname.clone(), network.network_id.clone())).collect()
+}
+
 /// Subnets of IPv4 of the internal networks; where none are told, those of the addresses there.
 fn internal_networks(config: &Config) -> Result<Vec<(Ipv4Addr, u8)>, InvalidConfig> {
     let mut found = BTreeSet::new();
@@ -247,6 +267,25 @@ mod tests {
         assert!(
             plan.links.values().all(|link| link.addresses.is_empty()) && plan.routes.is_empty() && !plan.needs_nat()
         );
+    }
+
+    #[test]
+    fn internal_interfaces_have_the_address_for_metadata_where_somebody_passes_it_on() {
+        let orchestrator = common::kind::router::contract::Orchestrator {
+            address: Some([192, 0, 2, 1].into()),
+            metadata_port: Some(8_775),
+        };
+        let of = |config: &Config| {
+            let plan = Plan::new(config).expect("valid");
+            let has = |link: &Link| link.addresses.contains(&(METADATA_ADDRESS.into(), 32));
+            let with: Vec<_> = plan.links.iter().filter(|(_, link)| has(link)).map(|(name, _)| name.clone()).collect();
+            (with, metadata_doors(config))
+        };
+        assert_eq!(of(&config()), (vec![], BTreeMap::new()));
+        let told = Config { orchestrator, ..config() };
+        assert_eq!(of(&told), (vec!["ge2".to_owned()], [("ge2".to_owned(), "i".to_owned())].into()));
+        let ha = common::kind::router::contract::HaConfig { peers: vec![], priority: 50 };
+        assert_eq!(of(&Config { ha_config: Some(ha), ..told }), (vec![], BTreeMap::new()), "one that stands by");
     }
 
     #[test]

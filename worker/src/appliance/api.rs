@@ -14,6 +14,18 @@ pub const TOKEN_HEADER: &str = "rug-token";
 /// again, and tokens order only the owners of one appliance: an instance must refuse what is meant for another.
 pub const INSTANCE_HEADER: &str = "rug-instance";
 
+/// Headers of requests for metadata that an appliance passes on to its worker: those of Neutron's routers to their agent.
+pub mod metadata_header {
+    use http::HeaderName;
+
+    /// Address of the server that asks, as the appliance saw it.
+    pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+    /// Network that it asks from.
+    pub const NETWORK: HeaderName = HeaderName::from_static("x-neutron-network-id");
+    /// Router that it asks by, in place of the network.
+    pub const ROUTER: HeaderName = HeaderName::from_static("x-neutron-router-id");
+}
+
 /// Paths of the contract.
 pub mod path {
     /// `GET`: 200 means alive.

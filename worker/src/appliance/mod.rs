@@ -34,6 +34,7 @@ mod health;
 mod interfaces;
 mod listener;
 mod members;
+mod metadata;
 pub mod metrics;
 pub(crate) mod proxy;
 mod relay;

@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
 use super::api::{Label, Labels};
+use super::metadata::MetadataDoors;
 
 /// The router of this appliance.
 #[derive(Debug, Default)]
@@ -20,6 +21,7 @@ pub(super) struct Routing(Arc<Mutex<InForce>>);
 struct InForce {
     router: Router,
     config: contract::Config,
+    metadata: MetadataDoors,
 }
 
 /// Why a configuration is not in force.
@@ -39,10 +41,13 @@ impl Routing {
         let work = spawn_blocking(move || {
             in_force.router.apply(&config)?;
             in_force.config = config;
-            Ok(())
+            Ok(in_force)
         });
         match work.await.map_err(|error| RoutingError::Failed(error.to_string()))? {
-            Ok(()) => Ok(()),
+            Ok(mut in_force) => {
+                let InForce { config, metadata, .. } = &mut *in_force;
+                metadata.apply(config).map_err(RoutingError::Failed)
+            }
             Err(ApplyError::Invalid(invalid)) => {
                 Err(RoutingError::Refused { field: Some(invalid.field), problem: invalid.problem })
             }

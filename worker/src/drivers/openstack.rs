@@ -101,6 +101,11 @@ impl OpenStackDriver {
     }
 }
 
+/// Whether an installation of Rug has made a port, this one or another.
+pub(crate) fn is_port_of_rug(port: &openstack::Port) -> bool {
+    names::is_of_rug(port)
+}
+
 /// What an error of a call that changes something means to the lifecycle. Whatever may have taken effect is a failure, after which the fence delay
 /// is waited out before anything else is done.
 fn failed(what: &str, error: &openstack::Error, permit: &Permit) -> Error {

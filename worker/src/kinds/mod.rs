@@ -4,6 +4,8 @@
 //! A kind that needs a way of its own adds it to the descriptions in `common::kind`, a module like [`rest`] here that
 //! carries it out, and one arm in [`Standard`].
 
+use std::net::SocketAddr;
+
 use async_trait::async_trait;
 use common::kind::{Configuration, ProbeSpec};
 use common::status::Details;
@@ -51,6 +53,8 @@ pub enum ProbeAnswer {
 #[derive(Clone, Debug)]
 pub struct Standard {
     client: HttpClient,
+    /// Where routers find who passes requests for metadata on.
+    metadata: Option<SocketAddr>,
 }
 
 impl Standard {
@@ -59,7 +63,13 @@ impl Standard {
     /// # Errors
     /// [`Error::Failed`] when no HTTP client can be made.
     pub fn new() -> Result<Self, Error> {
-        Ok(Self { client: HttpClient::new()? })
+        Ok(Self { client: HttpClient::new()?, metadata: None })
+    }
+
+    /// The same that tells routers who passes requests for metadata on.
+    #[must_use]
+    pub fn with_metadata(self, metadata: Option<SocketAddr>) -> Self {
+        Self { metadata, ..self }
     }
 
     async fn probe_http(&self, instance: &Instance, path: &str) -> Result<(), Error> {
@@ -87,7 +97,7 @@ impl Protocol for Standard {
             Configuration::None => Ok(permit.check()?),
             Configuration::Rest(body) => rest::configure(&self.client, permit, instance, &body).await,
             Configuration::Router(draft) => {
-                let of = router::Target { instance, desired, peers };
+                let of = router::Target { instance, desired, peers, metadata: self.metadata };
                 router::configure(&self.client, permit, of, *draft).await
             }
         }
@@ -113,14 +123,12 @@ async fn probe_tcp(instance: &Instance) -> Result<(), Error> {
     }
 }
 
-fn service(instance: &Instance) -> Result<std::net::SocketAddr, Error> {
+fn service(instance: &Instance) -> Result<SocketAddr, Error> {
     instance.addresses.service.ok_or_else(|| Error::Failed("the instance has no address to probe".into()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use axum::Router;
     use axum::http::StatusCode;
     use axum::routing::get;

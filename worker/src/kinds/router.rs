@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use common::appliance::{MAX_TEXT, Name};
-use common::kind::router::contract::{self, Draft, HaConfig};
+use common::kind::router::contract::{self, Draft, HaConfig, Orchestrator};
 use common::network_port::{MacAddress, PortAddress};
 use common::text::{clip, escaped};
 use serde::Deserialize;
@@ -40,6 +40,8 @@ pub(super) struct Target<'a> {
     pub(super) desired: &'a Desired,
     /// The other instances of the appliance.
     pub(super) peers: &'a [Peer],
+    /// Who passes requests for metadata on.
+    pub(super) metadata: Option<SocketAddr>,
 }
 
 /// Puts the configuration of a router in place.
@@ -115,7 +117,7 @@ fn complete(
     management: IpAddr,
 ) -> Result<contract::Config, String> {
     let Draft { mut config, ports } = draft;
-    let Target { instance, desired, peers } = target;
+    let Target { instance, desired, peers, metadata } = target;
     let by_mac: BTreeMap<MacAddress, &SeenInterface> =
         interfaces.iter().filter_map(|i| Some((i.lladdr.as_deref()?.parse().ok()?, i))).collect();
     let spec_ports: BTreeMap<_, _> = desired.spec.ports.iter().map(|port| (&port.name, port)).collect();
@@ -130,6 +132,9 @@ fn complete(
     }
     config.networks.insert(0, management_network(interfaces, management)?);
     desired.tenant.as_str().clone_into(&mut config.tenant_id);
+    if let Some(metadata) = metadata {
+        config.orchestrator = Orchestrator { address: Some(metadata.ip()), metadata_port: Some(metadata.port()) };
+    }
     if config.hostname.is_empty() {
         desired.name.as_str().clone_into(&mut config.hostname);
     }
@@ -238,7 +243,7 @@ mod tests {
     }
 
     fn of<'a>(instance: &'a Instance, desired: &'a Desired, peers: &'a [Peer]) -> Target<'a> {
-        Target { instance, desired, peers }
+        Target { instance, desired, peers, metadata: None }
     }
 
     const SEEN: &str = r#"{"interfaces": [
@@ -272,6 +277,13 @@ mod tests {
         assert_eq!(config.networks[0].subnets[0].cidr, "fdca::/64");
         assert_eq!((config.tenant_id.as_str(), config.hostname.as_str()), ("t1", "r1"));
         assert!(!config.ha_resource && config.ha_config.is_none());
+        assert_eq!(config.orchestrator, Orchestrator::default(), "no proxy is told of that is not there");
+        let metadata = Some(([192, 0, 2, 1], 8_775).into());
+        let instance = instance();
+        let told = Target { metadata, ..of(&instance, &desired, &[]) };
+        let config = complete(draft(&desired), &interfaces, told, management).expect("complete");
+        let proxy = Orchestrator { address: Some([192, 0, 2, 1].into()), metadata_port: Some(8_775) };
+        assert_eq!(config.orchestrator, proxy);
     }
 
     #[test]
@@ -280,7 +292,12 @@ mod tests {
         let mut interfaces = read_interfaces(SEEN.as_bytes()).expect("readable");
         let management = "fdca::9".parse().expect("an address");
         let of = |interfaces: &[SeenInterface], instance: &Instance| {
-            complete(draft(&desired), interfaces, Target { instance, desired: &desired, peers: &[] }, management)
+            complete(
+                draft(&desired),
+                interfaces,
+                Target { instance, desired: &desired, peers: &[], metadata: None },
+                management,
+            )
         };
         assert!(of(&interfaces, &instance()).expect("complete").ha_resource);
         let unknown = of(&interfaces, &Instance::default()).expect_err("the driver says nothing");

@@ -13,6 +13,9 @@ const BOOT: &[f64] = &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 12
 /// Bounds in seconds: leases last 1 s to some minutes, and are renewed when a third of them is over.
 const LEASE: &[f64] = &[0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 60.0];
 
+/// Bounds in seconds: Nova takes tens of milliseconds, and some requests wait for a question to Neutron.
+const METADATA: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 20.0];
+
 const KIND: Label = Label::listed("kind", || KindName::ALL.iter().map(|kind| kind.as_str()).collect());
 const DRIVER: Label = Label::listed("driver", || super::DRIVERS.into_iter().chain([super::OTHER]).collect());
 const POOL: Label = Label::fixed("pool", &["looks", "changes"]);
@@ -79,6 +82,14 @@ metric_group! {
     REFUSALS = Metric::counter(
         "rug.gate.refusals", Unit::Things("{step}"), "Steps that were not begun because the gate was shut for them.")
         .by(&[Label::fixed("reason", &["lease", "not_owned", "fence_delay", "hands_off"])]);
+    METADATA_REQUESTS = Metric::histogram(
+        "rug.metadata.request_duration", Unit::Seconds, METADATA,
+        "How long requests for metadata took that appliances passed on. `refused` is this worker's word (the sender may not ask for that), \
+         `refused_by_nova` that of Nova, mostly because the secret is another one.")
+        .by(&[Label::listed("outcome", || super::MetadataOutcome::ALL.iter().map(|outcome| outcome.name()).collect())]);
+    METADATA_LOOKUPS = Metric::counter(
+        "rug.metadata.lookups", Unit::Things("{lookup}"), "Questions which server has an address: asked of Neutron, or remembered.")
+        .by(&[Label::fixed("source", &["asked", "remembered"])]);
 }
 
 /// Every group of this binary.

@@ -30,6 +30,7 @@ use super::timers::Timers;
 use super::{Config, RunnerClock, RunnerCommand, RunnerEvent};
 use crate::drivers::{DriverFencing, EndSender, EndedInstance};
 use crate::gate::SharedGate;
+use crate::held::HeldInstances;
 use crate::metrics;
 use crate::offer::{Drivers, Offer};
 
@@ -54,6 +55,8 @@ pub(super) struct Scheduler {
     ends: Ends,
     unsent: UnsentEvents,
     serial: u64,
+    /// Told where instances are, if somebody wants to know.
+    held: Option<HeldInstances>,
 }
 
 /// What drivers report of instances that have ended.
@@ -107,7 +110,7 @@ impl UnsentEvents {
 }
 
 impl Scheduler {
-    pub(super) fn new(config: Config, drivers: Drivers, clock: RunnerClock) -> Self {
+    pub(super) fn new(config: Config, drivers: Drivers, clock: RunnerClock, held: Option<HeldInstances>) -> Self {
         let (sender, receiver) = mpsc::channel(ENDS);
         Self {
             config,
@@ -122,6 +125,7 @@ impl Scheduler {
             ends: Ends { sender, receiver },
             unsent: UnsentEvents::default(),
             serial: 0,
+            held,
         }
     }
 
@@ -280,6 +284,9 @@ impl Scheduler {
             && !Arc::ptr_eq(&old, &gate)
         {
             old.shut();
+        }
+        if let (Some(held), Some(gate)) = (&self.held, &self.gate) {
+            held.begin(Arc::clone(gate));
         }
         let now = self.now();
         for (appliance, mut entry) in self.entries.drain() {
@@ -495,8 +502,18 @@ impl Scheduler {
             self.announce(appliance, output, now);
         }
         self.say_quiet(appliance, now);
+        self.note_addresses(appliance);
         let entries = &self.entries;
         self.timers.sweep(entries.len(), |at, owner| entries.get(&owner).is_some_and(|e| e.wake == Some(at)));
+    }
+
+    /// Notes where the instances of an appliance are, or that it is not held any more.
+    fn note_addresses(&self, appliance: ApplianceId) {
+        let Some(held) = &self.held else { return };
+        match self.entries.get(&appliance).map(|entry| &entry.lifecycle) {
+            Some(lifecycle) => held.note(appliance, lifecycle.desired(), lifecycle.management_addresses()),
+            None => held.forget(appliance),
+        }
     }
 
     /// Says that nothing runs under a mode any more, if that is so and was not said.

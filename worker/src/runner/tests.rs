@@ -1,6 +1,7 @@
 //! The runner in a made-up world, under paused time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -16,8 +17,9 @@ use worker_core::instance::{Addresses, Instance, Observation};
 use worker_core::ports::PluggedPorts;
 
 use super::*;
-use crate::drivers::{Driver, DriverFencing, EndSender, EndedInstance, Error, Standing, Wanted};
+use crate::drivers::{Driver, DriverFencing, EndSender, EndedInstance, Error, Standing, Wanted, openstack};
 use crate::gate::Permit;
+use crate::held::NotHeld;
 use crate::kinds::{ProbeAnswer, Protocol};
 use crate::offer::Offer;
 
@@ -343,6 +345,7 @@ struct RunnerBench {
     gate: Arc<SharedGate>,
     handle: Handle,
     events: mpsc::Receiver<RunnerEvent>,
+    held: HeldInstances,
     _no_overlaps: NoOverlaps,
 }
 
@@ -373,13 +376,15 @@ impl RunnerBench {
 
     /// With another driver than the world, and a lease that never stood.
     async fn with(world: Arc<RunnerWorld>, offer: Offer) -> Self {
-        let drivers = Drivers::from(BTreeMap::from([(DriverName::simulated(), offer)]));
+        let openstack = DriverName::new(openstack::NAME).expect("a name");
+        let drivers = BTreeMap::from([(DriverName::simulated(), offer.clone()), (openstack, offer)]);
+        let (drivers, held) = (Drivers::from(drivers), HeldInstances::default());
         let start = Instant::now();
         let clock = move || Timestamp::from_millis(1_000_000) + start.elapsed();
-        let (handle, events) = Runner::start_at(Config::default(), drivers, Arc::new(clock));
+        let (handle, events) = Runner::start_at(Config::default(), drivers, Some(held.clone()), Arc::new(clock));
         let gate = SharedGate::new();
         handle.send(RunnerCommand::Begin { gate: Arc::clone(&gate) }).await.expect("it runs");
-        Self { _no_overlaps: NoOverlaps(Arc::clone(&world)), world, gate, handle, events }
+        Self { _no_overlaps: NoOverlaps(Arc::clone(&world)), world, gate, handle, events, held }
     }
 
     /// Lets the lease stand. The gate reads the real clock, which paused time does not move.
@@ -559,6 +564,31 @@ async fn a_running_instance_is_adopted_as_it_is() {
     let status = bench.phase(Phase::Configured).await;
     assert_eq!(status.instances[0].details.pid(), Some(7));
     assert_eq!(bench.world.calls(), ["configure 0/7 g4"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn instances_are_listed_by_address_for_as_long_as_they_are_held() {
+    let mut bench = RunnerBench::new().await;
+    let of_openstack = |d: &mut Desired| d.driver = DriverName::new(openstack::NAME).expect("a name");
+    let d = desired(1, of_openstack);
+    bench.world.put(id(1), 0, 7, &d);
+    let at = SocketAddr::from(([10, 0, 0, 9], 5_000));
+    if let Some(instance) = bench.world.instances.lock().expect("no panic").get_mut(&id(1)) {
+        instance[0].has_own_address = true;
+        instance[0].addresses.management = Some(at);
+    }
+    let holder = |bench: &RunnerBench| bench.held.at(at.ip()).map(|held| held.appliance);
+    bench.take(1, 1, Arc::clone(&d)).await;
+    bench.phase(Phase::Configured).await;
+    assert_eq!(holder(&bench), Ok(id(1)));
+    bench.release(1, 1).await;
+    bench.released().await;
+    assert_eq!(holder(&bench), Err(NotHeld::Nobody), "it was given back");
+    bench.take(1, 2, d).await;
+    bench.phase(Phase::Configured).await;
+    assert_eq!(holder(&bench), Ok(id(1)));
+    bench.gate.shut();
+    assert_eq!(holder(&bench), Err(NotHeld::NoLease), "also before the runner knows of it");
 }
 
 #[tokio::test(start_paused = true)]

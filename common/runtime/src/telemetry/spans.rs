@@ -127,6 +127,15 @@ pub const SPANS: &[SpanKindDoc] = &[
         about: "A configuration that is sent to an appliance.",
     },
     SpanKindDoc {
+        name: "metadata",
+        programs: WORKER,
+        parent: "none",
+        kind: "server",
+        attributes: &["http.request.method", "url.path", "http.response.status_code", "appliance", "server", "outcome"],
+        about: "A request for metadata that an appliance passed on, until it was answered by Nova or refused. Below it is the question to \
+                Neutron, where one was asked.",
+    },
+    SpanKindDoc {
         name: "rug.worker.v1.Session/Open",
         programs: &["rug-coordinator", "rug-worker"],
         parent: "none; of the coordinator's, the worker's",

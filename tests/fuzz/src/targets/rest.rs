@@ -133,3 +133,22 @@ pub(super) fn refusal(input: &[u8]) -> Outcome {
     }
     Outcome::read(&(said[1], header.is_some(), serde_json::from_slice::<Problem>(input).is_ok()))
 }
+
+pub(super) fn asker_seeds() -> Vec<Vec<u8>> {
+    texts([
+        "X-Forwarded-For: 10.0.0.5\nX-Neutron-Network-ID: 6e97d14a-93b4-4daa-a307-36c1761e1b76\nX-Instance-ID: x\n",
+        "x-forwarded-for: ::ffff:10.0.0.5\nx-neutron-router-id: 6e97d14a-93b4-4daa-a307-36c1761e1b76\n",
+        "X-Forwarded-For: fd00::5, 10.0.0.5\nX-Neutron-Network-ID: n\nX-Neutron-Network-ID: n\n",
+    ])
+}
+
+/// Who asks for metadata, written again, is read as the same.
+pub(super) fn asker(input: &[u8]) -> Outcome {
+    match decoders::metadata_asker(input) {
+        Err(problem) => Outcome::refused(&problem),
+        Ok(written) => {
+            assert_eq!(decoders::metadata_asker(&written).as_ref(), Ok(&written));
+            Outcome::read(&size(written.len()))
+        }
+    }
+}

@@ -159,6 +159,12 @@ pub(super) fn appliance_of(cluster: &str, description: &str) -> Option<Appliance
     description.strip_prefix("rug:")?.strip_prefix(cluster)?.strip_prefix(':')?.parse().ok()
 }
 
+/// Whether an installation of Rug has made a port, whichever.
+pub(super) fn is_of_rug(port: &Port) -> bool {
+    let id = port.description.strip_prefix("rug:").and_then(|rest| rest.rsplit_once(':'));
+    id.is_some_and(|(_, id)| id.parse::<ApplianceId>().is_ok())
+}
+
 /// What a port of Rug's is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Role {
