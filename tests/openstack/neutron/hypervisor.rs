@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 /// Between two looks at what Nova and Neutron say.
-const LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(1_500);
 
 /// Runs `ip`.
 fn ip(args: &str) -> Result<()> {
@@ -58,7 +58,8 @@ fn remove_leftovers() -> Result<()> {
         }
         ip(&format!("netns del {namespace}"))?;
     }
-    for bridge in list(&["-br", "link", "show", "type", "bridge"])?.iter().filter(|name| is_left(name, "brh")) {
+    for bridge in list(&["-br", "link", "show", "type", "bridge"])?.iter().filter(|name| name.starts_with("brh")) {
+        ensure!(is_left(bridge, "brh"), "{bridge} is that of another test, which has the same management network");
         ip(&format!("link del {bridge}"))?;
     }
     Ok(())

@@ -13,6 +13,7 @@ use tests::cluster::api::Api;
 use tests::cluster::wait::until;
 use tests::cluster::{Cluster, Options, api};
 use tests::fleet::{self, Fleet};
+use tokio::time::Instant;
 
 use crate::cli::Lab;
 use crate::hypervisor::Hypervisor;
@@ -553,7 +554,7 @@ async fn fifty_routers_have_one_server_each_though_a_worker_dies_in_the_middle()
                     Ok(())
                 })
                 .await?;
-                fleet.worker("worker-2")?.kill()
+                fleet.worker("w2")?.kill()
             })
         })?;
         orders.join().map_err(|_| anyhow::anyhow!("it panicked"))?
@@ -586,4 +587,118 @@ async fn fifty_routers_have_one_server_each_though_a_worker_dies_in_the_middle()
     fleet.start_all().await?;
     world.finish(fleet.api()).await?;
     fleet.finish().await
+}
+
+/// An appliance whose instances are spares for routers.
+fn spares(size: i32) -> v1::Appliance {
+    let kind = v1::spec::Kind::Router(v1::Router { snat: Some(true), ..v1::Router::default() });
+    let spec = v1::Spec { replicas: Some(size), kind: Some(kind), ..v1::Spec::default() };
+    v1::Appliance {
+        name: "spare-routers".to_owned(),
+        tenant: "spares".to_owned(),
+        driver: "openstack".to_owned(),
+        spec: Some(spec),
+        ..v1::Appliance::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn routers_take_servers_of_a_pool_which_fills_up_again_though_a_taker_dies() -> Result<()> {
+    const POOL: usize = 5;
+    const ROUTERS: usize = 20;
+    const BOOT: Duration = Duration::from_secs(20);
+    let Some(mut world) = World::new().await? else { return Ok(()) };
+    let (network, subnet) = world.network("a", "10.77.0.0/16", &[])?;
+    world.hypervisor.boot_time(BOOT);
+    let mut cluster = world.cluster(3, &[("RUG_WORKER_OPENSTACK__SPARE_TENANTS", r#"["spares"]"#)]).await?;
+    let pool = cluster.api.create(spares(i32::try_from(POOL)?)).await?.id;
+    let api = Api::new(cluster.api.address())?;
+    let is_full = async |what: &str| {
+        until(2 * PATIENCE, what, async || {
+            let appliance = api.get(&pool).await?;
+            ensure!(api::is_configured(&appliance), "{}", api::describe(&appliance));
+            ensure!(world.servers(&pool).await?.len() == POOL, "{}", api::describe(&appliance));
+            Ok(())
+        })
+        .await
+    };
+    is_full("the pool is full").await?;
+    let spares: BTreeSet<_> = world.servers(&pool).await?.into_iter().map(|server| server.id).collect();
+
+    let orders: String = (0..ROUTERS)
+        .map(|n| {
+            let (router, port) = (world.lab.name(&format!("r{n}")), world.lab.name(&format!("p{n}")));
+            format!("port create --network {network} --fixed-ip subnet={subnet} {port}\nrouter create {router}\nrouter add port {router} {port}\n")
+        })
+        .collect();
+    let mut began: BTreeMap<String, Instant> = BTreeMap::new();
+    let mut took: BTreeMap<String, Duration> = BTreeMap::new();
+    let mut killed = false;
+    let lab = &world.lab;
+    std::thread::scope(|scope| -> Result<()> {
+        let orders = scope.spawn(|| lab.batch(&orders));
+        tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(async {
+                until(3 * PATIENCE, "all routers work", async || {
+                    if !killed {
+                        // Whoever has claimed a server dies at this moment.
+                        let ports = world.client.network().ports(&[("device_owner", "rug:instance")]).await?;
+                        let claim = ports.iter().find(|port| port.name.starts_with("RUG:CLAIM:"));
+                        if let Some(id) = claim.and_then(|port| port.description.rsplit(':').next()) {
+                            let owner = api::owner(&cluster.api.get(id).await?).to_owned();
+                            cluster.worker(&owner)?.kill()?;
+                            println!(
+                                "{owner} was killed with the claim {}",
+                                claim.map_or("", |port| port.name.as_str())
+                            );
+                            killed = true;
+                        }
+                    }
+                    let all = cluster.api.list().await?;
+                    for appliance in all.iter().filter(|appliance| appliance.id != pool) {
+                        let began = began.entry(appliance.id.clone()).or_insert_with(Instant::now);
+                        if api::is_configured(appliance) && spec(appliance)?.networks.len() == 1 {
+                            took.entry(appliance.id.clone()).or_insert_with(|| began.elapsed());
+                        }
+                    }
+                    ensure!(took.len() == ROUTERS, "{} of {}, {ROUTERS} are wanted", took.len(), all.len());
+                    Ok(())
+                })
+                .await
+            })
+        })?;
+        orders.join().map_err(|_| anyhow::anyhow!("it panicked"))?
+    })?;
+    ensure!(killed, "nobody claimed anything");
+    cluster.start_all().await?;
+    is_full("the pool is full again").await?;
+    let (mut from_pool, mut booted) = (Vec::new(), Vec::new());
+    let mut seen = BTreeSet::new();
+    for (router, time) in &took {
+        let servers = world.servers(router).await?;
+        ensure!(servers.len() == 1 && seen.insert(servers[0].id.clone()), "{router}: {servers:?}");
+        if spares.contains(&servers[0].id) { from_pool.push(*time) } else { booted.push(*time) }
+    }
+    for list in [&mut from_pool, &mut booted] {
+        list.sort_unstable();
+    }
+    let median = |list: &[Duration]| list.get(list.len() / 2).copied().unwrap_or_default();
+    println!(
+        "with a boot of {BOOT:?}: {} from the first pool, median {:?}; {} others, median {:?}",
+        from_pool.len(),
+        median(&from_pool),
+        booted.len(),
+        median(&booted)
+    );
+    ensure!(from_pool.len() == POOL, "{} of {POOL} spares became routers", from_pool.len());
+    let about = format!("rug:{}:", world.name);
+    let ports = world.client.network().ports(&[]).await?;
+    let claims: Vec<_> = ports
+        .iter()
+        .filter(|port| port.description.starts_with(&about) && port.name.starts_with("RUG:CLAIM:"))
+        .collect();
+    ensure!(claims.is_empty(), "claims are left: {claims:?}");
+    cluster.api.delete(&pool).await?;
+    world.finish(&cluster.api).await?;
+    cluster.finish().await
 }

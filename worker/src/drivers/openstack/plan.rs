@@ -135,7 +135,8 @@ impl InstancePlan {
             kind,
             is_spare,
             is_secured: config.secured_kinds.contains(kind.as_str()),
-            is_pair: desired.spec.replicas > 1,
+            // Those that are taken would stay in its group, which may have ten members by Nova's own quota.
+            is_pair: desired.spec.replicas > 1 && !is_spare,
             metadata: noted,
             name: desired.name.to_string(),
             token,
@@ -169,8 +170,7 @@ impl InstancePlan {
         all
     }
 
-    /// What is written beside a server that was a spare: it keeps the secret that it was started with, and the group of the pool is not that of
-    /// the appliance.
+    /// What is written beside a server that was a spare: it keeps the secret that it was started with.
     pub(super) fn metadata_of_taken(
         &self,
         management: IpAddr,
@@ -178,7 +178,6 @@ impl InstancePlan {
     ) -> BTreeMap<String, String> {
         let mut all = self.metadata.clone();
         all.insert(metadata::MANAGEMENT.to_owned(), management.to_string());
-        all.insert(metadata::GROUP.to_owned(), String::new());
         match before.get(metadata::SECRET) {
             Some(secret) => drop(all.insert(metadata::SECRET.to_owned(), secret.clone())),
             None => drop(all.remove(metadata::SECRET)),

@@ -310,6 +310,33 @@ fn doubt_about_an_instance_counts_nothing_against_it() {
 }
 
 #[test]
+fn spares_that_are_taken_are_replaced_at_once_and_count_as_no_failures() {
+    let d = desired(1, 1, |_| {});
+    let spare =
+        |attempt| Instance { is_spare: true, boot: crate::instance::BootState::Over, ..instance(0, attempt, &d) };
+    let mut bench = LifecycleBench::new(&d);
+    bench.feed(LifecycleEvent::Tick);
+    bench.feed(found(&[spare(1)]));
+    for attempt in 2..6 {
+        assert_eq!(bench.last.action, probe(0));
+        bench.feed(ended(StepOutcome::Taken));
+        assert_eq!(bench.last.action, boot(0, attempt), "at once, however often");
+        bench.feed(ended(StepOutcome::Booted(spare(attempt))));
+        bench.wake();
+        bench.feed(LifecycleEvent::Tick);
+    }
+    bench.feed(ended(StepOutcome::Answered(Details::default())));
+    bench.feed(ended(StepOutcome::Configured));
+    let status = bench.life.status();
+    assert_eq!((status.phase, status.failed_boots, status.last_error), (Phase::Configured, 0, None));
+    // One that a listing lacks was taken as well.
+    bench.feed(LifecycleEvent::Check(1));
+    assert_eq!(bench.last.action, OBSERVE);
+    bench.feed(found(&[]));
+    assert_eq!(bench.last.action, boot(0, 6), "at once");
+}
+
+#[test]
 fn where_an_instance_is_now_is_what_its_driver_says() {
     let d = balancer(1, 8_000);
     let mut bench = LifecycleBench::new(&d);
