@@ -134,11 +134,14 @@ impl Machine {
             && (entry.state.wants_owner() || matches!(entry.state, HandoffState::Owned(_)));
         self.planner.set_owner(slot, owner, former);
         let again = self.planner.set_movable(slot, movable) && movable;
-        if entry.state.wants_owner() {
+        let is_on_its_way = entry.placement.preferred.is_some() && entry.placement.moved_from.is_some();
+        if matches!(entry.state, HandoffState::Freeing(_)) && is_on_its_way {
+            self.pacing.due.pass_on(slot);
+        } else if entry.state.wants_owner() {
             self.pacing.due.want_owner();
         } else if again {
             // Plans made meanwhile had to leave it where it is, whatever the balance asked for.
-            self.pacing.due.drifted();
+            self.pacing.due.made_room();
         }
     }
 
@@ -440,7 +443,7 @@ impl Machine {
         self.move_ended(slot, Some(worker));
         // Its site may be known only now. Whoever declined it is not asked again before its time: one that declines
         // everything would be asked as fast as others can take it back.
-        self.pacing.due.drifted();
+        self.pacing.due.made_room();
     }
 
     /// The move an appliance was on has ended: at `to`, or given up.
@@ -466,7 +469,11 @@ impl Machine {
         }
         self.pacing.rebalances.end(rebalance, to.is_some().then_some(id), &mut events);
         self.out.rebalance(events);
-        self.pacing.due.drifted();
+        if to.is_some() {
+            self.pacing.due.made_room();
+        } else {
+            self.pacing.due.drifted();
+        }
     }
 }
 

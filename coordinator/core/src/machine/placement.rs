@@ -3,10 +3,10 @@
 #[cfg(feature = "canon")]
 mod canon;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use common::{Life, Site, Timestamp, WorkerId};
+use common::{ApplianceId, Life, Site, Timestamp, WorkerId};
 
 use super::{Action, Machine};
 use crate::handoff::{HandoffEvent, HandoffState};
@@ -21,6 +21,31 @@ const LONGEST_DELETION: u32 = 20;
 
 /// From what age a move is slow: many times what one takes whose owner can give up at once. It lets others begin beside it.
 pub const SLOW: Duration = Duration::from_millis(250);
+
+/// Moves that are kept of a plan beside those that have begun. Once they are made, a new plan names further ones.
+const MAX_BACKLOG: usize = 2_048;
+/// Moves without room that are passed over in search of one that has.
+const LOOK_AHEAD: usize = 32;
+
+/// A move that a plan wants and that has not begun.
+#[derive(Clone, Debug)]
+struct Waiting {
+    slot: Slot,
+    id: ApplianceId,
+    from: WorkerId,
+    to: WorkerId,
+    reason: Reason,
+}
+
+/// What became of a move that was to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begin {
+    Begun,
+    /// As many as may be are under way.
+    NoRoom,
+    /// Something else is against it, of which the next change makes a new plan.
+    Refused,
+}
 
 /// Why and when the next plan is due.
 #[derive(Clone, Debug)]
@@ -37,6 +62,12 @@ pub(super) struct Due {
     start: bool,
     /// Something changed that a plan should look at.
     dirty: bool,
+    /// Moves ended as they were planned: those that the last plan left may begin.
+    room: bool,
+    /// Appliances that were given up on a planned move, and are for the worker that it was planned for.
+    passing: Vec<Slot>,
+    /// What the last plan wanted to move and had no room for, in its order; empty again with the next change of anything else.
+    backlog: VecDeque<Waiting>,
     /// The time of this step.
     now: Timestamp,
     /// When the oldest was noticed of what the next plan is to look at, but for joins.
@@ -71,6 +102,9 @@ impl Due {
             lost: Vec::new(),
             start: true,
             dirty: true,
+            room: false,
+            passing: Vec::new(),
+            backlog: VecDeque::new(),
             now,
             noticed: Some(now),
             joins_noticed: None,
@@ -113,9 +147,35 @@ impl Due {
         self.notice();
     }
 
-    /// The balance may have changed, or room was made for further moves.
+    /// The balance may have changed, or room was made for further moves that no plan has named.
     pub(super) fn drifted(&mut self) {
         self.notice();
+    }
+
+    /// A move ended as it was planned: what the last plan wanted besides has not changed.
+    pub(super) fn made_room(&mut self) {
+        if self.backlog.is_empty() {
+            self.notice();
+        } else {
+            self.room = true;
+        }
+    }
+
+    /// An appliance was given up on a planned move.
+    pub(super) fn pass_on(&mut self, slot: Slot) {
+        self.passing.push(slot);
+    }
+
+    /// Whether only what the last plan said is to be gone on with.
+    fn goes_on(&self) -> bool {
+        self.room || !self.passing.is_empty()
+    }
+
+    /// A plan is made: it says anew what is to be moved.
+    fn plan_begins(&mut self) {
+        (self.dirty, self.room) = (false, false);
+        self.passing.clear();
+        self.backlog.clear();
     }
 
     pub(super) fn spoke(&mut self, life: &Life) {
@@ -166,7 +226,7 @@ impl Due {
             return Some(self.grace_ends);
         }
         let later = self.joins_due.into_iter().chain(self.deletions_end()).min();
-        let due = if self.dirty { Some(now) } else { later };
+        let due = if self.dirty || self.goes_on() { Some(now) } else { later };
         due.map(|at| at.max(self.not_before))
     }
 
@@ -377,12 +437,16 @@ impl Machine {
     pub(super) fn place(&mut self, now: Timestamp) {
         let joins_due = self.pacing.due.joins_due.is_some_and(|at| at <= now);
         let deleted = self.pacing.due.deletions_end().is_some_and(|at| at <= now);
-        let asked = self.pacing.due.dirty || joins_due || deleted;
+        let goes_on = self.pacing.due.goes_on();
+        let asked = self.pacing.due.dirty || joins_due || deleted || goes_on;
         if self.pacing.due.waiting(now) || now < self.pacing.due.not_before || !asked || !self.members.has_read() {
             return;
         }
         if self.pacing.plans_nothing() {
             self.tell_leavers(&BTreeSet::new());
+            return;
+        }
+        if goes_on && !self.pacing.due.dirty && !joins_due && !deleted && self.go_on(now) {
             return;
         }
         let mut cause = None;
@@ -392,7 +456,7 @@ impl Machine {
             cause = self.pacing.due.take_cause();
             self.refresh_members();
         }
-        self.pacing.due.dirty = false;
+        self.pacing.due.plan_begins();
         if deleted {
             self.pacing.due.deletions = None;
         }
@@ -401,6 +465,65 @@ impl Machine {
         self.return_home(now, since);
         let plan = self.propose(&Assumptions::default());
         self.apply(now, &plan, cause, since).expect("the table has not changed since the plan was made");
+    }
+
+    /// Goes on with what the last plan said, after moves ended as it had planned them; `false` when a new plan is due. A plan looks at every
+    /// appliance that is to be moved, and a large rebalance consists of as many moves: planned anew after each, most of the time of the
+    /// leader, and of each hand-off, would be spent on that.
+    fn go_on(&mut self, now: Timestamp) -> bool {
+        self.pacing.due.room = false;
+        for slot in std::mem::take(&mut self.pacing.due.passing) {
+            if !self.hand_to_planned(now, slot) {
+                return false;
+            }
+        }
+        let mut blocked = VecDeque::new();
+        let mut tried = 0;
+        while tried < LOOK_AHEAD
+            && self.pacing.in_flight.counted() < self.config.max_moves_in_flight
+            && let Some(next) = self.pacing.due.backlog.pop_front()
+        {
+            let Waiting { slot, id, from, to, reason } = &next;
+            let m = PlannedMove { appliance: *id, slot: *slot, from: Some(from), to, reason: *reason };
+            let is_as_planned = self
+                .table
+                .get(*slot)
+                .is_some_and(|row| row.id == *id && matches!(&row.state, HandoffState::Owned(g) if g.worker == *from));
+            if !is_as_planned || !self.allows(now, &m) {
+                return false;
+            }
+            if self.begin(now, &m) == Begin::NoRoom {
+                tried += 1;
+                blocked.push_back(next);
+            }
+        }
+        while let Some(waits) = blocked.pop_back() {
+            self.pacing.due.backlog.push_front(waits);
+        }
+        // The next plan has what this one did not name, or finds that nothing is left.
+        !self.pacing.due.backlog.is_empty()
+    }
+
+    /// Grants an appliance that was given up on a planned move to the worker that it was planned for; `false` when that cannot have it any more.
+    fn hand_to_planned(&mut self, now: Timestamp, slot: Slot) -> bool {
+        let Some(entry) = self.table.get(slot).filter(|entry| matches!(entry.state, HandoffState::Freeing(_))) else {
+            return true;
+        };
+        let Some(to) = entry.placement.preferred.clone() else { return false };
+        let Some(incarnation) = self.membership.current(&to) else { return false };
+        let life = Life::new(to.clone(), incarnation);
+        let Some(profile) = self.membership.profile(&life) else { return false };
+        let takes = self.sessions.state(&life) == SessionState::Settled
+            && !self.membership.is_draining(&life)
+            && self.planner.members().iter().any(|member| member.id == to && !member.cordoned && !member.gives_up())
+            && self.may_return(entry, &to)
+            && profile.can_run(&entry.needs.driver, entry.needs.kind, entry.needs.site.as_ref())
+            && !self.pacing.has_declined(slot, &to)
+            && !self.versions_excluded(slot).any(|unable| *unable == to)
+            && !self.is_barred(slot, entry.id);
+        let (appliance, reason) = (entry.id, entry.placement.reason.unwrap_or(Reason::Unowned));
+        let m = PlannedMove { appliance, slot, from: None, to: &to, reason };
+        takes && self.allows(now, &m) && self.grant(now, &m)
     }
 
     /// What should change, now or if members were as assumed. What holds moves back (the brake, the limits on what is under
@@ -439,7 +562,14 @@ impl Machine {
         self.budgets.release_held();
         let mut begun = 0;
         for m in &moves {
-            begun += usize::from(self.begin(now, m));
+            match (self.begin(now, m), m.from) {
+                (Begin::Begun, _) => begun += 1,
+                (Begin::NoRoom, Some(from)) if self.pacing.due.backlog.len() < MAX_BACKLOG => {
+                    let (from, to, reason) = (from.clone(), m.to.clone(), m.reason);
+                    self.pacing.due.backlog.push_back(Waiting { slot: m.slot, id: m.appliance, from, to, reason });
+                }
+                (Begin::NoRoom | Begin::Refused, _) => {}
+            }
         }
         self.tell_leavers(&movers);
         self.note_stuck(&movers);
@@ -592,9 +722,10 @@ impl Machine {
             })
     }
 
-    fn begin(&mut self, now: Timestamp, m: &PlannedMove<'_>) -> bool {
+    fn begin(&mut self, now: Timestamp, m: &PlannedMove<'_>) -> Begin {
+        let begun = |begun| if begun { Begin::Begun } else { Begin::Refused };
         match m.from {
-            None => self.grant(now, m),
+            None => begun(self.grant(now, m)),
             Some(from) => {
                 let (fresh, counted) = (self.pacing.window.size(), self.config.max_moves_per_worker);
                 let has_room = |worker| self.pacing.in_flight.has_room(worker, fresh, counted);
@@ -602,13 +733,13 @@ impl Machine {
                     || !has_room(from)
                     || !has_room(m.to)
                 {
-                    return false;
+                    return Begin::NoRoom;
                 }
                 if let Some(spent) = self.refuses_move(m) {
                     self.budgets.hold(&spent.budget);
-                    return false;
+                    return Begin::Refused;
                 }
-                self.take(now, m, from.clone())
+                begun(self.take(now, m, from.clone()))
             }
         }
     }

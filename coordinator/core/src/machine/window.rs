@@ -10,11 +10,13 @@ use std::time::Duration;
 
 /// Hand-offs of a worker at once that a leader begins with, and goes back to at most.
 const FIRST: usize = 2;
-/// Hand-offs that are measured before the window changes, at least: one that was late by chance alone does not count for all.
+/// Hand-offs that are measured before the window grows, at least.
 const ROUND: usize = 16;
-/// Part of a round that may be late: what the target is about is the 99th percentile.
-const MAY_BE_LATE: f64 = 0.01;
-/// What is left of a window after a round with more.
+/// Hand-offs over which those that are late are counted: what the target is about is the 99th percentile, which fewer say nothing about.
+const LATE_ROUND: usize = 128;
+/// As many of those may be late. With a smaller window, one that is late by chance alone would count for all.
+const MAY_BE_LATE: usize = 1;
+/// What is left of a window after more.
 const SHRINK: f64 = 0.75;
 /// How much longer than the mean of hand-offs that are alone one may take without being late, whatever the target: as much as the 99th
 /// percentile of those themselves on a machine that does other work (decision 80).
@@ -27,9 +29,11 @@ pub struct MoveWindow {
     target: Duration,
     most: usize,
     size: usize,
-    /// Hand-offs of this round, those of them that were late, the longest, and all together.
+    /// Hand-offs of this round, the longest, and all together.
     measured: usize,
+    /// Those that were late, of so many.
     late: usize,
+    late_of: usize,
     longest: Duration,
     sum: Duration,
     /// It is measured how long hand-offs take alone.
@@ -52,6 +56,7 @@ impl MoveWindow {
             size: if target.is_zero() { most } else { FIRST.min(most) },
             measured: 0,
             late: 0,
+            late_of: 0,
             longest: Duration::ZERO,
             sum: Duration::ZERO,
             probes: false,
@@ -85,32 +90,43 @@ impl MoveWindow {
         }
         let limit = self.target.max(self.alone * SPREAD);
         self.measured += 1;
-        self.late += usize::from(gap > limit);
         self.longest = self.longest.max(gap);
         self.sum = self.sum.saturating_add(gap);
-        if self.measured < ROUND.max(self.size()) {
-            return;
-        }
         if self.probes {
-            self.probes = false;
-            self.alone = self.sum / u32::try_from(self.measured).unwrap_or(u32::MAX);
-            self.next_round();
+            if self.measured >= ROUND {
+                self.probes = false;
+                self.alone = self.sum / u32::try_from(self.measured).unwrap_or(u32::MAX);
+                self.next_round();
+            }
             return;
         }
-        if self.late as f64 > MAY_BE_LATE * self.measured as f64 {
+        self.late += usize::from(gap > limit);
+        self.late_of += 1;
+        if self.late > MAY_BE_LATE {
             self.begun_before = self.size;
             self.size = ((self.size as f64 * SHRINK) as usize).max(FIRST.min(self.most));
             self.settled = true;
-        } else if self.longest * 5 <= limit * 4 {
-            self.size = (self.size + 1.max(self.size / 8)).min(self.most);
+            self.next_round();
+            return;
+        }
+        if self.late_of >= LATE_ROUND.max(self.size) {
+            (self.late, self.late_of) = (0, 0);
+        }
+        if self.measured < ROUND.max(self.size) {
+            return;
+        }
+        if self.longest * 5 <= limit * 4 {
+            let step = if self.settled { self.size / 8 } else { self.size / 2 };
+            self.size = (self.size + 1.max(step)).min(self.most);
         } else {
             self.settled = true;
         }
-        self.next_round();
+        (self.measured, self.longest, self.sum) = (0, Duration::ZERO, Duration::ZERO);
     }
 
     fn next_round(&mut self) {
-        (self.measured, self.late, self.longest, self.sum) = (0, 0, Duration::ZERO, Duration::ZERO);
+        (self.measured, self.longest, self.sum) = (0, Duration::ZERO, Duration::ZERO);
+        (self.late, self.late_of) = (0, 0);
     }
 
     /// How often as long as one hand-off so many of one worker take, one window after the other: of this size where it is known

@@ -2,7 +2,7 @@
 
 use common::canon::{Canon, Canonical};
 
-use super::{Due, InFlight, Machine, Moving, SLOW};
+use super::{Due, InFlight, Machine, Moving, SLOW, Waiting};
 
 impl Machine {
     /// Writes down when the next plan is due, and what is on its way.
@@ -32,6 +32,9 @@ impl Canonical for Due {
             lost,
             start,
             dirty,
+            room,
+            passing,
+            backlog,
             not_before,
             deletions,
             gather: _,
@@ -53,6 +56,13 @@ impl Canonical for Due {
         // The names are for people; that there are any asks for a plan.
         to.put(&(!back.is_empty(), !lost.is_empty()));
         to.put(&(start, dirty));
+        to.put(room);
+        to.list(passing.iter().map(|slot| slot.0));
+        to.put(&backlog.len());
+        for Waiting { slot, id: _, from, to: target, reason } in backlog {
+            to.put(&slot.0);
+            to.put(&(from, target, *reason as u32));
+        }
         to.until(*not_before);
     }
 }
