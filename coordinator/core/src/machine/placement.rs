@@ -19,6 +19,9 @@ use crate::slot::Slot;
 /// time for which joins are gathered.
 const LONGEST_DELETION: u32 = 20;
 
+/// After so long without a move, how long one takes alone is measured anew. Between moves that follow each other there are none now and then.
+const IDLE: Duration = Duration::from_secs(1);
+
 /// From what age a move is slow: many times what one takes whose owner can give up at once. It lets others begin beside it.
 pub const SLOW: Duration = Duration::from_millis(250);
 
@@ -291,6 +294,8 @@ pub(super) struct InFlight {
     moves: BTreeMap<Slot, Moving>,
     per_worker: BTreeMap<WorkerId, WorkerMoves>,
     stalled: usize,
+    /// When the newest began.
+    newest: Timestamp,
 }
 
 impl InFlight {
@@ -302,6 +307,12 @@ impl InFlight {
             counts.counted += 1;
         }
         self.moves.insert(slot, Moving { from, to, since: now, pace: Pace::Fresh });
+        self.newest = now;
+    }
+
+    /// Whether there has been none for a while.
+    fn is_idle(&self, now: Timestamp) -> bool {
+        self.moves.is_empty() && now.since(self.newest) >= IDLE
     }
 
     pub(super) fn end(&mut self, slot: Slot) {
@@ -802,7 +813,7 @@ impl Machine {
             entry.placement.rebalance = Some(id);
             self.pacing.rebalances.begin(id);
         }
-        if self.pacing.in_flight.len() == 0 {
+        if self.pacing.in_flight.is_idle(now) {
             self.pacing.window.begin();
         }
         self.pacing.in_flight.begin(now, m.slot, from, m.to.clone());

@@ -9,7 +9,7 @@ impl Machine {
     pub(in crate::machine) fn canon_placement(&self, to: &mut Canon) {
         to.put(&self.pacing.due);
         // How many there are per worker, and how many stalled, is counted from the moves.
-        let InFlight { moves, per_worker: _, stalled: _ } = &self.pacing.in_flight;
+        let InFlight { moves, per_worker: _, stalled: _, newest: _ } = &self.pacing.in_flight;
         to.put(&moves.len());
         for (slot, Moving { from, to: target, since, pace }) in moves {
             to.put(&slot.0);
