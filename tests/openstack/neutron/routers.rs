@@ -106,7 +106,7 @@ impl World {
     /// The servers of a router, the oldest first.
     async fn servers(&self, router: &str) -> Result<Vec<Server>> {
         let mut all = self.client.compute().servers(&[("name", &format!("^rug-{router}-"))]).await?;
-        all.sort_by(|one, other| one.created.cmp(&other.created));
+        all.sort_by_key(|server| server.created);
         Ok(all)
     }
 
@@ -520,8 +520,9 @@ async fn what_never_answers_is_given_up_and_a_rebuild_leads_out() -> Result<()> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_routers_have_one_server_each_though_a_worker_dies_in_the_middle() -> Result<()> {
-    const ROUTERS: usize = 50;
+async fn many_routers_have_one_server_each_though_a_worker_dies_in_the_middle() -> Result<()> {
+    /// Of them some are pairs; the `openstack` command takes several seconds to make one here.
+    const ROUTERS: usize = 20;
     let Some(mut world) = World::new().await? else { return Ok(()) };
     let (network, subnet) = world.network("a", "10.77.0.0/16", &[])?;
     let [coordinator_env, worker_env] = world.environment(&[]);
@@ -549,8 +550,11 @@ async fn fifty_routers_have_one_server_each_though_a_worker_dies_in_the_middle()
         let orders = scope.spawn(|| lab.batch(&orders));
         tokio::task::block_in_place(|| {
             tokio::runtime::Handle::current().block_on(async {
-                until(PATIENCE, "twenty are under way", async || {
-                    ensure!(world.client.compute().servers(&[("name", "^rug-")]).await?.len() >= 20, "not yet");
+                until(PATIENCE, "half of them are under way", async || {
+                    ensure!(
+                        world.client.compute().servers(&[("name", "^rug-")]).await?.len() >= ROUTERS / 2,
+                        "not yet"
+                    );
                     Ok(())
                 })
                 .await?;
