@@ -107,7 +107,13 @@ async fn a_worker_whose_member_node_is_deleted_works_on_is_drained_and_comes_bac
         Ok(())
     })
     .await?;
-    assert_eq!(fleet.instances(), before, "no appliance is restarted");
+    // A record is written anew with each owner, and the last moves may be under way; what was restarted never is as it was.
+    until(PATIENCE, "no appliance is restarted", async || {
+        let now = fleet.instances();
+        ensure!(now == before, "{now:?} and not {before:?}");
+        Ok(())
+    })
+    .await?;
     fleet.finish().await
 }
 
